@@ -1,0 +1,2 @@
+//! The ensign command.
+fn main() {}

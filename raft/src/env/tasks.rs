@@ -1,0 +1,96 @@
+//! Tasks with a name, an owner and an end.
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument as _, error, error_span};
+
+/// Asks a task to end. Clones ask the same.
+pub type Stop = CancellationToken;
+
+/// Spawns tasks, stops them, waits for them. A panic in one of them asks the whole node to stop.
+///
+/// Clones share one set; [`Tasks::child`] makes a set that ends with its parent but can be stopped alone.
+#[derive(Clone, Debug)]
+pub struct Tasks {
+    tracker: TaskTracker,
+    stop: Stop,
+    panicked: Arc<Mutex<Option<String>>>,
+    root: Stop,
+}
+
+impl Default for Tasks {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Tasks {
+    /// An empty set.
+    pub fn new() -> Self {
+        let stop = Stop::new();
+        Self { tracker: TaskTracker::new(), stop: stop.clone(), panicked: Arc::default(), root: stop }
+    }
+
+    /// A set that stops when this one does.
+    pub fn child(&self) -> Self {
+        Self {
+            tracker: TaskTracker::new(),
+            stop: self.stop.child_token(),
+            panicked: Arc::clone(&self.panicked),
+            root: self.root.clone(),
+        }
+    }
+
+    /// Runs `task` until it ends; it should end soon after its [`Stop`] is cancelled.
+    pub fn spawn<F, T>(&self, name: &'static str, task: F)
+    where
+        F: FnOnce(Stop) -> T,
+        T: Future<Output = ()> + Send + 'static,
+    {
+        let future = task(self.stop.clone()).instrument(error_span!("task", name));
+        let (panicked, root) = (Arc::clone(&self.panicked), self.root.clone());
+        let guarded = async move {
+            if let Err(panic) = AssertUnwindSafe(future).catch_unwind().await {
+                let message = panic_message(&*panic);
+                error!(task = name, message, "a task panicked; the node stops");
+                let mut first = panicked.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                first.get_or_insert_with(|| format!("task {name}: {message}"));
+                root.cancel();
+            }
+        };
+        #[allow(clippy::disallowed_methods, reason = "this is the one place that spawns")]
+        self.tracker.spawn(guarded);
+    }
+
+    /// The token that this set's tasks watch.
+    pub fn stop_token(&self) -> &Stop {
+        &self.stop
+    }
+
+    /// The first panic of any task, with the task's name.
+    pub fn panicked(&self) -> Option<String> {
+        self.panicked.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// Asks every task to end and waits for them; `false` when some still ran after `deadline`.
+    pub async fn shut_down(&self, deadline: Duration) -> bool {
+        self.stop.cancel();
+        self.tracker.close();
+        tokio::time::timeout(deadline, self.tracker.wait()).await.is_ok()
+    }
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&'static str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}

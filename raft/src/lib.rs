@@ -1,0 +1,3 @@
+//! Agreement: openraft behind our own small face. No openraft type leaves this crate.
+
+pub mod env;

@@ -1,0 +1,7 @@
+//! Bytes on disk: the frame log that all groups of a node share, its recovery, and the disk seam.
+//!
+//! Everything here is ciphertext or opaque to it; this crate cannot name a key, a peer or a clock.
+
+pub mod log;
+
+pub use log::{Done, Entry, EntryId, GroupLog, GroupState, LogError, NodeLog};

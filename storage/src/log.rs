@@ -1,0 +1,128 @@
+//! What `raft` may ask of a log: one per group, all groups of a node sharing one writer and one fsync.
+//!
+//! Contract, checked by [`crate::testing::suite`] against every implementation:
+//! entries are readable as soon as `append` returns; `done` is called once, after the bytes are on disk, in the order in
+//! which a group's operations were submitted; after a failed write or sync every later call fails with [`LogError::Fenced`].
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use ensign_proto::{ByteCount, GroupId, LogIndex, Term};
+use thiserror::Error;
+
+/// Called once when an operation is durable, or has failed for good. Must not block.
+pub type Done = Box<dyn FnOnce(Result<(), LogError>) + Send>;
+
+/// Where an entry stands in its group's log: Raft's log id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EntryId {
+    /// The term of the leader that wrote it.
+    pub term: Term,
+    /// Its place, from 1 (openraft's first entry may be 0).
+    pub index: LogIndex,
+}
+
+/// One Raft entry. The log does not look into `payload`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Its place.
+    pub id: EntryId,
+    /// What `raft` encoded.
+    pub payload: Bytes,
+}
+
+/// What a group's log holds, as of everything submitted so far (durable or not).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GroupState {
+    /// The vote, as `raft` encoded it.
+    pub vote: Option<Bytes>,
+    /// The committed mark, as `raft` encoded it; may lag.
+    pub committed: Option<Bytes>,
+    /// The last purged entry.
+    pub purged: Option<EntryId>,
+    /// The last entry, or the last purged one when nothing is left.
+    pub last: Option<EntryId>,
+}
+
+/// Why the log refused. Cheap to clone, since one failure answers every waiting caller.
+#[derive(Debug, Clone, Error)]
+pub enum LogError {
+    /// A write or a sync failed earlier, or now. Final: the node must stop and be restarted; nothing unacked may be assumed.
+    #[error("the log is fenced after a failed write: {cause}")]
+    Fenced {
+        /// The first failure.
+        cause: Arc<str>,
+    },
+    /// The disk is full. Nothing of this operation was kept; the same call may succeed once there is room.
+    #[error("the disk is full: {cause}")]
+    Full {
+        /// What the disk said.
+        cause: Arc<str>,
+    },
+    /// Stored bytes do not match their checksum, or a sequence is missing. This replica must not serve or lead.
+    #[error("corrupt log: {what}")]
+    Corrupt {
+        /// Which file, which frame, which check.
+        what: Arc<str>,
+    },
+    /// An append that would leave a hole, or a read below the purge mark: a bug in the caller.
+    #[error("refused by the log: {what}")]
+    Refused {
+        /// What was asked and why it cannot be.
+        what: Arc<str>,
+    },
+    /// The log was closed.
+    #[error("the log is closed")]
+    Closed,
+}
+
+/// All groups of one log database.
+pub trait NodeLog: Send + Sync + 'static {
+    /// The group's log; created empty when the database does not know it.
+    fn group(&self, id: GroupId) -> Arc<dyn GroupLog>;
+
+    /// Every group that the database holds, in ascending order.
+    fn groups(&self) -> Vec<GroupId>;
+
+    /// Removes a group and all that it held; a crash before `done` may leave it whole.
+    fn remove(&self, id: GroupId, done: Done);
+}
+
+/// One group's log.
+pub trait GroupLog: Send + Sync + 'static {
+    /// What the log holds now.
+    fn state(&self) -> GroupState;
+
+    /// Appends `entries`, which follow the last one without a hole. Readable on return, durable at `done`.
+    fn append(&self, entries: Vec<Entry>, done: Done);
+
+    /// Replaces the vote. Durable at `done`.
+    fn save_vote(&self, vote: Bytes, done: Done);
+
+    /// Notes the committed mark; it rides in the next commit and never causes one.
+    fn save_committed(&self, committed: Option<Bytes>);
+
+    /// Removes every entry from `from` on. Durable at `done`.
+    fn truncate(&self, from: LogIndex, done: Done);
+
+    /// Removes every entry through `through`, which becomes the purge mark (also when it lies past the last entry).
+    fn purge(&self, through: EntryId, done: Done);
+
+    /// The entries of `range` that memory holds, or `None` when the disk must be read. Never blocks.
+    ///
+    /// Stops before an entry that would pass `limit`, yet returns one if the range is not empty.
+    fn read_cached(&self, range: Range<LogIndex>, limit: ByteCount) -> Option<Vec<Entry>>;
+
+    /// The entries of `range`, from memory or disk. Blocks on the disk; call it where that is allowed. Limit as above.
+    ///
+    /// # Errors
+    /// [`LogError::Corrupt`]: a stored entry fails its checksum. [`LogError::Refused`]: the range is purged or past the end.
+    fn read(&self, range: Range<LogIndex>, limit: ByteCount) -> Result<Vec<Entry>, LogError>;
+
+    /// Replaces the group's snapshot, atomically. Durable at `done`.
+    fn put_snapshot(&self, snapshot: Bytes, done: Done);
+
+    /// The group's snapshot, checked against its checksum. Blocks on the disk.
+    fn snapshot(&self) -> Result<Option<Bytes>, LogError>;
+}
