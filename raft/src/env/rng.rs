@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Mutex;
 
-use rand::RngCore as _;
+use rand::Rng as _;
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha12Rng;
 
