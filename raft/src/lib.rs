@@ -1,3 +1,29 @@
-//! Agreement: openraft behind our own small face. No openraft type leaves this crate.
+//! Agreement: many Raft groups behind one small face. No openraft type leaves this crate.
+//!
+//! ```text
+//! submit ──> openraft ──> log store ──> storage::GroupLog        one fsync for all groups of the node
+//!               │  ▲          │
+//!               ▼  │          └──> entries are read back to replicate and to apply
+//!            network ──> Transport pipes                          one bulk and one control pipe per peer, all groups
+//!               ▲
+//! Runtime::accept ── pipes that peers opened
+//! ```
+//!
+//! What is promised: a [`Committed`] exists only once a majority of the voters holds the entry on disk and this node has
+//! applied it. [`ProposeError::NotLeader`] proves that nothing was appended; [`ProposeError::OutcomeUnknown`] promises nothing.
+//! Entries are opaque bytes here: left of `keyvault` event data is ciphertext.
 
 pub mod env;
+
+mod config;
+mod errors;
+mod group;
+mod machine;
+mod replica;
+mod runtime;
+
+pub use config::{GroupSpec, Limits, RuntimeConfig, Timing};
+pub use errors::{CompactError, ProposeError, ReadError, RestoreError, StartError, TransferError};
+pub use group::{Committed, Group, GroupStatus, Health, Leadership, Pending};
+pub use machine::{CommittedEntry, StateMachine};
+pub use runtime::Runtime;

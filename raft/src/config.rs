@@ -1,0 +1,102 @@
+//! Settings of the runtime and of one group.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use ensign_proto::{ByteCount, GroupId, NodeId};
+
+use crate::errors::StartError;
+
+/// How fast a cluster beats. One profile per cluster; election timeouts must exceed ten times the slowest voter's round trip.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timing {
+    /// Between two heartbeats of a leader; also the deadline of one.
+    pub heartbeat: Duration,
+    /// The shortest silence after which a follower stands for election.
+    pub election_min: Duration,
+    /// The longest; it is also the leader's lease.
+    pub election_max: Duration,
+}
+
+impl Timing {
+    /// Nodes within one network.
+    pub const LAN: Self = Self {
+        heartbeat: Duration::from_millis(200),
+        election_min: Duration::from_millis(600),
+        election_max: Duration::from_millis(900),
+    };
+    /// Nodes across regions.
+    pub const WAN: Self = Self {
+        heartbeat: Duration::from_secs(1),
+        election_min: Duration::from_secs(3),
+        election_max: Duration::from_secs(5),
+    };
+
+    pub(crate) fn check(&self) -> Result<(), StartError> {
+        let sound = self.heartbeat >= Duration::from_millis(1)
+            && self.election_min >= self.heartbeat * 5 / 2
+            && self.election_min < self.election_max;
+        sound.then_some(()).ok_or_else(|| StartError::Invalid {
+            what: format!("{self:?}: elections need at least 2.5 heartbeats, and a minimum below their maximum"),
+        })
+    }
+}
+
+/// What keeps every queue and message bounded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// The largest payload of one proposal.
+    pub proposal: ByteCount,
+    /// Where one AppendEntries message stops taking entries; one entry always fits.
+    pub append: ByteCount,
+    /// Unanswered AppendEntries bytes to one peer, over all groups.
+    pub in_flight: ByteCount,
+    /// The largest snapshot that is sent or accepted.
+    pub snapshot: ByteCount,
+    /// Applied bytes after which a machine is asked for a checkpoint.
+    pub checkpoint: ByteCount,
+    /// Applied entries after which a machine is asked for a checkpoint.
+    pub checkpoint_entries: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            proposal: ByteCount(8 << 20),
+            append: ByteCount(1 << 20),
+            in_flight: ByteCount(16 << 20),
+            snapshot: ByteCount(256 << 20),
+            checkpoint: ByteCount(64 << 20),
+            checkpoint_entries: 8192,
+        }
+    }
+}
+
+/// Settings of a node's Raft runtime.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RuntimeConfig {
+    /// This node.
+    pub node: NodeId,
+    /// The cluster's profile.
+    pub timing: Timing,
+    /// Bounds.
+    pub limits: Limits,
+}
+
+impl RuntimeConfig {
+    /// Default bounds, LAN timing.
+    pub fn new(node: NodeId) -> Self {
+        Self { node, timing: Timing::LAN, limits: Limits::default() }
+    }
+}
+
+/// One group, as this node is to run it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupSpec {
+    /// Its number, the same on every node.
+    pub id: GroupId,
+    /// Its first voters; ignored once the group has a stored membership.
+    pub voters: BTreeSet<NodeId>,
+    /// Whether this node may create the group. Every voter may say so, as long as all name the same voters.
+    pub initialize: bool,
+}

@@ -1,0 +1,238 @@
+//! A handle to one group: propose, read, watch.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use ensign_proto::{ByteCount, GroupId, LogIndex, NodeId, Term};
+use ensign_storage::EntryId;
+use futures::future::BoxFuture;
+use tokio::sync::watch;
+
+use crate::errors::{CompactError, ProposeError, ReadError, TransferError};
+use crate::machine::{CommittedEntry, StateMachine};
+use crate::replica::Replica;
+
+/// Who leads, as far as this node knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Leadership {
+    /// The term that this node is in.
+    pub term: Term,
+    /// Its leader, once known.
+    pub leader: Option<NodeId>,
+    /// This node leads, and has applied an entry of its own term: its applied state is the head of the log.
+    pub ready: bool,
+}
+
+/// How a replica is doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// It takes part.
+    Running,
+    /// It failed and is being re-created from storage.
+    Recovering,
+    /// The log's disk is full: appends wait for room, proposals are refused.
+    DiskFull,
+    /// Its storage, or its state machine, failed for good.
+    Fenced {
+        /// The first failure.
+        cause: Arc<str>,
+    },
+    /// It was stopped; its data stays.
+    Stopped,
+}
+
+/// A replica in numbers; zero stands for "none yet".
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupStatus {
+    /// Which group.
+    pub id: GroupId,
+    /// How it is doing.
+    pub health: Health,
+    /// Who leads.
+    pub leadership: Leadership,
+    /// The last entry of the log.
+    pub last: LogIndex,
+    /// The last entry known to be committed.
+    pub committed: LogIndex,
+    /// The last entry applied.
+    pub applied: LogIndex,
+    /// The last entry that the snapshot covers.
+    pub snapshot: LogIndex,
+    /// The last entry that was purged.
+    pub purged: LogIndex,
+    /// The members that count.
+    pub voters: BTreeSet<NodeId>,
+    /// On the leader: how far each member's log is known to agree.
+    pub matched: BTreeMap<NodeId, LogIndex>,
+    /// How often this replica was re-created after a failure.
+    pub restarts: u64,
+}
+
+/// A proof that a majority of the voters holds the entry on disk and that this node has applied it. Only this crate can make one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Committed<R> {
+    /// The entry's place.
+    pub id: EntryId,
+    /// What the state machine answered.
+    pub response: R,
+    proof: Proof,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Proof;
+
+impl<R> Committed<R> {
+    pub(crate) fn new(id: EntryId, response: R) -> Self {
+        Self { id, response, proof: Proof }
+    }
+
+    /// The same proof, with the response turned into something else.
+    pub fn map<T>(self, f: impl FnOnce(R) -> T) -> Committed<T> {
+        Committed { id: self.id, response: f(self.response), proof: self.proof }
+    }
+}
+
+/// The outcome of a queued proposal. Dropping it gives up the answer, not the entry.
+#[must_use = "a proposal's outcome decides whether it may be acknowledged"]
+pub struct Pending<R> {
+    outcome: BoxFuture<'static, Result<Committed<crate::replica::Response>, ProposeError>>,
+    response: PhantomData<fn() -> R>,
+}
+
+impl<R> fmt::Debug for Pending<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Pending")
+    }
+}
+
+impl<R: Send + 'static> Future for Pending<R> {
+    type Output = Result<Committed<R>, ProposeError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.outcome.as_mut().poll(cx).map(|outcome| {
+            outcome.map(|committed| {
+                committed.map(|response| {
+                    *response.downcast::<R>().expect("a group's machine answers with its own response type")
+                })
+            })
+        })
+    }
+}
+
+/// One group on this node. Clones are cheap and share it.
+pub struct Group<S: StateMachine> {
+    replica: Arc<Replica>,
+    machine: Arc<Mutex<S>>,
+}
+
+impl<S: StateMachine> Clone for Group<S> {
+    fn clone(&self) -> Self {
+        Self { replica: Arc::clone(&self.replica), machine: Arc::clone(&self.machine) }
+    }
+}
+
+impl<S: StateMachine> fmt::Debug for Group<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Group").field("id", &self.id()).finish_non_exhaustive()
+    }
+}
+
+impl<S: StateMachine> Group<S> {
+    pub(crate) fn new(replica: Arc<Replica>, machine: Arc<Mutex<S>>) -> Self {
+        Self { replica, machine }
+    }
+
+    /// The group's number.
+    pub fn id(&self) -> GroupId {
+        self.replica.id()
+    }
+
+    /// Who leads; changes whenever this node learns better.
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.replica.leadership()
+    }
+
+    /// The last applied entry, zero before the first.
+    pub fn applied(&self) -> watch::Receiver<LogIndex> {
+        self.replica.applied()
+    }
+
+    /// Queues a proposal and returns once its place among this node's proposals is fixed: the order of submits is the
+    /// order in the log. Waits while the queue is full.
+    ///
+    /// With `expected`, the entry is appended only while this node leads that term, so what was prepared under one
+    /// leadership never lands under another. Dropping the future before it returns may or may not have queued the entry.
+    ///
+    /// # Errors
+    /// See [`ProposeError`]; every variant but `OutcomeUnknown` proves that nothing was appended.
+    pub async fn submit(&self, expected: Option<Term>, payload: Bytes) -> Result<Pending<S::Response>, ProposeError> {
+        let outcome = self.replica.submit(expected, payload).await?;
+        Ok(Pending { outcome, response: PhantomData })
+    }
+
+    /// Proposes and waits until the entry is committed and applied here.
+    ///
+    /// # Errors
+    /// See [`ProposeError`]; every variant but `OutcomeUnknown` proves that nothing was appended.
+    pub async fn propose(
+        &self,
+        expected: Option<Term>,
+        payload: Bytes,
+    ) -> Result<Committed<S::Response>, ProposeError> {
+        self.submit(expected, payload).await?.await
+    }
+
+    /// On the leader: asks a majority in a round that begins after this call, waits until everything committed by then is
+    /// applied here, and returns that index. What [`Group::inspect`] shows afterwards is linearizable. Never rests on a lease.
+    ///
+    /// # Errors
+    /// [`ReadError::NotLeader`]: ask the leader. [`ReadError::NoQuorum`]: retry.
+    pub async fn read_index(&self) -> Result<LogIndex, ReadError> {
+        self.replica.read_index().await
+    }
+
+    /// Looks at the applied state. Keep it short: applying waits meanwhile.
+    pub fn inspect<T>(&self, f: impl FnOnce(&S) -> T) -> T {
+        f(&self.machine.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Applied entries of `range`, in order, without Raft's own ones, from memory or disk.
+    ///
+    /// Ends early at the applied index or once `limit` bytes of payload are reached, yet returns one entry if there is any.
+    /// An empty answer means that `range` holds nothing for a state machine, or nothing yet.
+    ///
+    /// # Errors
+    /// [`ReadError::Purged`]: restart at its `first`. [`ReadError::Fenced`]: ask another replica.
+    pub async fn read_log(&self, range: Range<LogIndex>, limit: ByteCount) -> Result<Vec<CommittedEntry>, ReadError> {
+        self.replica.read_log(range, limit).await
+    }
+
+    /// Hands leadership to `to`; returns once this node sees it lead.
+    ///
+    /// # Errors
+    /// See [`TransferError`]; a failed transfer leaves the group able to elect.
+    pub async fn transfer_leader(&self, to: NodeId) -> Result<(), TransferError> {
+        self.replica.transfer_leader(to).await
+    }
+
+    /// Takes a snapshot of the applied state, stores it, and drops the log behind it but for `keep_entries`.
+    /// Returns the last entry that the snapshot covers.
+    ///
+    /// # Errors
+    /// See [`CompactError`].
+    pub async fn compact(&self, keep_entries: u64) -> Result<LogIndex, CompactError> {
+        self.replica.compact(keep_entries).await
+    }
+
+    /// How this replica is doing.
+    pub fn status(&self) -> GroupStatus {
+        self.replica.status()
+    }
+}
