@@ -1,1 +1,3 @@
-//! The ensign server
+//! The Ensign server: everything behind the `ensign` command.
+
+pub mod config;

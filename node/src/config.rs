@@ -1,0 +1,337 @@
+//! Settings of a server: one definition gives the flag, the TOML key and the `ENSIGN_SERVER_*` variable.
+//!
+//! A flag beats a variable, a variable beats the file, the file beats the default. A key or a variable that nobody knows is an
+//! error: a misspelt setting must not fall back to a default in silence.
+
+mod define;
+mod types;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, CommandFactory as _, FromArgMatches as _};
+use ensign_proto::{ByteCount, NodeId};
+use figment::Figment;
+use figment::providers::{Format as _, Serialized, Toml};
+use thiserror::Error;
+
+pub use types::{Bytes, LogFormat, PeerAddress, Seconds, Timing};
+
+use define::settings;
+
+/// The prefix of every server variable.
+pub const ENV_PREFIX: &str = "ENSIGN_SERVER_";
+
+settings! {
+    /// Who this node is and where it keeps its data.
+    node: NodeSettings, NodeArgs {
+        /// This node's number: from 1, never reused in a cluster, and named by its certificate.
+        [id, "node-id", "ENSIGN_SERVER_NODE_ID"] u64 = 1;
+        /// The directory that holds everything this node stores.
+        [data_dir, "data-dir", "ENSIGN_SERVER_NODE_DATA_DIR"] PathBuf = PathBuf::from("/var/lib/ensign");
+        /// The file with the cluster's root key. Losing every copy of it loses all data.
+        [root_key, "root-key", "ENSIGN_SERVER_NODE_ROOT_KEY"] PathBuf = PathBuf::from("/etc/ensign/root.key");
+    }
+
+    /// Where the node listens.
+    listen: ListenSettings, ListenArgs {
+        /// gRPC for clients.
+        [grpc, "grpc-listen", "ENSIGN_SERVER_LISTEN_GRPC"] SocketAddr = SocketAddr::from(([127, 0, 0, 1], 5356));
+        /// HTTP for authentication.
+        [http, "http-listen", "ENSIGN_SERVER_LISTEN_HTTP"] SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8088));
+        /// Metrics and health, for operators.
+        [metrics, "metrics-listen", "ENSIGN_SERVER_LISTEN_METRICS"] SocketAddr = SocketAddr::from(([127, 0, 0, 1], 1205));
+        /// Other nodes of the cluster (mutual TLS).
+        [peers, "peers-listen", "ENSIGN_SERVER_LISTEN_PEERS"] SocketAddr = SocketAddr::from(([127, 0, 0, 1], 5357));
+        /// Allows client listeners outside loopback although they carry no TLS (put a TLS proxy in front).
+        [plaintext, "plaintext", "ENSIGN_SERVER_LISTEN_PLAINTEXT"] bool = false;
+    }
+
+    /// The cluster: every node and how they trust each other.
+    cluster: ClusterSettings, ClusterArgs {
+        /// Every node of the cluster, this one included, as `ID=HOST:PORT` of its peer listener.
+        [peers, "peers", "ENSIGN_SERVER_CLUSTER_PEERS"] Vec<PeerAddress> = Vec::new();
+        /// This node's certificate chain (PEM). Its names must include `ensign-node-ID`.
+        [certificate, "peer-certificate", "ENSIGN_SERVER_CLUSTER_CERTIFICATE"] PathBuf = PathBuf::from("/etc/ensign/node.pem");
+        /// The private key of that certificate (PEM).
+        [private_key, "peer-private-key", "ENSIGN_SERVER_CLUSTER_PRIVATE_KEY"] PathBuf = PathBuf::from("/etc/ensign/node.key");
+        /// The certificate authority that signed every node's certificate (PEM).
+        [authority, "peer-authority", "ENSIGN_SERVER_CLUSTER_AUTHORITY"] PathBuf = PathBuf::from("/etc/ensign/ca.pem");
+        /// Timing of elections: `lan` (heartbeat 200 ms, election 600–900 ms) or `wan` (1 s, 3–5 s).
+        [timing, "timing", "ENSIGN_SERVER_CLUSTER_TIMING"] Timing = Timing::Lan;
+    }
+
+    /// Memory and disk.
+    storage: StorageSettings, StorageArgs {
+        /// Bytes written ahead of time when the log is created; recycled pages make commits twice as fast.
+        [prefill, "log-prefill", "ENSIGN_SERVER_STORAGE_PREFILL"] Bytes = Bytes::mib(1024);
+        /// Memory for the newest entries of all partitions (ciphertext).
+        [tail_cache, "tail-cache", "ENSIGN_SERVER_STORAGE_TAIL_CACHE"] Bytes = Bytes::mib(256);
+        /// Memory for redb's own page cache of the log.
+        [page_cache, "page-cache", "ENSIGN_SERVER_STORAGE_PAGE_CACHE"] Bytes = Bytes::mib(16);
+    }
+
+    /// Tokens and logins.
+    auth: AuthSettings, AuthArgs {
+        /// The issuer of tokens, without a trailing slash. Empty: derived from the cluster's id.
+        [issuer, "auth-issuer", "ENSIGN_SERVER_AUTH_ISSUER"] String = String::new();
+        /// How long an access token lives.
+        [access_ttl, "access-ttl", "ENSIGN_SERVER_AUTH_ACCESS_TTL"] Seconds = Seconds::new(3_600);
+        /// How long a refresh token lives.
+        [refresh_ttl, "refresh-ttl", "ENSIGN_SERVER_AUTH_REFRESH_TTL"] Seconds = Seconds::new(7_200);
+    }
+
+    /// The key vault's leases.
+    vault: VaultSettings, VaultArgs {
+        /// How long a lease on keys lasts without renewal (3 s to 60 s).
+        [lease, "vault-lease", "ENSIGN_SERVER_VAULT_LEASE"] Seconds = Seconds::new(10);
+    }
+
+    /// Logs.
+    log: LogSettings, LogArgs {
+        /// `human` or `json`.
+        [format, "log-format", "ENSIGN_SERVER_LOG_FORMAT"] LogFormat = LogFormat::Human;
+        /// What to log, as in `info,ensign_raft=debug`.
+        [filter, "log-filter", "ENSIGN_SERVER_LOG_FILTER"] String = "info,openraft=warn".to_owned();
+    }
+
+    /// Stopping.
+    shutdown: ShutdownSettings, ShutdownArgs {
+        /// How long a stopping node waits for streams to drain and leaderships to move.
+        [deadline, "shutdown-deadline", "ENSIGN_SERVER_SHUTDOWN_DEADLINE"] Seconds = Seconds::new(10);
+    }
+}
+
+/// Settings that contradict each other or the world. Each message says what was wrong, where, and what to do.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration file {path}: {source}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A key is unknown, or a value is of the wrong kind.
+    #[error("configuration error{}: {message}", path.as_ref().map(|p| format!(" in {}", p.display())).unwrap_or_default())]
+    Invalid {
+        /// The file, when there is one.
+        path: Option<PathBuf>,
+        /// What is wrong with which key.
+        message: String,
+    },
+    /// A variable with our prefix that no setting owns.
+    #[error("unknown variable {name}: no server setting has that name{}", hint(.suggestion))]
+    UnknownVariable {
+        /// The variable.
+        name: String,
+        /// The nearest name that exists.
+        suggestion: Option<String>,
+    },
+    /// Two settings that cannot both hold.
+    #[error("{0}")]
+    Contradiction(String),
+}
+
+fn hint(suggestion: &Option<String>) -> String {
+    suggestion.as_ref().map(|name| format!("; did you mean {name}?")).unwrap_or_default()
+}
+
+impl Config {
+    /// The settings of flags and variables (`args`), over those of `file`, over the defaults; checked.
+    ///
+    /// # Errors
+    /// [`ConfigError`]: the file is unreadable, a key is unknown, a value is malformed, or settings contradict each other.
+    pub fn load(file: Option<&Path>, args: ServerArgs) -> Result<Self, ConfigError> {
+        refuse_unknown_variables(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()))?;
+        let mut figment = Figment::from(Serialized::defaults(Self::default()));
+        if let Some(path) = file {
+            let text = std::fs::read_to_string(path)
+                .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+            figment = figment.merge(Toml::string(&text));
+        }
+        let config: Self = figment.merge(Serialized::defaults(args)).extract().map_err(|error| ConfigError::Invalid {
+            path: file.map(Path::to_owned),
+            message: error.to_string(),
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The settings of a TOML text alone, over the defaults; checked.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let config: Self = Figment::from(Serialized::defaults(Self::default()))
+            .merge(Toml::string(text))
+            .extract()
+            .map_err(|error| ConfigError::Invalid { path: None, message: error.to_string() })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// This node's number.
+    pub fn node_id(&self) -> NodeId {
+        NodeId(self.node.id)
+    }
+
+    /// Refuses settings that contradict each other.
+    fn check(&self) -> Result<(), ConfigError> {
+        let contradiction = |message: String| Err(ConfigError::Contradiction(message));
+        if self.node.id == 0 {
+            return contradiction("node.id is 0: nodes are numbered from 1".to_owned());
+        }
+        let mut seen = std::collections::BTreeSet::new();
+        for peer in &self.cluster.peers {
+            if !seen.insert(peer.id) {
+                return contradiction(format!("cluster.peers names node {} twice: every node has one number", peer.id));
+            }
+        }
+        if !self.cluster.peers.is_empty() && !seen.contains(&self.node_id()) {
+            return contradiction(format!(
+                "cluster.peers does not name this node: add \"{}=HOST:PORT\" with the address of its peer listener",
+                self.node.id
+            ));
+        }
+        for (key, address) in [("listen.grpc", self.listen.grpc), ("listen.http", self.listen.http)] {
+            if !address.ip().is_loopback() && !self.listen.plaintext {
+                return contradiction(format!(
+                    "{key} = \"{address}\" is outside loopback and carries no TLS: put a TLS proxy in front and set \
+                     listen.plaintext = true, or listen on 127.0.0.1"
+                ));
+            }
+        }
+        let lease = Duration::from(self.vault.lease);
+        if !(Duration::from_secs(3)..=Duration::from_secs(60)).contains(&lease) {
+            return contradiction(format!("vault.lease is {}: it must lie between 3s and 60s", self.vault.lease));
+        }
+        if Duration::from(self.auth.refresh_ttl) < Duration::from(self.auth.access_ttl) {
+            return contradiction("auth.refresh_ttl is shorter than auth.access_ttl: a client could never refresh".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// Refuses variables that carry our prefix and belong to no setting.
+fn refuse_unknown_variables(names: impl Iterator<Item = String>) -> Result<(), ConfigError> {
+    let known: Vec<String> = ServerArgs::augment_args(clap::Command::new("serve"))
+        .get_arguments()
+        .filter_map(|arg| arg.get_env().and_then(|name| name.to_str()).map(str::to_owned))
+        .collect();
+    for name in names.filter(|name| name.starts_with(ENV_PREFIX)) {
+        if !known.contains(&name) {
+            let suggestion = known.iter().min_by_key(|candidate| distance(candidate, &name)).cloned();
+            return Err(ConfigError::UnknownVariable { name, suggestion });
+        }
+    }
+    Ok(())
+}
+
+/// The edit distance of two short names.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let substituted = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+impl From<Bytes> for ByteCount {
+    fn from(bytes: Bytes) -> Self {
+        Self(bytes.get())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(text: &str) -> String {
+        Config::parse(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_defaults_are_valid() {
+        assert!(Config::default().check().is_ok());
+    }
+
+    #[test]
+    fn the_example_file_is_valid_and_shows_every_section() {
+        let text = include_str!("../../ensign.toml");
+        Config::parse(text).unwrap();
+        for section in ["[node]", "[listen]", "[cluster]", "[storage]", "[auth]", "[vault]", "[log]", "[shutdown]"] {
+            assert!(text.contains(section), "{section} is missing");
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_named() {
+        assert!(refusal("[node]\nidd = 3").contains("idd"), "{}", refusal("[node]\nidd = 3"));
+        assert!(refusal("[nodes]\nid = 3").contains("nodes"));
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_kind_names_its_key() {
+        let message = refusal("[listen]\ngrpc = \"nowhere\"");
+        assert!(message.contains("listen.grpc"), "{message}");
+        assert!(refusal("[vault]\nlease = \"soon\"").contains("vault.lease"));
+        assert!(refusal("[storage]\nprefill = \"12 parsecs\"").contains("storage.prefill"));
+    }
+
+    #[test]
+    fn an_unknown_variable_suggests_the_nearest() {
+        let error = refuse_unknown_variables(["ENSIGN_SERVER_LISTEN_GRCP".to_owned()].into_iter()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "unknown variable ENSIGN_SERVER_LISTEN_GRCP: no server setting has that name; did you mean ENSIGN_SERVER_LISTEN_GRPC?"
+        );
+        assert!(refuse_unknown_variables(["ENSIGN_CLIENT_ID".to_owned()].into_iter()).is_ok());
+    }
+
+    #[test]
+    fn a_flag_beats_the_file() {
+        let command = ServerArgs::augment_args(clap::Command::new("serve"));
+        let matches = command.get_matches_from(["serve", "--node-id", "3", "--peers", "3=127.0.0.1:1,4=localhost:2"]);
+        let args = ServerArgs::from_arg_matches(&matches).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("ensign.toml");
+        std::fs::write(&file, "[node]\nid = 9\n[vault]\nlease = \"20s\"\n").unwrap();
+        let config = Config::load(Some(&file), args).unwrap();
+        assert_eq!(config.node.id, 3);
+        assert_eq!(config.vault.lease, Seconds::new(20));
+        assert_eq!(config.cluster.peers[1].to_string(), "4=localhost:2");
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        assert!(refusal("[node]\nid = 0").contains("numbered from 1"));
+        assert!(refusal("[cluster]\npeers = [\"2=h:1\"]").contains("does not name this node"));
+        assert!(refusal("[cluster]\npeers = [\"1=h:1\", \"1=h:2\"]").contains("twice"));
+        assert!(refusal("[listen]\ngrpc = \"0.0.0.0:5356\"").contains("listen.plaintext"));
+        assert!(refusal("[vault]\nlease = \"1s\"").contains("between 3s and 60s"));
+        assert!(refusal("[auth]\nrefresh_ttl = \"1m\"").contains("could never refresh"));
+    }
+
+    #[test]
+    fn every_setting_has_a_variable_with_the_prefix_and_help() {
+        #[derive(clap::Parser)]
+        struct Probe {
+            #[command(flatten)]
+            _args: ServerArgs,
+        }
+        for arg in Probe::command().get_arguments().filter(|arg| arg.get_id() != "help") {
+            let name = arg.get_env().and_then(|name| name.to_str()).unwrap_or_default();
+            assert!(name.starts_with(ENV_PREFIX), "{:?}", arg.get_id());
+            assert!(arg.get_help().is_some(), "{name} has no help");
+        }
+    }
+}
