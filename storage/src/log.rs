@@ -85,8 +85,15 @@ pub trait NodeLog: Send + Sync + 'static {
     /// Every group that the database holds, in ascending order.
     fn groups(&self) -> Vec<GroupId>;
 
-    /// Removes a group and all that it held; a crash before `done` may leave it whole.
+    /// Removes a group and all that it held; a crash before `done` may leave it whole. Handles to it start an empty log.
     fn remove(&self, id: GroupId, done: Done);
+
+    /// Whether appends are taken now. Ask before proposing, and before accepting entries from a leader: a log that is
+    /// full refuses appends and snapshots, while votes, truncations, purges and reads go on.
+    ///
+    /// # Errors
+    /// [`LogError::Full`]: refuse the write and ask again later. [`LogError::Fenced`], [`LogError::Closed`]: final.
+    fn writable(&self) -> Result<(), LogError>;
 }
 
 /// One group's log.
@@ -94,7 +101,8 @@ pub trait GroupLog: Send + Sync + 'static {
     /// What the log holds now.
     fn state(&self) -> GroupState;
 
-    /// Appends `entries`, which follow the last one without a hole. Readable on return, durable at `done`.
+    /// Appends `entries`, which follow the last one without a hole (an empty log that was never purged takes any first
+    /// index). Readable on return, durable at `done`. A refusal calls `done` before this returns, and keeps nothing.
     fn append(&self, entries: Vec<Entry>, done: Done);
 
     /// Replaces the vote. Durable at `done`.
@@ -103,10 +111,12 @@ pub trait GroupLog: Send + Sync + 'static {
     /// Notes the committed mark; it rides in the next commit and never causes one.
     fn save_committed(&self, committed: Option<Bytes>);
 
-    /// Removes every entry from `from` on. Durable at `done`.
+    /// Removes every entry from `from` on; past the end it does nothing, below the purge mark it is refused. Durable at `done`.
     fn truncate(&self, from: LogIndex, done: Done);
 
     /// Removes every entry through `through`, which becomes the purge mark (also when it lies past the last entry).
+    ///
+    /// A mark never moves back: an older one is taken, and changes nothing.
     fn purge(&self, through: EntryId, done: Done);
 
     /// The entries of `range` that memory holds, or `None` when the disk must be read. Never blocks.
@@ -120,9 +130,19 @@ pub trait GroupLog: Send + Sync + 'static {
     /// [`LogError::Corrupt`]: a stored entry fails its checksum. [`LogError::Refused`]: the range is purged or past the end.
     fn read(&self, range: Range<LogIndex>, limit: ByteCount) -> Result<Vec<Entry>, LogError>;
 
-    /// Replaces the group's snapshot, atomically. Durable at `done`.
+    /// Replaces the group's snapshot, atomically. Readable on return, durable at `done`.
     fn put_snapshot(&self, snapshot: Bytes, done: Done);
 
     /// The group's snapshot, checked against its checksum. Blocks on the disk.
     fn snapshot(&self) -> Result<Option<Bytes>, LogError>;
+
+    /// Notes the local applied state, replacing the one before; like the committed mark it rides in the next commit, after
+    /// everything submitted earlier, and never causes one. After a crash an older one, or none, may come back.
+    fn put_checkpoint(&self, checkpoint: Bytes);
+
+    /// The newest checkpoint, checked against its checksum. Blocks on the disk.
+    ///
+    /// # Errors
+    /// [`LogError::Corrupt`]: replay from the snapshot instead.
+    fn checkpoint(&self) -> Result<Option<Bytes>, LogError>;
 }
