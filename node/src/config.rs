@@ -152,10 +152,10 @@ impl Config {
                 .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
             figment = figment.merge(Toml::string(&text));
         }
-        let config: Self = figment.merge(Serialized::defaults(args)).extract().map_err(|error| ConfigError::Invalid {
-            path: file.map(Path::to_owned),
-            message: error.to_string(),
-        })?;
+        let config: Self = figment
+            .merge(Serialized::defaults(args))
+            .extract()
+            .map_err(|error| ConfigError::Invalid { path: file.map(Path::to_owned), message: error.to_string() })?;
         config.check()?;
         Ok(config)
     }
@@ -209,7 +209,9 @@ impl Config {
             return contradiction(format!("vault.lease is {}: it must lie between 3s and 60s", self.vault.lease));
         }
         if Duration::from(self.auth.refresh_ttl) < Duration::from(self.auth.access_ttl) {
-            return contradiction("auth.refresh_ttl is shorter than auth.access_ttl: a client could never refresh".to_owned());
+            return contradiction(
+                "auth.refresh_ttl is shorter than auth.access_ttl: a client could never refresh".to_owned(),
+            );
         }
         Ok(())
     }
