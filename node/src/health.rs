@@ -1,0 +1,112 @@
+//! Is this process alive, and may it be sent work?
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::Router;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::get;
+use metrics_exporter_prometheus::PrometheusHandle;
+use serde_json::json;
+use tokio::sync::watch;
+
+/// What a node is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Not serving yet.
+    Starting,
+    /// Serving.
+    Serving,
+    /// Draining; streams end, leaderships move.
+    Stopping,
+}
+
+/// The state that `/readyz`, gRPC health and `GET /v1/status` report. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Health {
+    phase: watch::Sender<Phase>,
+    /// What is not well, by component.
+    troubles: Arc<Mutex<BTreeMap<&'static str, String>>>,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self { phase: watch::channel(Phase::Starting).0, troubles: Arc::default() }
+    }
+}
+
+impl Health {
+    /// What the node is doing now.
+    pub fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// Follows what the node is doing.
+    pub fn watch(&self) -> watch::Receiver<Phase> {
+        self.phase.subscribe()
+    }
+
+    /// Moves on.
+    pub fn set(&self, phase: Phase) {
+        self.phase.send_replace(phase);
+    }
+
+    /// Notes that `component` is not well, and what to do about it; `None` when it is well again.
+    pub fn trouble(&self, component: &'static str, what: Option<String>) {
+        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        match what {
+            Some(what) => troubles.insert(component, what),
+            None => troubles.remove(component),
+        };
+    }
+
+    fn troubles(&self) -> BTreeMap<&'static str, String> {
+        self.troubles.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// `/metrics`, `/healthz` and `/readyz`: for operators, on the metrics listener.
+pub fn router(health: Health, metrics: &'static PrometheusHandle) -> Router {
+    let ready = health.clone();
+    Router::new()
+        .route(
+            "/metrics",
+            get(move || async move {
+                ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render()).into_response()
+            }),
+        )
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(move || async move { readiness(&ready) }))
+}
+
+fn readiness(health: &Health) -> Response {
+    let phase = health.phase();
+    let troubles = health.troubles();
+    let (code, status) = match phase {
+        Phase::Serving if troubles.is_empty() => (StatusCode::OK, "ready"),
+        Phase::Serving => (StatusCode::SERVICE_UNAVAILABLE, "degraded"),
+        Phase::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
+        Phase::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
+    };
+    (code, axum::Json(json!({ "status": status, "troubles": troubles }))).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readiness_follows_phase_and_troubles() {
+        let health = Health::default();
+        assert_eq!(readiness(&health).status(), StatusCode::SERVICE_UNAVAILABLE);
+        health.set(Phase::Serving);
+        assert_eq!(readiness(&health).status(), StatusCode::OK);
+        health.trouble("vault", Some("sealed: no root key".to_owned()));
+        assert_eq!(readiness(&health).status(), StatusCode::SERVICE_UNAVAILABLE);
+        health.trouble("vault", None);
+        assert_eq!(readiness(&health).status(), StatusCode::OK);
+        health.set(Phase::Stopping);
+        assert_eq!(readiness(&health).status(), StatusCode::SERVICE_UNAVAILABLE);
+    }
+}

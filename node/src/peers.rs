@@ -1,0 +1,24 @@
+//! The other nodes of the cluster: two mutually authenticated connections to each, and what they may call here.
+//!
+//! ```text
+//! raft pipes      bulk and control lane, one each way        transport.rs ── Peer.Pipe
+//! catalog writes  forwarded to the leader                    propose.rs   ── Peer.Propose, Peer.ReadIndex
+//! vault           leases, keys, secrets; surrenders back     vault.rs     ── Vault.Call, Keyholder.Surrender
+//! publishes       forwarded by the data plane                (node::partition) ── Forward
+//! ```
+//!
+//! A node is who its certificate says it is (tls.rs): names are `ensign-node-ID`, signed by the cluster's authority.
+
+mod channels;
+mod propose;
+mod server;
+mod tls;
+mod transport;
+mod vault;
+
+pub use channels::Peers;
+pub use propose::LeaderLink;
+pub use server::{PeerServer, Services};
+pub use tls::{PeerTls, TlsError, node_name};
+pub use transport::PipeTransport;
+pub use vault::VaultAccess;
