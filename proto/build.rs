@@ -12,7 +12,7 @@ use prost_build::{Config, Service, ServiceGenerator};
 use protox::Compiler;
 
 /// Services whose streams carry events; see `src/codec.rs`.
-const BULK_SERVICES: [&str; 2] = ["ensign.v1beta1.Ensign", "ensign.peer.v1.Forward"];
+const BULK_SERVICES: [&str; 3] = ["ensign.v1beta1.Ensign", "ensign.peer.v1.Forward", "ensign.peer.v1.Peer"];
 
 /// Packages that clients may know of, and that reflection therefore serves.
 const PUBLIC_PACKAGES: [&str; 4] = ["ensign.v1beta1", "ensign.admin.v1", "mimetype.v1beta1", "region.v1beta1"];

@@ -1,3 +1,6 @@
 //! The Ensign server: everything behind the `ensign` command.
 
 pub mod config;
+pub mod files;
+pub mod health;
+pub mod telemetry;

@@ -1,0 +1,176 @@
+//! Small files of a node: who it is, and credentials that are shown once.
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use ensign_proto::{ClusterId, NodeId};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// The version of `node.json` that this program writes.
+const FORMAT: u32 = 1;
+
+/// Who this data directory belongs to. Kept as `node.json` beside the data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeFile {
+    /// The version of this file.
+    pub format: u32,
+    /// The cluster, a ULID.
+    pub cluster: String,
+    /// The node.
+    pub node: u64,
+    /// How often the node has started; never goes back.
+    pub incarnation: u64,
+}
+
+/// Why a small file cannot be used. Each message says what to do.
+#[derive(Debug, Error)]
+pub enum FileError {
+    /// Reading or writing failed.
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        /// `read` or `write`.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("{path} is damaged ({message}): restore it from a copy, or give the node an empty data directory and a new node.id")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// A newer program wrote it.
+    #[error("{path} has format {found}, and this program knows formats up to {FORMAT}: run the version that wrote it, or a newer one")]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+    },
+    /// The directory belongs to another node.
+    #[error("{path} belongs to node {found}, not to node {expected}: set node.data_dir or node.id right")]
+    WrongNode {
+        /// The file.
+        path: PathBuf,
+        /// Whose it is.
+        found: NodeId,
+        /// Who asked.
+        expected: NodeId,
+    },
+}
+
+impl NodeFile {
+    /// Reads the file of `data_dir` for `node`; `None` when the directory is new.
+    ///
+    /// # Errors
+    /// [`FileError`]: it is damaged, newer than this program, or another node's.
+    pub fn read(data_dir: &Path, node: NodeId) -> Result<Option<(Self, ClusterId)>, FileError> {
+        let path = Self::path(data_dir);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(FileError::Io { action: "read", path, source }),
+        };
+        let file: Self = serde_json::from_str(&text)
+            .map_err(|error| FileError::Damaged { path: path.clone(), message: error.to_string() })?;
+        if file.format > FORMAT {
+            return Err(FileError::Newer { path, found: file.format });
+        }
+        if file.node != node.0 {
+            return Err(FileError::WrongNode { path, found: NodeId(file.node), expected: node });
+        }
+        let cluster = file
+            .cluster
+            .parse()
+            .map_err(|_| FileError::Damaged { path, message: "the cluster's id is malformed".to_owned() })?;
+        Ok(Some((file, cluster)))
+    }
+
+    /// Notes one more start of `node` in `cluster`, durably, before anything else happens.
+    ///
+    /// # Errors
+    /// As [`NodeFile::read`].
+    pub fn begin_life(data_dir: &Path, node: NodeId, cluster: ClusterId) -> Result<Self, FileError> {
+        let incarnation = Self::read(data_dir, node)?.map_or(0, |(file, _)| file.incarnation) + 1;
+        let file = Self { format: FORMAT, cluster: cluster.to_string(), node: node.0, incarnation };
+        let text = serde_json::to_string_pretty(&file).unwrap_or_default() + "\n";
+        write_secret(&Self::path(data_dir), text.as_bytes())?;
+        Ok(file)
+    }
+
+    fn path(data_dir: &Path) -> PathBuf {
+        data_dir.join("node.json")
+    }
+}
+
+/// Replaces `path` by `contents`, readable by its owner alone; durable when it returns, never half written.
+///
+/// # Errors
+/// [`FileError::Io`].
+pub fn write_secret(path: &Path, contents: &[u8]) -> Result<(), FileError> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = folder.join(format!(".{name}.new"));
+    let write = || {
+        let _ = fs::remove_file(&temporary);
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        file.write_all(contents)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        fs::File::open(folder)?.sync_all()
+    };
+    write().map_err(|source| FileError::Io { action: "write", path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cluster() -> ClusterId {
+        ClusterId::new(1_700_000_000_000, [3; 10])
+    }
+
+    #[test]
+    fn every_start_is_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(NodeFile::read(dir.path(), NodeId(1)).unwrap(), None);
+        assert_eq!(NodeFile::begin_life(dir.path(), NodeId(1), cluster()).unwrap().incarnation, 1);
+        assert_eq!(NodeFile::begin_life(dir.path(), NodeId(1), cluster()).unwrap().incarnation, 2);
+        assert_eq!(NodeFile::read(dir.path(), NodeId(1)).unwrap().unwrap().1, cluster());
+    }
+
+    #[test]
+    fn a_directory_of_another_node_or_a_newer_program_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        NodeFile::begin_life(dir.path(), NodeId(1), cluster()).unwrap();
+        let error = NodeFile::read(dir.path(), NodeId(2)).unwrap_err().to_string();
+        assert!(error.contains("belongs to node 1, not to node 2"), "{error}");
+
+        let path = dir.path().join("node.json");
+        let newer = fs::read_to_string(&path).unwrap().replace("\"format\": 1", "\"format\": 2");
+        fs::write(&path, newer).unwrap();
+        let error = NodeFile::read(dir.path(), NodeId(1)).unwrap_err().to_string();
+        assert!(error.contains("has format 2"), "{error}");
+
+        fs::write(&path, "{").unwrap();
+        assert!(matches!(NodeFile::read(dir.path(), NodeId(1)), Err(FileError::Damaged { .. })));
+    }
+
+    #[test]
+    fn secrets_are_for_their_owner_alone() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("credentials.json");
+        write_secret(&path, b"{}").unwrap();
+        write_secret(&path, b"{ }").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"{ }");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+}
