@@ -1,0 +1,40 @@
+//! The catalog: which organizations, projects, topics, API keys and nodes the cluster has. One Raft group, on every node.
+//!
+//! ```text
+//! Catalog ── write ──▶ leader (here, or through ProposeLink) ──▶ log ──▶ CatalogMachine::apply, on every node
+//!    └────── read ───▶ View: what this node has applied, at once                    └─▶ changes()
+//! ```
+//! Names, ids and states are here in clear; hashes of secrets, private keys and key rings are in the vault. What spans
+//! both is written to the vault first, so that nothing here ever points at something that the vault does not have.
+//! Applying is pure: whoever proposes picks ids and times. A command that arrives twice answers the same.
+//! Not here: who may ask (`identity`, `rpc`), the events of a topic (`partition`).
+
+mod command;
+mod errors;
+mod handle;
+mod link;
+mod machine;
+mod name;
+mod paging;
+mod permission;
+mod records;
+mod state;
+pub mod testing;
+mod view;
+mod wire;
+
+pub use command::{Command, NewTopic, Outcome, Refusal, Response};
+pub use errors::{
+    ApiKeyError, ChangeTopicError, CreateOrganizationError, CreateProjectError, CreateTopicError, PutNodeError,
+    RefreshError, VaultFailure, WriteFailure,
+};
+pub use handle::{Catalog, CatalogParts};
+pub use link::{ProposeLink, ProposeLinkError, Replica, VaultWrites};
+pub use machine::CatalogMachine;
+pub use name::TopicName;
+pub use paging::{Page, PageError, PageRequest};
+pub use permission::{Permission, Permissions};
+pub use records::{ApiKey, NodeRecord, Organization, Project, SigningKey, Topic, TopicPolicies, TopicState};
+pub use state::NameHash;
+pub use view::View;
+pub use wire::DecodeError;

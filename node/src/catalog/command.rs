@@ -1,0 +1,158 @@
+//! What can be asked of the catalog, and what it answers.
+//!
+//! The proposer chooses ids and times, so applying is a pure function, and a command that arrives twice answers the same.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use ensign_proto::{ApiKeyId, OrgId, ProjectId, RingId, TopicId};
+use ensign_raft::env::UnixNanos;
+use thiserror::Error;
+
+use super::name::TopicName;
+use super::records::{ApiKey, NodeRecord, Organization, Project, SigningKey, Topic, TopicPolicies, TopicState};
+
+/// A change of the catalog.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Adds a node, or replaces its addresses.
+    PutNode(NodeRecord),
+    /// Adds an organization.
+    CreateOrganization {
+        /// Its id.
+        id: OrgId,
+        /// Its name.
+        name: String,
+        /// Now.
+        at: UnixNanos,
+    },
+    /// Adds a project, whose ring the vault already has.
+    CreateProject(Project),
+    /// Adds a topic, whose custody the vault already has.
+    CreateTopic(NewTopic),
+    /// Moves a topic forward; a state that it has reached or passed already is no error where that means the same.
+    SetTopicState {
+        /// Which.
+        topic: TopicId,
+        /// [`TopicState::Readonly`] or [`TopicState::Deleting`].
+        state: TopicState,
+        /// Now.
+        at: UnixNanos,
+    },
+    /// Replaces a topic's policies.
+    SetTopicPolicies {
+        /// Which.
+        topic: TopicId,
+        /// With what.
+        policies: TopicPolicies,
+        /// Now.
+        at: UnixNanos,
+    },
+    /// Forgets a topic whose data is gone, and frees its name.
+    FinishDestroy {
+        /// Which.
+        topic: TopicId,
+        /// Now.
+        at: UnixNanos,
+    },
+    /// Adds an API key, whose hash the vault already has.
+    CreateApiKey(ApiKey),
+    /// Revokes an API key, for ever.
+    RevokeApiKey {
+        /// Which.
+        key: ApiKeyId,
+        /// Now.
+        at: UnixNanos,
+    },
+    /// Publishes a token-signing key, whose private half the vault already has.
+    AddSigningKey(SigningKey),
+    /// Lets a token-signing key run out.
+    RetireSigningKey {
+        /// Which.
+        kid: [u8; 16],
+        /// From when on it verifies nothing.
+        verifies_until: UnixNanos,
+    },
+}
+
+/// A topic that is to be made; the catalog adds organization and group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewTopic {
+    /// Its id.
+    pub id: TopicId,
+    /// Whose it is.
+    pub project: ProjectId,
+    /// Its name.
+    pub name: TopicName,
+    /// The key ring that it is sealed under.
+    pub ring: RingId,
+    /// What the client asked for.
+    pub policies: TopicPolicies,
+    /// Now.
+    pub at: UnixNanos,
+}
+
+/// What a command did, or had done when it arrived before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing to show.
+    Done,
+    /// The organization as it is now.
+    Organization(Arc<Organization>),
+    /// The project as it is now.
+    Project(Arc<Project>),
+    /// The topic as it is now.
+    Topic(Arc<Topic>),
+    /// The API key as it is now.
+    ApiKey(Arc<ApiKey>),
+}
+
+/// Why a command changed nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum Refusal {
+    /// No such organization.
+    #[error("organization not found")]
+    OrganizationUnknown,
+    /// No such project.
+    #[error("project not found")]
+    ProjectUnknown,
+    /// No such topic, or it was destroyed.
+    #[error("topic not found")]
+    TopicUnknown,
+    /// No such API key.
+    #[error("API key not found")]
+    ApiKeyUnknown,
+    /// No such token-signing key.
+    #[error("signing key not found")]
+    SigningKeyUnknown,
+    /// Another one has the name.
+    #[error("the name is taken")]
+    NameTaken,
+    /// Another one has the id.
+    #[error("the id is taken")]
+    IdTaken,
+    /// The topic's state does not allow it.
+    #[error("the topic is {0:?}")]
+    TopicState(TopicState),
+    /// The bytes are no command that this version knows.
+    #[error("the command cannot be read")]
+    Unreadable,
+}
+
+/// The state machine's answer.
+pub type Response = Result<Outcome, Refusal>;
+
+impl Command {
+    /// The command as the log carries it.
+    pub fn encode(&self) -> Bytes {
+        super::wire::encode_command(self)
+    }
+
+    /// The command of these bytes.
+    ///
+    /// # Errors
+    /// A wrong checksum, a version or a command that this build does not know, or a field that cannot be.
+    pub fn decode(bytes: &Bytes) -> Result<Self, super::DecodeError> {
+        super::wire::decode_command(bytes)
+    }
+}

@@ -1,0 +1,147 @@
+//! What can go wrong with a change of the catalog, one enum an operation, said as what the caller can do.
+
+use thiserror::Error;
+
+use super::records::TopicState;
+
+/// The change was not carried out, or nobody knows.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum WriteFailure {
+    /// Nothing was changed: no leader could be reached in time. Try again.
+    #[error("the catalog cannot be written at the moment: {cause}")]
+    Unavailable {
+        /// The last thing that went wrong.
+        cause: String,
+    },
+    /// It was proposed, and may be carried out or may have been. Look, then decide.
+    #[error("it is not known whether the catalog was changed: {cause}")]
+    OutcomeUnknown {
+        /// The last thing that went wrong.
+        cause: String,
+    },
+    /// Our bug; nothing was changed.
+    #[error("the catalog refused a change: {cause}")]
+    Internal {
+        /// What it said.
+        cause: String,
+    },
+}
+
+/// The vault did not do its part, so the catalog was not asked.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("the vault could not be written: {cause}")]
+pub struct VaultFailure {
+    /// What it said. No secret, no key.
+    pub cause: String,
+}
+
+impl VaultFailure {
+    /// A failure with this cause.
+    pub fn new(cause: impl Into<String>) -> Self {
+        Self { cause: cause.into() }
+    }
+}
+
+/// Why this node could not catch up with the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("this node cannot catch up with the catalog at the moment: {cause}")]
+pub struct RefreshError {
+    /// The last thing that went wrong.
+    pub cause: String,
+}
+
+/// Why a node was not added.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum PutNodeError {
+    /// It may have custody of some topics, which changes nothing by itself; try again.
+    #[error(transparent)]
+    Vault(#[from] VaultFailure),
+    /// See there.
+    #[error(transparent)]
+    Write(#[from] WriteFailure),
+}
+
+/// Why an organization was not made.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum CreateOrganizationError {
+    /// Another one has the name.
+    #[error("an organization of this name exists already")]
+    NameTaken,
+    /// See there.
+    #[error(transparent)]
+    Write(#[from] WriteFailure),
+}
+
+/// Why a project was not made.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum CreateProjectError {
+    /// No such organization.
+    #[error("organization not found")]
+    OrganizationUnknown,
+    /// Another project of the organization has the name.
+    #[error("a project of this name exists already")]
+    NameTaken,
+    /// Nothing is to be seen of it; try again.
+    #[error(transparent)]
+    Vault(#[from] VaultFailure),
+    /// See there.
+    #[error(transparent)]
+    Write(#[from] WriteFailure),
+}
+
+/// Why a topic was not made.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum CreateTopicError {
+    /// No such project.
+    #[error("project not found")]
+    ProjectUnknown,
+    /// Another topic of the project has the name, or its hash.
+    #[error("topic name already exists in project")]
+    NameTaken,
+    /// The cluster has as many topics as it can carry.
+    #[error("the cluster has its limit of {limit} topics")]
+    TooMany {
+        /// How many.
+        limit: usize,
+    },
+    /// Nothing is to be seen of it; try again.
+    #[error(transparent)]
+    Vault(#[from] VaultFailure),
+    /// See there.
+    #[error(transparent)]
+    Write(#[from] WriteFailure),
+}
+
+/// Why a topic was not changed.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ChangeTopicError {
+    /// No such topic, or it is destroyed.
+    #[error("topic not found")]
+    Unknown,
+    /// Its state does not allow it.
+    #[error("the topic is in the {0:?} state")]
+    State(TopicState),
+    /// See there.
+    #[error(transparent)]
+    Write(#[from] WriteFailure),
+}
+
+/// Why an API key was not made or changed.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ApiKeyError {
+    /// No such API key.
+    #[error("API key not found")]
+    Unknown,
+    /// No such organization.
+    #[error("organization not found")]
+    OrganizationUnknown,
+    /// No such project in the organization.
+    #[error("project not found")]
+    ProjectUnknown,
+    /// Another key has the id or the client id.
+    #[error("another API key has this id or client id")]
+    Taken,
+    /// See there.
+    #[error(transparent)]
+    Write(#[from] WriteFailure),
+}

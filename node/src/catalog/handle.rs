@@ -1,0 +1,495 @@
+//! Changing the catalog, from any node.
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use ensign_proto::{ApiKeyId, GroupId, LogIndex, NodeId, OrgId, ProjectId, RingId, TopicId};
+use ensign_raft::env::{Clock, Rng, Stop};
+use ensign_raft::{ProposeError, ReadError};
+use ensign_storage::EntryId;
+use futures::{StreamExt as _, TryStreamExt as _};
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::{info, warn};
+
+use super::command::{Command, NewTopic, Outcome, Refusal};
+use super::errors::{
+    ApiKeyError, ChangeTopicError, CreateOrganizationError, CreateProjectError, CreateTopicError, PutNodeError,
+    RefreshError, VaultFailure, WriteFailure,
+};
+use super::link::{ProposeLink, ProposeLinkError, Replica, VaultWrites};
+use super::name::TopicName;
+use super::records::{ApiKey, NodeRecord, Organization, Project, SigningKey, Topic, TopicPolicies, TopicState};
+use super::view::View;
+use super::wire;
+
+/// How many topics a cluster takes: each is a Raft group on every node.
+const TOPICS_MAX: usize = 10_000;
+/// How long a change may take, failover included, before its caller hears that it did not happen (or that nobody knows).
+const DEADLINE: Duration = Duration::from_secs(15);
+const BACK_OFF_MIN: Duration = Duration::from_millis(20);
+const BACK_OFF_MAX: Duration = Duration::from_millis(500);
+/// Vault calls in flight while custody is put right.
+const VAULT_CALLS_MAX: usize = 16;
+/// Applied entries between two snapshots, and how many stay in the log for followers that are a little behind.
+const COMPACT_EVERY: u64 = 4096;
+const COMPACT_KEEP: u64 = 1024;
+
+/// What a [`Catalog`] is made of.
+pub struct CatalogParts {
+    /// This node.
+    pub me: NodeId,
+    /// Its replica of the catalog's group.
+    pub replica: Arc<dyn Replica>,
+    /// The view of the same replica's machine.
+    pub view: View,
+    /// The way to the leader.
+    pub link: Arc<dyn ProposeLink>,
+    /// The vault.
+    pub vault: Arc<dyn VaultWrites>,
+    /// For times.
+    pub clock: Arc<dyn Clock>,
+    /// For ids.
+    pub rng: Arc<dyn Rng>,
+}
+
+/// The catalog on this node: everything a [`View`] reads, and changes. Clones are cheap and share it.
+///
+/// Dropping a change midway may or may not have carried it out. When a change returns, a majority holds it, and this node's
+/// view shows it (unless this node's replica is stuck, which does not undo it).
+#[derive(Clone)]
+pub struct Catalog {
+    parts: Arc<CatalogParts>,
+}
+
+impl fmt::Debug for Catalog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Catalog").field("me", &self.parts.me).finish_non_exhaustive()
+    }
+}
+
+impl Deref for Catalog {
+    type Target = View;
+
+    fn deref(&self) -> &View {
+        &self.parts.view
+    }
+}
+
+impl Catalog {
+    /// The catalog of this node.
+    pub fn new(parts: CatalogParts) -> Self {
+        Self { parts: Arc::new(parts) }
+    }
+
+    /// The reading half.
+    pub fn view(&self) -> &View {
+        &self.parts.view
+    }
+
+    /// Catches up: what the view shows afterwards holds everything that was acknowledged, anywhere, before this call.
+    ///
+    /// # Errors
+    /// No leader was reached in time; the view is as it was.
+    pub async fn refresh(&self) -> Result<(), RefreshError> {
+        let deadline = Instant::now() + DEADLINE;
+        let mut cause = String::from("no answer in time");
+        let mut back_off = BACK_OFF_MIN;
+        loop {
+            match timeout_at(deadline, self.read_index()).await {
+                Err(_) => return Err(RefreshError { cause }),
+                Ok(Ok(index)) => return self.wait_applied(index, deadline).await,
+                Ok(Err(error)) => cause = error,
+            }
+            if Instant::now() + back_off >= deadline {
+                return Err(RefreshError { cause });
+            }
+            sleep(back_off).await;
+            back_off = BACK_OFF_MAX.min(back_off * 2);
+        }
+    }
+
+    async fn read_index(&self) -> Result<LogIndex, String> {
+        match self.parts.replica.read_index().await {
+            Ok(index) => Ok(index),
+            Err(ReadError::NotLeader { .. }) => {
+                self.parts.link.read_index(GroupId::CATALOG).await.map_err(|error| error.to_string())
+            }
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    async fn wait_applied(&self, index: LogIndex, deadline: Instant) -> Result<(), RefreshError> {
+        let mut applied = self.parts.replica.applied();
+        match timeout_at(deadline, applied.wait_for(|applied| *applied >= index)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(RefreshError { cause: "the catalog is stopped on this node".to_owned() }),
+            Err(_) => Err(RefreshError { cause: "this node's replica lags behind".to_owned() }),
+        }
+    }
+
+    /// Serves another node's proposal: checks it, proposes it here, and encodes the answer for the way back.
+    ///
+    /// # Errors
+    /// [`ProposeError::NotLeader`]: the other node asks the leader. A payload that is no command comes back as an answer.
+    pub async fn serve_propose(&self, payload: Bytes) -> Result<(EntryId, Bytes), ProposeError> {
+        // What cannot be read must not enter the log: every replica would have to skip it for ever.
+        if let Err(error) = Command::decode(&payload) {
+            warn!(%error, "a peer proposed what is no catalog command");
+            let place = EntryId { term: ensign_proto::Term(0), index: LogIndex(0) };
+            return Ok((place, wire::encode_response(&Err(Refusal::Unreadable))));
+        }
+        let (id, response) = self.parts.replica.propose(payload).await?;
+        Ok((id, wire::encode_response(&response)))
+    }
+
+    /// Serves another node's question for the read index.
+    ///
+    /// # Errors
+    /// [`ReadError::NotLeader`]: the other node asks the leader.
+    pub async fn serve_read_index(&self) -> Result<LogIndex, ReadError> {
+        self.parts.replica.read_index().await
+    }
+
+    /// Carries a command out. It may be proposed more than once: commands answer a repetition as they did the first time.
+    async fn write(&self, command: Command) -> Result<Result<Outcome, Refusal>, WriteFailure> {
+        let payload = command.encode();
+        let deadline = Instant::now() + DEADLINE;
+        let mut back_off = BACK_OFF_MIN;
+        let mut proposed = false;
+        let mut cause = String::from("no answer in time");
+        loop {
+            match timeout_at(deadline, self.propose(payload.clone())).await {
+                Ok(Ok((id, response))) => {
+                    // The change is durable whatever happens here; waiting lets the caller read what it wrote.
+                    let _ = self.wait_applied(id.index, deadline).await;
+                    return Ok(response);
+                }
+                Ok(Err(ProposeLinkError::Refused { cause })) => return Err(WriteFailure::Internal { cause }),
+                Ok(Err(ProposeLinkError::Unreachable { cause: why })) => cause = why,
+                Ok(Err(ProposeLinkError::OutcomeUnknown { cause: why })) => (proposed, cause) = (true, why),
+                Err(_) => proposed = true,
+            }
+            if Instant::now() + back_off >= deadline {
+                return Err(if proposed {
+                    WriteFailure::OutcomeUnknown { cause }
+                } else {
+                    WriteFailure::Unavailable { cause }
+                });
+            }
+            sleep(back_off).await;
+            back_off = BACK_OFF_MAX.min(back_off * 2);
+        }
+    }
+
+    async fn propose(&self, payload: Bytes) -> Result<(EntryId, Result<Outcome, Refusal>), ProposeLinkError> {
+        match self.parts.replica.propose(payload.clone()).await {
+            Ok(committed) => Ok(committed),
+            Err(ProposeError::NotLeader { .. }) => {
+                let (id, response) = self.parts.link.propose(GroupId::CATALOG, payload).await?;
+                // The leader carried it out, and says so in a way we cannot read: a mixed-version bug.
+                let response = wire::decode_response(&response)
+                    .map_err(|error| ProposeLinkError::OutcomeUnknown { cause: error.to_string() })?;
+                Ok((id, response))
+            }
+            Err(error @ ProposeError::OutcomeUnknown) => {
+                Err(ProposeLinkError::OutcomeUnknown { cause: error.to_string() })
+            }
+            Err(error @ ProposeError::TooLarge { .. }) => Err(ProposeLinkError::Refused { cause: error.to_string() }),
+            Err(error @ (ProposeError::DiskFull | ProposeError::Stopped | ProposeError::Fenced { .. })) => {
+                Err(ProposeLinkError::Unreachable { cause: error.to_string() })
+            }
+        }
+    }
+
+    fn now(&self) -> ensign_raft::env::UnixNanos {
+        self.parts.clock.wall()
+    }
+
+    /// The parts of a fresh ULID.
+    fn fresh(&self) -> (u64, [u8; 10]) {
+        let mut random = [0; 10];
+        self.parts.rng.fill(&mut random);
+        (self.now().as_millis(), random)
+    }
+
+    fn fresh_topic(&self) -> TopicId {
+        let (ms, random) = self.fresh();
+        TopicId::new(ms, random)
+    }
+
+    /// A fresh API key id, for [`Catalog::create_api_key`].
+    pub fn fresh_api_key(&self) -> ApiKeyId {
+        let (ms, random) = self.fresh();
+        ApiKeyId::new(ms, random)
+    }
+
+    /// Adds a node or replaces its addresses. A new node gets custody of every topic first.
+    ///
+    /// # Errors
+    /// See [`PutNodeError`].
+    pub async fn put_node(&self, node: NodeRecord) -> Result<(), PutNodeError> {
+        if self.node(node.id).is_some_and(|known| *known == node) {
+            return Ok(());
+        }
+        let id = node.id;
+        self.put_custody_of_all(&[id]).await?;
+        plain(self.write(Command::PutNode(node)).await?)?;
+        // Topics that were made meanwhile did not know of the node; from here on, they do.
+        Ok(self.put_custody_of_all(&[id]).await?)
+    }
+
+    /// Makes an organization.
+    ///
+    /// # Errors
+    /// See [`CreateOrganizationError`].
+    pub async fn create_organization(&self, name: &str) -> Result<Arc<Organization>, CreateOrganizationError> {
+        let (ms, random) = self.fresh();
+        let id = OrgId::new(ms, random);
+        match self.write(Command::CreateOrganization { id, name: name.to_owned(), at: self.now() }).await? {
+            Ok(Outcome::Organization(org)) => Ok(org),
+            Err(Refusal::NameTaken) => Err(CreateOrganizationError::NameTaken),
+            other => Err(unexpected(&other).into()),
+        }
+    }
+
+    /// Makes a project: its key ring in the vault first, then the project.
+    ///
+    /// # Errors
+    /// See [`CreateProjectError`]. A ring whose project was not made stays in the vault, unused.
+    pub async fn create_project(&self, org: OrgId, name: &str) -> Result<Arc<Project>, CreateProjectError> {
+        // The catalog decides; looking first only saves rings that nobody would use.
+        if self.organization(org).is_some() && self.projects(Some(org)).iter().any(|other| other.name == name) {
+            return Err(CreateProjectError::NameTaken);
+        }
+        let (ms, random) = self.fresh();
+        let id = ProjectId::new(ms, random);
+        let (ms, random) = self.fresh();
+        let ring = RingId::new(ms, random);
+        self.parts.vault.create_ring(id, ring).await?;
+        let project = Project { id, org, name: name.to_owned(), ring, created: self.now() };
+        match self.write(Command::CreateProject(project)).await? {
+            Ok(Outcome::Project(project)) => Ok(project),
+            Err(Refusal::NameTaken) => Err(CreateProjectError::NameTaken),
+            Err(Refusal::OrganizationUnknown) => Err(CreateProjectError::OrganizationUnknown),
+            other => Err(unexpected(&other).into()),
+        }
+    }
+
+    /// Makes a topic under its project's key ring: custody for every node first, then the topic.
+    ///
+    /// # Errors
+    /// See [`CreateTopicError`]. Custody of a topic that was not made grants nothing.
+    pub async fn create_topic(
+        &self,
+        project: ProjectId,
+        name: TopicName,
+        policies: TopicPolicies,
+    ) -> Result<Arc<Topic>, CreateTopicError> {
+        if self.project(project).is_none() {
+            // Perhaps made on another node just now.
+            self.refresh().await.map_err(|error| WriteFailure::Unavailable { cause: error.to_string() })?;
+        }
+        let owner = self.project(project).ok_or(CreateTopicError::ProjectUnknown)?;
+        if self.topic_by_name(project, &name).is_some() {
+            return Err(CreateTopicError::NameTaken);
+        }
+        if self.topic_count() >= TOPICS_MAX {
+            return Err(CreateTopicError::TooMany { limit: TOPICS_MAX });
+        }
+        let id = self.fresh_topic();
+        let nodes = self.custodians();
+        futures::stream::iter(nodes)
+            .map(|node| self.parts.vault.put_custody(node, project, id))
+            .buffer_unordered(VAULT_CALLS_MAX)
+            .try_collect::<()>()
+            .await?;
+        let topic = NewTopic { id, project, name, ring: owner.ring, policies, at: self.now() };
+        match self.write(Command::CreateTopic(topic)).await? {
+            Ok(Outcome::Topic(topic)) => Ok(topic),
+            Err(Refusal::NameTaken) => Err(CreateTopicError::NameTaken),
+            Err(Refusal::ProjectUnknown) => Err(CreateTopicError::ProjectUnknown),
+            other => Err(unexpected(&other).into()),
+        }
+    }
+
+    /// Archives a topic: it takes no more events. Doing it again changes nothing.
+    ///
+    /// # Errors
+    /// See [`ChangeTopicError`].
+    pub async fn archive_topic(&self, topic: TopicId) -> Result<Arc<Topic>, ChangeTopicError> {
+        let command = Command::SetTopicState { topic, state: TopicState::Readonly, at: self.now() };
+        changed_topic(self.write(command).await?)
+    }
+
+    /// Begins to destroy a topic: it is gone for clients at once, and its name is free after [`Catalog::finish_destroy`].
+    /// Doing it again changes nothing.
+    ///
+    /// # Errors
+    /// See [`ChangeTopicError`].
+    pub async fn destroy_topic(&self, topic: TopicId) -> Result<Arc<Topic>, ChangeTopicError> {
+        let command = Command::SetTopicState { topic, state: TopicState::Deleting, at: self.now() };
+        changed_topic(self.write(command).await?)
+    }
+
+    /// Forgets a topic whose data is gone from the nodes. Doing it again changes nothing.
+    ///
+    /// # Errors
+    /// [`ChangeTopicError::State`]: it is not being destroyed.
+    pub async fn finish_destroy(&self, topic: TopicId) -> Result<(), ChangeTopicError> {
+        let known = self.topic(topic);
+        match self.write(Command::FinishDestroy { topic, at: self.now() }).await? {
+            Ok(_) => {}
+            Err(Refusal::TopicState(state)) => return Err(ChangeTopicError::State(state)),
+            Err(refusal) => return Err(unexpected(&Err(refusal)).into()),
+        }
+        if let Some(topic) = known {
+            for node in self.custodians() {
+                // Custody of a topic that is gone grants nothing, so this is tidiness and may fail.
+                if let Err(error) = self.parts.vault.drop_custody(node, topic.project, topic.id).await {
+                    info!(topic = %topic.id, %node, %error, "custody of a destroyed topic stays in the vault");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Replaces a topic's policies.
+    ///
+    /// # Errors
+    /// [`ChangeTopicError::State`]: it is archived or being destroyed.
+    pub async fn set_topic_policies(
+        &self,
+        topic: TopicId,
+        policies: TopicPolicies,
+    ) -> Result<Arc<Topic>, ChangeTopicError> {
+        changed_topic(self.write(Command::SetTopicPolicies { topic, policies, at: self.now() }).await?)
+    }
+
+    /// Adds an API key whose hash the vault already has. The caller chose every field; asking again answers the same key.
+    ///
+    /// # Errors
+    /// See [`ApiKeyError`].
+    pub async fn create_api_key(&self, key: ApiKey) -> Result<Arc<ApiKey>, ApiKeyError> {
+        changed_api_key(self.write(Command::CreateApiKey(key)).await?)
+    }
+
+    /// Revokes an API key, for ever: every node refuses its tokens as soon as it has applied this. Again changes nothing.
+    ///
+    /// # Errors
+    /// See [`ApiKeyError`].
+    pub async fn revoke_api_key(&self, key: ApiKeyId) -> Result<Arc<ApiKey>, ApiKeyError> {
+        changed_api_key(self.write(Command::RevokeApiKey { key, at: self.now() }).await?)
+    }
+
+    /// Publishes a token-signing key whose private half the vault already has. Again changes nothing.
+    ///
+    /// # Errors
+    /// See [`WriteFailure`].
+    pub async fn add_signing_key(&self, key: SigningKey) -> Result<(), WriteFailure> {
+        plain(self.write(Command::AddSigningKey(key)).await?)
+    }
+
+    /// Lets a token-signing key verify tokens until `verifies_until` and no longer. A later time than before changes nothing.
+    ///
+    /// # Errors
+    /// See [`WriteFailure`].
+    pub async fn retire_signing_key(
+        &self,
+        kid: [u8; 16],
+        verifies_until: ensign_raft::env::UnixNanos,
+    ) -> Result<(), WriteFailure> {
+        plain(self.write(Command::RetireSigningKey { kid, verifies_until }).await?)
+    }
+
+    /// Who shall have the keys of a topic: every node, and this one even if the catalog does not list it yet.
+    fn custodians(&self) -> Vec<NodeId> {
+        let mut nodes: Vec<NodeId> = self.nodes().iter().map(|node| node.id).collect();
+        if !nodes.contains(&self.parts.me) {
+            nodes.push(self.parts.me);
+        }
+        nodes
+    }
+
+    async fn put_custody_of_all(&self, nodes: &[NodeId]) -> Result<(), VaultFailure> {
+        let topics = self.all_topics();
+        let wanted = topics.iter().filter(|topic| topic.state != TopicState::Deleting);
+        let calls = wanted.flat_map(|topic| nodes.iter().map(move |node| (*node, topic.project, topic.id)));
+        futures::stream::iter(calls)
+            .map(|(node, project, topic)| self.parts.vault.put_custody(node, project, topic))
+            .buffer_unordered(VAULT_CALLS_MAX)
+            .try_collect::<()>()
+            .await
+    }
+
+    /// Puts the vault right where it lacks what the catalog says it has: rings of projects, custody of topics.
+    ///
+    /// The vault is always written first, so this finds work only after the vault was restored from a backup or a node was
+    /// added by other means. Idempotent; call it on start. The catalog is the truth for what exists.
+    ///
+    /// # Errors
+    /// The vault could not be written; call it again.
+    pub async fn reconcile(&self) -> Result<(), VaultFailure> {
+        futures::stream::iter(self.projects(None))
+            .map(|project| self.parts.vault.create_ring(project.id, project.ring))
+            .buffer_unordered(VAULT_CALLS_MAX)
+            .try_collect::<()>()
+            .await?;
+        self.put_custody_of_all(&self.custodians()).await
+    }
+
+    /// Keeps the group's log short: a snapshot for every 4,096 applied entries, until `stop`. One task a node.
+    pub async fn keep_compact(self, stop: Stop) {
+        let mut applied = self.parts.replica.applied();
+        let mut covered = 0;
+        while let Some(Ok(index)) = stop
+            .run_until_cancelled(async { applied.wait_for(|i| i.0 >= covered + COMPACT_EVERY).await.map(|i| *i) })
+            .await
+        {
+            match self.parts.replica.compact(COMPACT_KEEP).await {
+                Ok(through) => covered = through.0.max(index.0),
+                Err(error) => {
+                    warn!(%error, "the catalog's log could not be compacted");
+                    // Wait for as many entries again, so that a lasting failure does not spin.
+                    covered = index.0;
+                }
+            }
+        }
+    }
+}
+
+fn unexpected(response: &Result<Outcome, Refusal>) -> WriteFailure {
+    match response {
+        Err(refusal) => WriteFailure::Internal { cause: refusal.to_string() },
+        Ok(_) => WriteFailure::Internal { cause: "an answer of another kind".to_owned() },
+    }
+}
+
+fn plain(response: Result<Outcome, Refusal>) -> Result<(), WriteFailure> {
+    match response {
+        Ok(_) => Ok(()),
+        Err(_) => Err(unexpected(&response)),
+    }
+}
+
+fn changed_topic(response: Result<Outcome, Refusal>) -> Result<Arc<Topic>, ChangeTopicError> {
+    match response {
+        Ok(Outcome::Topic(topic)) => Ok(topic),
+        Err(Refusal::TopicUnknown) => Err(ChangeTopicError::Unknown),
+        Err(Refusal::TopicState(state)) => Err(ChangeTopicError::State(state)),
+        other => Err(unexpected(&other).into()),
+    }
+}
+
+fn changed_api_key(response: Result<Outcome, Refusal>) -> Result<Arc<ApiKey>, ApiKeyError> {
+    match response {
+        Ok(Outcome::ApiKey(key)) => Ok(key),
+        Err(Refusal::ApiKeyUnknown) => Err(ApiKeyError::Unknown),
+        Err(Refusal::OrganizationUnknown) => Err(ApiKeyError::OrganizationUnknown),
+        Err(Refusal::ProjectUnknown) => Err(ApiKeyError::ProjectUnknown),
+        Err(Refusal::NameTaken | Refusal::IdTaken) => Err(ApiKeyError::Taken),
+        other => Err(unexpected(&other).into()),
+    }
+}

@@ -1,0 +1,112 @@
+//! What the catalog takes from its surroundings: its replica on this node, the way to the leader, and the vault.
+
+use bytes::Bytes;
+use ensign_proto::{GroupId, LogIndex, NodeId, ProjectId, RingId, TopicId};
+use ensign_raft::{CompactError, Group, Leadership, ProposeError, ReadError};
+use ensign_storage::EntryId;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use thiserror::Error;
+use tokio::sync::watch;
+
+use super::command::Response;
+use super::errors::VaultFailure;
+use super::machine::CatalogMachine;
+
+/// Why the leader, wherever it is, gave no answer.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ProposeLinkError {
+    /// Nothing was appended: no leader is known, or it could not be reached, or it said so. Try again.
+    #[error("the leader cannot be reached: {cause}")]
+    Unreachable {
+        /// What happened.
+        cause: String,
+    },
+    /// The request was sent and the answer is missing; the entry may be committed.
+    #[error("the leader's answer is missing: {cause}")]
+    OutcomeUnknown {
+        /// What happened.
+        cause: String,
+    },
+    /// Nothing was appended, and trying again would not help.
+    #[error("the leader refused the proposal: {cause}")]
+    Refused {
+        /// What it said.
+        cause: String,
+    },
+}
+
+/// Reaches the leader of a group from any node. It may retry only what is sure not to have been appended.
+pub trait ProposeLink: Send + Sync + 'static {
+    /// Proposes at the group's leader; answers the entry's place and the encoded response.
+    fn propose(&self, group: GroupId, payload: Bytes)
+    -> BoxFuture<'static, Result<(EntryId, Bytes), ProposeLinkError>>;
+
+    /// Asks the group's leader for its read index, in a quorum round that begins after the call.
+    fn read_index(&self, group: GroupId) -> BoxFuture<'static, Result<LogIndex, ProposeLinkError>>;
+}
+
+/// The catalog's replica on this node. Implemented by its [`Group`]; tests use one without Raft.
+pub trait Replica: Send + Sync + 'static {
+    /// Proposes here; only the leader can.
+    fn propose(&self, payload: Bytes) -> BoxFuture<'static, Result<(EntryId, Response), ProposeError>>;
+
+    /// The leader's read index, confirmed by a quorum.
+    fn read_index(&self) -> BoxFuture<'static, Result<LogIndex, ReadError>>;
+
+    /// How far this node has applied.
+    fn applied(&self) -> watch::Receiver<LogIndex>;
+
+    /// Who leads.
+    fn leadership(&self) -> watch::Receiver<Leadership>;
+
+    /// Snapshots the state and drops the log behind it but for `keep_entries`.
+    fn compact(&self, keep_entries: u64) -> BoxFuture<'static, Result<LogIndex, CompactError>>;
+}
+
+impl Replica for Group<CatalogMachine> {
+    fn propose(&self, payload: Bytes) -> BoxFuture<'static, Result<(EntryId, Response), ProposeError>> {
+        let group = self.clone();
+        async move { group.propose(None, payload).await.map(|committed| (committed.id, committed.response)) }.boxed()
+    }
+
+    fn read_index(&self) -> BoxFuture<'static, Result<LogIndex, ReadError>> {
+        let group = self.clone();
+        async move { group.read_index().await }.boxed()
+    }
+
+    fn applied(&self) -> watch::Receiver<LogIndex> {
+        Group::applied(self)
+    }
+
+    fn leadership(&self) -> watch::Receiver<Leadership> {
+        Group::leadership(self)
+    }
+
+    fn compact(&self, keep_entries: u64) -> BoxFuture<'static, Result<LogIndex, CompactError>> {
+        let group = self.clone();
+        async move { group.compact(keep_entries).await }.boxed()
+    }
+}
+
+/// The vault's part in making projects and topics. Every call is idempotent.
+pub trait VaultWrites: Send + Sync + 'static {
+    /// Makes a project's key ring, with a first version.
+    fn create_ring(&self, project: ProjectId, ring: RingId) -> BoxFuture<'static, Result<(), VaultFailure>>;
+
+    /// Lets a node have the keys of a topic's partition.
+    fn put_custody(
+        &self,
+        node: NodeId,
+        project: ProjectId,
+        topic: TopicId,
+    ) -> BoxFuture<'static, Result<(), VaultFailure>>;
+
+    /// Ends that.
+    fn drop_custody(
+        &self,
+        node: NodeId,
+        project: ProjectId,
+        topic: TopicId,
+    ) -> BoxFuture<'static, Result<(), VaultFailure>>;
+}

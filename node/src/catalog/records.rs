@@ -1,0 +1,132 @@
+//! What the catalog knows: plain values, the same on every replica.
+
+use bytes::Bytes;
+use ensign_proto::{ApiKeyId, GroupId, NodeId, OrgId, Partition, ProjectId, RingId, TopicId};
+use ensign_raft::env::UnixNanos;
+
+use super::name::TopicName;
+use super::permission::Permissions;
+
+/// The outermost tenant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Organization {
+    /// Its id.
+    pub id: OrgId,
+    /// Its name; unique in the cluster.
+    pub name: String,
+    /// When it was made.
+    pub created: UnixNanos,
+}
+
+/// The unit of isolation: its topics are sealed under its ring, and its API keys see its topics only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Project {
+    /// Its id.
+    pub id: ProjectId,
+    /// Whose it is.
+    pub org: OrgId,
+    /// Its name; unique in its organization.
+    pub name: String,
+    /// The key ring of its topics; exists in the vault before the project exists here.
+    pub ring: RingId,
+    /// When it was made.
+    pub created: UnixNanos,
+}
+
+/// Where a topic is in its life; it only ever moves forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TopicState {
+    /// Takes events and gives them.
+    Ready,
+    /// Archived: gives events and takes none.
+    Readonly,
+    /// Being destroyed; the name is taken until [`super::Catalog::finish_destroy`].
+    Deleting,
+}
+
+/// Policies, stored as the client sent them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TopicPolicies {
+    /// An encoded `ensign.v1beta1.Deduplication`; empty for none.
+    pub deduplication: Bytes,
+    /// A `ShardingStrategy` number; 0 for unknown.
+    pub sharding: i32,
+}
+
+/// A topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Topic {
+    /// Its id.
+    pub id: TopicId,
+    /// Whose it is.
+    pub project: ProjectId,
+    /// Whose project it is.
+    pub org: OrgId,
+    /// Its name; unique in its project, by hash.
+    pub name: TopicName,
+    /// The Raft group of its partition; never reused.
+    pub group: GroupId,
+    /// Its one partition.
+    pub partition: Partition,
+    /// The key ring that it is sealed under.
+    pub ring: RingId,
+    /// Where it is in its life.
+    pub state: TopicState,
+    /// What the client asked for.
+    pub policies: TopicPolicies,
+    /// When it was made.
+    pub created: UnixNanos,
+    /// When its state or policies last changed.
+    pub modified: UnixNanos,
+}
+
+/// An API key, without its secret: only a hash of that exists, in the vault, under this id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiKey {
+    /// Its id, the subject of its tokens.
+    pub id: ApiKeyId,
+    /// What its holder logs in with; not secret, unique.
+    pub client_id: String,
+    /// Its name, for people.
+    pub name: String,
+    /// Whose it is.
+    pub org: OrgId,
+    /// The one project it works in; none for an operator's key.
+    pub project: Option<ProjectId>,
+    /// What it may do.
+    pub permissions: Permissions,
+    /// An operator's key: administers the cluster, never carries data.
+    pub admin: bool,
+    /// When it was made.
+    pub created: UnixNanos,
+    /// When it was revoked; for ever.
+    pub revoked_at: Option<UnixNanos>,
+}
+
+/// The public half of a token-signing key; the private half is in the vault under the same id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SigningKey {
+    /// A ULID: the `kid` of its tokens.
+    pub kid: [u8; 16],
+    /// The RSA public key, PKCS#1 DER.
+    pub public_key: Bytes,
+    /// When it was made, and published.
+    pub created: UnixNanos,
+    /// When nodes may begin to sign with it; the youngest that may, does.
+    pub signs_from: UnixNanos,
+    /// From when on it verifies nothing; none until it is retired.
+    pub verifies_until: Option<UnixNanos>,
+}
+
+/// A node of the cluster and where it is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeRecord {
+    /// Its id.
+    pub id: NodeId,
+    /// Host and port for peers.
+    pub peer: String,
+    /// Host and port for gRPC clients; empty when not told.
+    pub grpc: String,
+    /// Host and port for HTTP clients; empty when not told.
+    pub http: String,
+}

@@ -1,0 +1,279 @@
+//! The catalog's state and how a command changes it: no clock, no randomness, no I/O.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use ensign_proto::{ApiKeyId, GroupId, NodeId, OrgId, Partition, ProjectId, TopicId};
+use ensign_raft::env::UnixNanos;
+
+use super::command::{Command, NewTopic, Outcome, Refusal, Response};
+use super::records::{ApiKey, NodeRecord, Organization, Project, SigningKey, Topic, TopicState};
+
+/// A topic name's murmur3 hash, which is what must be unique in a project.
+pub type NameHash = [u8; 16];
+
+/// For how long, in the proposers' time, a destroyed topic's id answers a late retry of its creation.
+const TOMBSTONE_NANOS: u64 = 24 * 3600 * 1_000_000_000;
+const TOMBSTONES_MAX: usize = 10_000;
+
+/// Everything the catalog knows. Records are shared, so a reader takes a copy for the price of a counter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct State {
+    pub(super) nodes: BTreeMap<NodeId, Arc<NodeRecord>>,
+    pub(super) organizations: BTreeMap<OrgId, Arc<Organization>>,
+    pub(super) projects: BTreeMap<ProjectId, Arc<Project>>,
+    pub(super) topics: BTreeMap<TopicId, Arc<Topic>>,
+    pub(super) api_keys: BTreeMap<ApiKeyId, Arc<ApiKey>>,
+    pub(super) signing_keys: BTreeMap<[u8; 16], Arc<SigningKey>>,
+    /// Destroyed topics and when: their ids are never given out again by a delayed retry.
+    pub(super) tombstones: BTreeMap<TopicId, UnixNanos>,
+    pub(super) next_group: GroupId,
+    // Indexes; rebuilt from the records on restore.
+    topics_by_name: BTreeMap<(ProjectId, NameHash), TopicId>,
+    topics_by_project: BTreeSet<(ProjectId, TopicId)>,
+    api_keys_by_client: BTreeMap<String, ApiKeyId>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            nodes: BTreeMap::new(),
+            organizations: BTreeMap::new(),
+            projects: BTreeMap::new(),
+            topics: BTreeMap::new(),
+            api_keys: BTreeMap::new(),
+            signing_keys: BTreeMap::new(),
+            tombstones: BTreeMap::new(),
+            next_group: GroupId::FIRST_PARTITION,
+            topics_by_name: BTreeMap::new(),
+            topics_by_project: BTreeSet::new(),
+            api_keys_by_client: BTreeMap::new(),
+        }
+    }
+}
+
+impl State {
+    /// Applies a command; a refusal has changed nothing.
+    pub(super) fn apply(&mut self, command: Command) -> Response {
+        match command {
+            Command::PutNode(node) => {
+                self.nodes.insert(node.id, Arc::new(node));
+                Ok(Outcome::Done)
+            }
+            Command::CreateOrganization { id, name, at } => {
+                self.create_organization(Organization { id, name, created: at })
+            }
+            Command::CreateProject(project) => self.create_project(project),
+            Command::CreateTopic(topic) => self.create_topic(topic),
+            Command::SetTopicState { topic, state, at } => self.set_topic_state(topic, state, at),
+            Command::SetTopicPolicies { topic, policies, at } => {
+                let old = self.topics.get(&topic).ok_or(Refusal::TopicUnknown)?;
+                if old.state != TopicState::Ready {
+                    return Err(Refusal::TopicState(old.state));
+                }
+                if old.policies == policies {
+                    return Ok(Outcome::Topic(Arc::clone(old)));
+                }
+                let modified = old.modified.max(at);
+                Ok(self.put_topic(Topic { policies, modified, ..(**old).clone() }))
+            }
+            Command::FinishDestroy { topic, at } => self.finish_destroy(topic, at),
+            Command::CreateApiKey(key) => self.create_api_key(key),
+            Command::RevokeApiKey { key, at } => {
+                let old = self.api_keys.get(&key).ok_or(Refusal::ApiKeyUnknown)?;
+                // The first revocation is the one that counts.
+                let revoked = ApiKey { revoked_at: old.revoked_at.or(Some(at)), ..(**old).clone() };
+                Ok(self.put_api_key(revoked))
+            }
+            Command::AddSigningKey(key) => match self.signing_keys.get(&key.kid) {
+                Some(old) if old.public_key == key.public_key => Ok(Outcome::Done),
+                Some(_) => Err(Refusal::IdTaken),
+                None => {
+                    self.signing_keys.insert(key.kid, Arc::new(key));
+                    Ok(Outcome::Done)
+                }
+            },
+            Command::RetireSigningKey { kid, verifies_until } => self.retire_signing_key(kid, verifies_until),
+        }
+    }
+
+    fn create_organization(&mut self, new: Organization) -> Response {
+        if let Some(old) = self.organizations.get(&new.id) {
+            return if old.name == new.name {
+                Ok(Outcome::Organization(Arc::clone(old)))
+            } else {
+                Err(Refusal::IdTaken)
+            };
+        }
+        if self.organizations.values().any(|other| other.name == new.name) {
+            return Err(Refusal::NameTaken);
+        }
+        let new = Arc::new(new);
+        self.organizations.insert(new.id, Arc::clone(&new));
+        Ok(Outcome::Organization(new))
+    }
+
+    fn create_project(&mut self, new: Project) -> Response {
+        if let Some(old) = self.projects.get(&new.id) {
+            let same = (old.org, &old.name, old.ring) == (new.org, &new.name, new.ring);
+            return if same { Ok(Outcome::Project(Arc::clone(old))) } else { Err(Refusal::IdTaken) };
+        }
+        if !self.organizations.contains_key(&new.org) {
+            return Err(Refusal::OrganizationUnknown);
+        }
+        if self.projects.values().any(|other| other.org == new.org && other.name == new.name) {
+            return Err(Refusal::NameTaken);
+        }
+        let new = Arc::new(new);
+        self.projects.insert(new.id, Arc::clone(&new));
+        Ok(Outcome::Project(new))
+    }
+
+    fn create_topic(&mut self, new: NewTopic) -> Response {
+        if let Some(old) = self.topics.get(&new.id) {
+            let same = (old.project, &old.name, old.ring) == (new.project, &new.name, new.ring);
+            return if same { Ok(Outcome::Topic(Arc::clone(old))) } else { Err(Refusal::IdTaken) };
+        }
+        if self.tombstones.contains_key(&new.id) {
+            return Err(Refusal::IdTaken);
+        }
+        let project = self.projects.get(&new.project).ok_or(Refusal::ProjectUnknown)?;
+        if self.topics_by_name.contains_key(&(new.project, new.name.hash())) {
+            return Err(Refusal::NameTaken);
+        }
+        let topic = Topic {
+            id: new.id,
+            project: new.project,
+            org: project.org,
+            name: new.name,
+            group: self.next_group,
+            partition: Partition(0),
+            ring: new.ring,
+            state: TopicState::Ready,
+            policies: new.policies,
+            created: new.at,
+            modified: new.at,
+        };
+        self.next_group = GroupId(self.next_group.0 + 1);
+        Ok(self.put_topic(topic))
+    }
+
+    fn set_topic_state(&mut self, topic: TopicId, state: TopicState, at: UnixNanos) -> Response {
+        let old = self.topics.get(&topic).ok_or(Refusal::TopicUnknown)?;
+        if old.state == state {
+            return Ok(Outcome::Topic(Arc::clone(old)));
+        }
+        if state < old.state {
+            return Err(Refusal::TopicState(old.state));
+        }
+        let modified = old.modified.max(at);
+        Ok(self.put_topic(Topic { state, modified, ..(**old).clone() }))
+    }
+
+    fn finish_destroy(&mut self, topic: TopicId, at: UnixNanos) -> Response {
+        let Some(old) = self.topics.get(&topic) else {
+            // Finished before, or never made: gone either way.
+            return Ok(Outcome::Done);
+        };
+        if old.state != TopicState::Deleting {
+            return Err(Refusal::TopicState(old.state));
+        }
+        self.topics_by_name.remove(&(old.project, old.name.hash()));
+        self.topics_by_project.remove(&(old.project, topic));
+        self.topics.remove(&topic);
+        self.tombstones.insert(topic, at);
+        self.tombstones.retain(|_, since| at.0.saturating_sub(since.0) < TOMBSTONE_NANOS);
+        while self.tombstones.len() > TOMBSTONES_MAX {
+            // Ids sort by age.
+            self.tombstones.pop_first();
+        }
+        Ok(Outcome::Done)
+    }
+
+    fn create_api_key(&mut self, new: ApiKey) -> Response {
+        if let Some(old) = self.api_keys.get(&new.id) {
+            // A retry after a revocation answers the revoked key, never a fresh one.
+            let same = ApiKey { revoked_at: None, ..(**old).clone() } == ApiKey { revoked_at: None, ..new };
+            return if same { Ok(Outcome::ApiKey(Arc::clone(old))) } else { Err(Refusal::IdTaken) };
+        }
+        if self.api_keys_by_client.contains_key(&new.client_id) {
+            return Err(Refusal::NameTaken);
+        }
+        if !self.organizations.contains_key(&new.org) {
+            return Err(Refusal::OrganizationUnknown);
+        }
+        if let Some(project) = new.project
+            && self.projects.get(&project).is_none_or(|project| project.org != new.org)
+        {
+            return Err(Refusal::ProjectUnknown);
+        }
+        Ok(self.put_api_key(new))
+    }
+
+    fn retire_signing_key(&mut self, kid: [u8; 16], until: UnixNanos) -> Response {
+        let old = self.signing_keys.get(&kid).ok_or(Refusal::SigningKeyUnknown)?;
+        // Only ever sooner: a late retry must not give a retired key more time.
+        let until = old.verifies_until.map_or(until, |before| before.min(until));
+        let retired = SigningKey { verifies_until: Some(until), ..(**old).clone() };
+        self.signing_keys.insert(kid, Arc::new(retired));
+        Ok(Outcome::Done)
+    }
+
+    fn put_topic(&mut self, topic: Topic) -> Outcome {
+        let topic = Arc::new(topic);
+        self.topics_by_name.insert((topic.project, topic.name.hash()), topic.id);
+        self.topics_by_project.insert((topic.project, topic.id));
+        self.topics.insert(topic.id, Arc::clone(&topic));
+        Outcome::Topic(topic)
+    }
+
+    fn put_api_key(&mut self, key: ApiKey) -> Outcome {
+        let key = Arc::new(key);
+        self.api_keys_by_client.insert(key.client_id.clone(), key.id);
+        self.api_keys.insert(key.id, Arc::clone(&key));
+        Outcome::ApiKey(key)
+    }
+
+    /// The state of these records.
+    pub(super) fn with_indexes(mut self) -> Self {
+        self.topics_by_name = self.topics.values().map(|t| ((t.project, t.name.hash()), t.id)).collect();
+        self.topics_by_project = self.topics.values().map(|t| (t.project, t.id)).collect();
+        self.api_keys_by_client = self.api_keys.values().map(|k| (k.client_id.clone(), k.id)).collect();
+        self
+    }
+
+    /// The topic that has a name of this hash.
+    pub(super) fn topic_by_hash(&self, project: ProjectId, hash: NameHash) -> Option<&Arc<Topic>> {
+        self.topics.get(self.topics_by_name.get(&(project, hash))?)
+    }
+
+    /// The API key that logs in with this client id.
+    pub(super) fn api_key_by_client(&self, client_id: &str) -> Option<&Arc<ApiKey>> {
+        self.api_keys.get(self.api_keys_by_client.get(client_id)?)
+    }
+
+    /// A project's topics in the order of their ids, from past `after` on.
+    pub(super) fn topics_after(&self, project: ProjectId, after: Option<TopicId>) -> impl Iterator<Item = &Arc<Topic>> {
+        let from = match after {
+            Some(after) => Bound::Excluded((project, after)),
+            None => Bound::Included((project, TopicId::from_bytes([0; 16]))),
+        };
+        let to = Bound::Included((project, TopicId::from_bytes([0xff; 16])));
+        self.topics_by_project.range((from, to)).filter_map(|(_, id)| self.topics.get(id))
+    }
+
+    /// A project's topics in the order of their names' hashes, from past `after` on.
+    pub(super) fn names_after(
+        &self,
+        project: ProjectId,
+        after: Option<NameHash>,
+    ) -> impl Iterator<Item = (&NameHash, &Arc<Topic>)> {
+        let from = match after {
+            Some(after) => Bound::Excluded((project, after)),
+            None => Bound::Included((project, [0; 16])),
+        };
+        let to = Bound::Included((project, [0xff; 16]));
+        self.topics_by_name.range((from, to)).filter_map(|((_, hash), id)| Some((hash, self.topics.get(id)?)))
+    }
+}

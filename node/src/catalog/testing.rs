@@ -1,0 +1,93 @@
+//! A catalog without Raft, network or vault, for tests of what builds on it: one node that always leads.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use ensign_proto::{GroupId, LogIndex, NodeId, ProjectId, RingId, Term, TopicId};
+use ensign_raft::env::{Clock, Rng};
+use ensign_raft::{CommittedEntry, CompactError, Leadership, ProposeError, ReadError, StateMachine as _};
+use ensign_storage::EntryId;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use tokio::sync::watch;
+
+use super::command::Response;
+use super::errors::VaultFailure;
+use super::handle::{Catalog, CatalogParts};
+use super::link::{ProposeLink, ProposeLinkError, Replica, VaultWrites};
+use super::machine::CatalogMachine;
+
+/// A catalog whose changes are applied as they are proposed.
+pub fn solo(clock: Arc<dyn Clock>, rng: Arc<dyn Rng>) -> Catalog {
+    let (machine, view) = CatalogMachine::new();
+    let replica = Solo {
+        machine: Mutex::new((machine, LogIndex(0))),
+        applied: watch::Sender::new(LogIndex(0)),
+        leadership: watch::Sender::new(Leadership { term: Term(1), leader: Some(NodeId(1)), ready: true }),
+    };
+    let (link, vault) = (Arc::new(NoLink), Arc::new(YesVault));
+    Catalog::new(CatalogParts { me: NodeId(1), replica: Arc::new(replica), view, link, vault, clock, rng })
+}
+
+struct Solo {
+    machine: Mutex<(CatalogMachine, LogIndex)>,
+    applied: watch::Sender<LogIndex>,
+    leadership: watch::Sender<Leadership>,
+}
+
+impl Replica for Solo {
+    fn propose(&self, payload: Bytes) -> BoxFuture<'static, Result<(EntryId, Response), ProposeError>> {
+        let mut machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner);
+        machine.1 = machine.1.next();
+        let entry = CommittedEntry { id: EntryId { term: Term(1), index: machine.1 }, payload };
+        let response = machine.0.apply(&entry);
+        self.applied.send_replace(entry.id.index);
+        futures::future::ready(Ok((entry.id, response))).boxed()
+    }
+
+    fn read_index(&self) -> BoxFuture<'static, Result<LogIndex, ReadError>> {
+        futures::future::ready(Ok(*self.applied.borrow())).boxed()
+    }
+
+    fn applied(&self) -> watch::Receiver<LogIndex> {
+        self.applied.subscribe()
+    }
+
+    fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.leadership.subscribe()
+    }
+
+    fn compact(&self, _keep_entries: u64) -> BoxFuture<'static, Result<LogIndex, CompactError>> {
+        futures::future::ready(Ok(*self.applied.borrow())).boxed()
+    }
+}
+
+struct NoLink;
+
+impl ProposeLink for NoLink {
+    fn propose(&self, _: GroupId, _: Bytes) -> BoxFuture<'static, Result<(EntryId, Bytes), ProposeLinkError>> {
+        let cause = "there is no other node".to_owned();
+        futures::future::ready(Err(ProposeLinkError::Unreachable { cause })).boxed()
+    }
+
+    fn read_index(&self, _: GroupId) -> BoxFuture<'static, Result<LogIndex, ProposeLinkError>> {
+        let cause = "there is no other node".to_owned();
+        futures::future::ready(Err(ProposeLinkError::Unreachable { cause })).boxed()
+    }
+}
+
+struct YesVault;
+
+impl VaultWrites for YesVault {
+    fn create_ring(&self, _: ProjectId, _: RingId) -> BoxFuture<'static, Result<(), VaultFailure>> {
+        futures::future::ready(Ok(())).boxed()
+    }
+
+    fn put_custody(&self, _: NodeId, _: ProjectId, _: TopicId) -> BoxFuture<'static, Result<(), VaultFailure>> {
+        futures::future::ready(Ok(())).boxed()
+    }
+
+    fn drop_custody(&self, _: NodeId, _: ProjectId, _: TopicId) -> BoxFuture<'static, Result<(), VaultFailure>> {
+        futures::future::ready(Ok(())).boxed()
+    }
+}

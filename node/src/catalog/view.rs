@@ -1,0 +1,156 @@
+//! Reads of the catalog as this node has applied it: no waiting, no network.
+
+use std::sync::Arc;
+
+use ensign_proto::{ApiKeyId, LogIndex, NodeId, OrgId, ProjectId, TopicId};
+use ensign_raft::env::UnixNanos;
+use tokio::sync::watch;
+
+use super::machine::Shared;
+use super::name::TopicName;
+use super::paging::{Page, PageError, PageRequest, Paged};
+use super::records::{ApiKey, NodeRecord, Organization, Project, SigningKey, Topic};
+use super::state::NameHash;
+
+/// The catalog as this node knows it. Clones are cheap; every answer is a shared, unchanging record.
+///
+/// It may trail the cluster by a moment; [`super::Catalog::refresh`] catches up first.
+#[derive(Debug, Clone)]
+pub struct View {
+    shared: Arc<Shared>,
+}
+
+impl View {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// Changes with every entry that is applied. What woke the receiver is visible to it.
+    pub fn changes(&self) -> watch::Receiver<LogIndex> {
+        self.shared.changes()
+    }
+
+    /// The topic of this id, whatever its state.
+    pub fn topic(&self, id: TopicId) -> Option<Arc<Topic>> {
+        self.shared.read().topics.get(&id).cloned()
+    }
+
+    /// The project's topic of this name, whatever its state.
+    pub fn topic_by_name(&self, project: ProjectId, name: &TopicName) -> Option<Arc<Topic>> {
+        self.topic_by_hash(project, name.hash())
+    }
+
+    /// The project's topic whose name has this hash.
+    pub fn topic_by_hash(&self, project: ProjectId, hash: NameHash) -> Option<Arc<Topic>> {
+        self.shared.read().topic_by_hash(project, hash).cloned()
+    }
+
+    /// The project's topics, oldest id first, whatever their state. For what clients list, see [`View::topics_page`].
+    pub fn topics(&self, project: ProjectId) -> Vec<Arc<Topic>> {
+        self.shared.read().topics_after(project, None).cloned().collect()
+    }
+
+    /// Every topic of the cluster: what this node's replicas follow.
+    pub fn all_topics(&self) -> Vec<Arc<Topic>> {
+        self.shared.read().topics.values().cloned().collect()
+    }
+
+    /// A page of the project's topics, oldest id first.
+    ///
+    /// # Errors
+    /// [`PageError`]: the token is expired, garbled, or of another project or call.
+    pub fn topics_page(
+        &self,
+        project: ProjectId,
+        request: &PageRequest<'_>,
+        now: UnixNanos,
+    ) -> Result<Page<Arc<Topic>>, PageError> {
+        let cut = request.open(Paged::Topics, project, now)?;
+        let state = self.shared.read();
+        let topics = state.topics_after(project, cut.after.map(TopicId::from_bytes)).map(|t| (*t.id.as_bytes(), t));
+        Ok(cut.fill(topics.map(|(key, topic)| (key, Arc::clone(topic)))))
+    }
+
+    /// A page of the project's topics in the order of their names' hashes, each with the hash.
+    ///
+    /// # Errors
+    /// As [`View::topics_page`].
+    pub fn names_page(
+        &self,
+        project: ProjectId,
+        request: &PageRequest<'_>,
+        now: UnixNanos,
+    ) -> Result<Page<(NameHash, Arc<Topic>)>, PageError> {
+        let cut = request.open(Paged::TopicNames, project, now)?;
+        let state = self.shared.read();
+        let names = state.names_after(project, cut.after);
+        Ok(cut.fill(names.map(|(hash, topic)| (*hash, (*hash, Arc::clone(topic))))))
+    }
+
+    /// The project of this id.
+    pub fn project(&self, id: ProjectId) -> Option<Arc<Project>> {
+        self.shared.read().projects.get(&id).cloned()
+    }
+
+    /// Every project, oldest id first; with `org`, only its own.
+    pub fn projects(&self, org: Option<OrgId>) -> Vec<Arc<Project>> {
+        let state = self.shared.read();
+        state.projects.values().filter(|project| org.is_none_or(|org| project.org == org)).cloned().collect()
+    }
+
+    /// The organization of this id.
+    pub fn organization(&self, id: OrgId) -> Option<Arc<Organization>> {
+        self.shared.read().organizations.get(&id).cloned()
+    }
+
+    /// Every organization, oldest id first.
+    pub fn organizations(&self) -> Vec<Arc<Organization>> {
+        self.shared.read().organizations.values().cloned().collect()
+    }
+
+    /// The API key of this id, revoked or not.
+    pub fn api_key(&self, id: ApiKeyId) -> Option<Arc<ApiKey>> {
+        self.shared.read().api_keys.get(&id).cloned()
+    }
+
+    /// The API key that logs in with this client id, revoked or not.
+    pub fn api_key_by_client(&self, client_id: &str) -> Option<Arc<ApiKey>> {
+        self.shared.read().api_key_by_client(client_id).cloned()
+    }
+
+    /// Every API key, revoked ones too, oldest id first; with `project`, only its own.
+    pub fn api_keys(&self, project: Option<ProjectId>) -> Vec<Arc<ApiKey>> {
+        let state = self.shared.read();
+        state.api_keys.values().filter(|key| project.is_none() || key.project == project).cloned().collect()
+    }
+
+    /// Whether the key is revoked. A key that this node does not know is not: it may be too young to be known here.
+    pub fn is_revoked(&self, id: ApiKeyId) -> bool {
+        self.shared.read().api_keys.get(&id).is_some_and(|key| key.revoked_at.is_some())
+    }
+
+    /// Every token-signing key, oldest id first, retired ones too.
+    pub fn signing_keys(&self) -> Vec<Arc<SigningKey>> {
+        self.shared.read().signing_keys.values().cloned().collect()
+    }
+
+    /// The token-signing key of this id.
+    pub fn signing_key(&self, kid: &[u8; 16]) -> Option<Arc<SigningKey>> {
+        self.shared.read().signing_keys.get(kid).cloned()
+    }
+
+    /// The cluster's nodes.
+    pub fn nodes(&self) -> Vec<Arc<NodeRecord>> {
+        self.shared.read().nodes.values().cloned().collect()
+    }
+
+    /// The node of this id.
+    pub fn node(&self, id: NodeId) -> Option<Arc<NodeRecord>> {
+        self.shared.read().nodes.get(&id).cloned()
+    }
+
+    /// How many topics the cluster has.
+    pub fn topic_count(&self) -> usize {
+        self.shared.read().topics.len()
+    }
+}
