@@ -2,12 +2,20 @@
 //!
 //! Everything here is ciphertext or opaque to it; this crate cannot name a key, a peer or a clock.
 
+pub mod datadir;
+pub mod disk;
+#[cfg(any(test, feature = "testing"))]
+pub mod fault;
 pub mod log;
 #[cfg(any(test, feature = "testing"))]
 pub mod memory;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
+pub use datadir::{DataDir, DataDirError};
+pub use disk::{Disk, DiskFile, FileDisk};
+#[cfg(any(test, feature = "testing"))]
+pub use fault::FaultDisk;
 pub use log::{Done, Entry, EntryId, GroupLog, GroupState, LogError, NodeLog};
 #[cfg(any(test, feature = "testing"))]
 pub use memory::MemoryLog;

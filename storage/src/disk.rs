@@ -1,0 +1,189 @@
+//! The disk seam: everything this crate asks of a file system, so that tests can lose, tear, refuse and corrupt it.
+//!
+//! [`FileDisk`] is the real one. `FaultDisk` (feature `testing`) keeps its files in memory and injects what real disks do.
+
+use std::any::Any;
+use std::fmt::Debug;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use ensign_proto::ByteCount;
+
+/// An open file. All calls take `&self`; the caller keeps its own writes apart.
+pub trait DiskFile: Debug + Send + Sync + 'static {
+    /// Its length in bytes.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Whether it holds no bytes.
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+
+    /// Fills `out` from `offset`; reading past the end is an error.
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()>;
+
+    /// Writes all of `data` at `offset`, lengthening the file if need be. Durable after [`Self::sync_data`] only.
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
+
+    /// Cuts or lengthens the file; new bytes are zero, and may not have room on the disk yet.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+
+    /// Returns when everything written, and the length, is on stable storage. After an error nothing may be assumed.
+    fn sync_data(&self) -> io::Result<()>;
+}
+
+/// Holds an exclusive lock for as long as it lives.
+pub type LockGuard = Box<dyn Any + Send + Sync>;
+
+/// A place for files.
+pub trait Disk: Debug + Send + Sync + 'static {
+    /// Opens a file for reading and writing, creating it (durably, mode 0600) when it does not exist.
+    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
+
+    /// Whether the path exists.
+    fn exists(&self, path: &Path) -> io::Result<bool>;
+
+    /// Reads a small file whole.
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
+
+    /// Creates or replaces a small file: after a crash it is the old one or the new one, whole. Durable on return.
+    fn write_atomically(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
+
+    /// Removes a file, durably.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Creates a folder and its missing parents (mode 0700), durably.
+    fn create_dir(&self, path: &Path) -> io::Result<()>;
+
+    /// Takes an exclusive lock on a file, creating it; `None` when somebody else holds it.
+    fn lock(&self, path: &Path) -> io::Result<Option<LockGuard>>;
+
+    /// Bytes that may still be written below `path`, which exists.
+    fn free_space(&self, path: &Path) -> io::Result<ByteCount>;
+}
+
+/// The real file system.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct FileDisk;
+
+impl Disk for FileDisk {
+    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        let fresh = !path.exists();
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        if fresh {
+            sync_parent(path)?;
+        }
+        Ok(Box::new(RealFile(file)))
+    }
+
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        path.try_exists()
+    }
+
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        fs::read(path)
+    }
+
+    fn write_atomically(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(".tmp");
+        let tmp = path.with_file_name(name);
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&tmp)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&tmp, path)?;
+        sync_parent(path)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)?;
+        sync_parent(path)
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        let missing: Vec<PathBuf> = path
+            .ancestors()
+            .take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists())
+            .map(Path::to_owned)
+            .collect();
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+        missing.iter().try_for_each(|folder| sync_parent(folder))
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Option<LockGuard>> {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Box::new(file))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    fn free_space(&self, path: &Path) -> io::Result<ByteCount> {
+        let stat = rustix::fs::statvfs(path)?;
+        Ok(ByteCount(stat.f_bavail.saturating_mul(stat.f_frsize)))
+    }
+}
+
+/// A new name is durable only once its folder is.
+fn sync_parent(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
+        _ => File::open(".")?.sync_all(),
+    }
+}
+
+#[derive(Debug)]
+struct RealFile(File);
+
+impl DiskFile for RealFile {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact_at(out, offset)
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(data, offset)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_excludes_a_second_holder_until_it_is_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("LOCK");
+        let guard = FileDisk.lock(&path).unwrap();
+        assert!(guard.is_some());
+        assert!(FileDisk.lock(&path).unwrap().is_none());
+        drop(guard);
+        assert!(FileDisk.lock(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_small_file_is_replaced_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a/b/format");
+        FileDisk.create_dir(path.parent().unwrap()).unwrap();
+        FileDisk.write_atomically(&path, b"one").unwrap();
+        FileDisk.write_atomically(&path, b"two").unwrap();
+        assert_eq!(FileDisk.read(&path).unwrap(), b"two");
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+        assert!(FileDisk.free_space(folder.path()).unwrap().0 > 0);
+    }
+}
