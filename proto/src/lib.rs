@@ -26,6 +26,15 @@ pub mod pb {
 /// The public API's file descriptors, for server reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/public.bin"));
 
+mod batch;
+pub mod convert;
 mod ids;
+mod permission;
+mod place;
+mod topic;
 
+pub use batch::*;
 pub use ids::*;
+pub use permission::*;
+pub use place::*;
+pub use topic::*;
