@@ -39,7 +39,9 @@ pub enum FileError {
         source: std::io::Error,
     },
     /// The file is not what it should be.
-    #[error("{path} is damaged ({message}): restore it from a copy, or give the node an empty data directory and a new node.id")]
+    #[error(
+        "{path} is damaged ({message}): restore it from a copy, or give the node an empty data directory and a new node.id"
+    )]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -47,7 +49,9 @@ pub enum FileError {
         message: String,
     },
     /// A newer program wrote it.
-    #[error("{path} has format {found}, and this program knows formats up to {FORMAT}: run the version that wrote it, or a newer one")]
+    #[error(
+        "{path} has format {found}, and this program knows formats up to {FORMAT}: run the version that wrote it, or a newer one"
+    )]
     Newer {
         /// The file.
         path: PathBuf,

@@ -1,0 +1,120 @@
+//! Administration: organizations, projects, API keys, key rings, and how the cluster is.
+
+use ensign_proto::pb::admin::v1 as pb;
+use ensign_proto::pb::admin::v1::admin_client::AdminClient;
+use ensign_proto::{ApiKeyId, KeyVersion, OrgId, ProjectId, RingId};
+use tonic::transport::Channel;
+
+use crate::client::Client;
+use crate::connection::Repeat;
+use crate::error::CallError;
+
+/// Administrative calls. Each needs a permission that the client's key must carry; see `admin.proto`.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    client: Client,
+}
+
+/// Which versions of a key ring to destroy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Revoke {
+    /// One.
+    Version(KeyVersion),
+    /// Every one there is.
+    All,
+}
+
+fn text<T: ToString>(id: Option<T>) -> String {
+    id.map(|id| id.to_string()).unwrap_or_default()
+}
+
+macro_rules! call {
+    ($self:ident, $repeat:ident, $message:expr, $method:ident) => {{
+        let send = |channel: Channel, request| async move { AdminClient::new(channel).$method(request).await };
+        $self.client.connection().call(Repeat::$repeat, $message, send).await
+    }};
+}
+
+/// # Errors
+/// Every method answers [`CallError`]; an outcome that is unknown is said to be so.
+impl Admin {
+    pub(crate) fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    /// Makes an organization.
+    pub async fn create_organization(&self, name: &str) -> Result<pb::Organization, CallError> {
+        call!(self, OnlyIfUnsent, pb::CreateOrganizationRequest { name: name.to_owned() }, create_organization)
+    }
+
+    /// Every organization that the key may see, oldest first.
+    pub async fn organizations(&self) -> Result<Vec<pb::Organization>, CallError> {
+        call!(self, Harmless, pb::ListOrganizationsRequest {}, list_organizations).map(|reply| reply.organizations)
+    }
+
+    /// Makes a project, in the key's own organization unless another is named.
+    pub async fn create_project(&self, name: &str, organization: Option<OrgId>) -> Result<pb::Project, CallError> {
+        let message = pb::CreateProjectRequest { name: name.to_owned(), organization_id: text(organization) };
+        call!(self, OnlyIfUnsent, message, create_project)
+    }
+
+    /// The projects of an organization, or all that the key may see, oldest first.
+    pub async fn projects(&self, organization: Option<OrgId>) -> Result<Vec<pb::Project>, CallError> {
+        let message = pb::ListProjectsRequest { organization_id: text(organization) };
+        call!(self, Harmless, message, list_projects).map(|reply| reply.projects)
+    }
+
+    /// Makes an API key. Its secret is in the reply and nowhere else. No permissions means all seven.
+    pub async fn create_api_key(
+        &self,
+        name: &str,
+        project: Option<ProjectId>,
+        permissions: Vec<String>,
+    ) -> Result<pb::CreateApiKeyReply, CallError> {
+        let message = pb::CreateApiKeyRequest { name: name.to_owned(), project_id: text(project), permissions };
+        call!(self, OnlyIfUnsent, message, create_api_key)
+    }
+
+    /// The API keys of a project, oldest first.
+    pub async fn api_keys(&self, project: Option<ProjectId>) -> Result<Vec<pb::ApiKey>, CallError> {
+        let message = pb::ListApiKeysRequest { project_id: text(project) };
+        call!(self, Harmless, message, list_api_keys).map(|reply| reply.keys)
+    }
+
+    /// Revokes an API key by its id or its client id.
+    pub async fn revoke_api_key(&self, key: &str) -> Result<Option<pb::ApiKey>, CallError> {
+        let message = pb::RevokeApiKeyRequest { key: key.to_owned() };
+        call!(self, Harmless, message, revoke_api_key).map(|reply| reply.key)
+    }
+
+    /// [`Admin::revoke_api_key`] for who holds the typed id.
+    pub async fn revoke_api_key_by_id(&self, key: ApiKeyId) -> Result<Option<pb::ApiKey>, CallError> {
+        self.revoke_api_key(&key.to_string()).await
+    }
+
+    /// The key rings of a project with their versions.
+    pub async fn key_rings(&self, project: Option<ProjectId>) -> Result<Vec<pb::KeyRing>, CallError> {
+        let message = pb::ListKeysRequest { project_id: text(project) };
+        call!(self, Harmless, message, list_keys).map(|reply| reply.rings)
+    }
+
+    /// Makes a new active version of a ring, the project's own unless another is named.
+    pub async fn rotate_key(&self, ring: Option<RingId>) -> Result<pb::RotateKeyReply, CallError> {
+        call!(self, OnlyIfUnsent, pb::RotateKeyRequest { ring_id: text(ring) }, rotate_key)
+    }
+
+    /// Destroys versions of a ring for ever, and waits until no node opens what they sealed.
+    pub async fn revoke_key(&self, ring: Option<RingId>, which: Revoke) -> Result<pb::RevokeKeyReply, CallError> {
+        use pb::revoke_key_request::Which;
+        let which = match which {
+            Revoke::Version(version) => Which::Version(version.0),
+            Revoke::All => Which::All(true),
+        };
+        call!(self, Harmless, pb::RevokeKeyRequest { ring_id: text(ring), which: Some(which) }, revoke_key)
+    }
+
+    /// The nodes and groups of the cluster, as the answering node sees them.
+    pub async fn cluster_status(&self) -> Result<pb::ClusterStatusReply, CallError> {
+        call!(self, Harmless, pb::ClusterStatusRequest {}, cluster_status)
+    }
+}
