@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Args, CommandFactory as _, FromArgMatches as _};
+use clap::Args as _;
 use ensign_proto::{ByteCount, NodeId};
 use figment::Figment;
 use figment::providers::{Format as _, Serialized, Toml};
@@ -255,6 +255,8 @@ impl From<Bytes> for ByteCount {
 
 #[cfg(test)]
 mod tests {
+    use clap::{CommandFactory as _, FromArgMatches as _};
+
     use super::*;
 
     fn refusal(text: &str) -> String {

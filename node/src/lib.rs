@@ -1,7 +1,9 @@
 //! The Ensign server: everything behind the `ensign` command.
 
+pub mod authority;
 pub mod catalog;
 pub mod config;
 pub mod files;
 pub mod health;
+pub mod peers;
 pub mod telemetry;

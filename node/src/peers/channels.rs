@@ -29,7 +29,10 @@ struct Inner {
 
 impl fmt::Debug for Peers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Peers").field("me", &self.inner.me).field("addresses", &self.inner.addresses).finish_non_exhaustive()
+        f.debug_struct("Peers")
+            .field("me", &self.inner.me)
+            .field("addresses", &self.inner.addresses)
+            .finish_non_exhaustive()
     }
 }
 

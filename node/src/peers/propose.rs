@@ -7,7 +7,7 @@ use bytes::Bytes;
 use ensign_proto::pb::peer::v1::peer_client::PeerClient;
 use ensign_proto::pb::peer::v1::propose_refusal::Reason;
 use ensign_proto::pb::peer::v1::{
-    ProposeReply, ProposeRefusal, ProposeRequest, ReadIndexReply, ReadIndexRequest, propose_reply, read_index_reply,
+    ProposeRefusal, ProposeReply, ProposeRequest, ReadIndexReply, ReadIndexRequest, propose_reply, read_index_reply,
 };
 use ensign_proto::{GroupId, LogIndex, NodeId, Term};
 use ensign_raft::{Leadership, ProposeError, ReadError};
@@ -54,7 +54,10 @@ impl LeaderLink {
     }
 
     /// Calls the leader, following redirections.
-    async fn call<T, F>(&self, mut ask: impl FnMut(PeerClient<tonic::transport::Channel>) -> F) -> Result<T, ProposeLinkError>
+    async fn call<T, F>(
+        &self,
+        mut ask: impl FnMut(PeerClient<tonic::transport::Channel>) -> F,
+    ) -> Result<T, ProposeLinkError>
     where
         F: Future<Output = Answer<T>>,
     {
@@ -73,7 +76,11 @@ impl LeaderLink {
 }
 
 impl ProposeLink for LeaderLink {
-    fn propose(&self, group: GroupId, payload: Bytes) -> BoxFuture<'static, Result<(EntryId, Bytes), ProposeLinkError>> {
+    fn propose(
+        &self,
+        group: GroupId,
+        payload: Bytes,
+    ) -> BoxFuture<'static, Result<(EntryId, Bytes), ProposeLinkError>> {
         let link = self.clone();
         async move {
             link.call(|mut client| {
@@ -101,7 +108,11 @@ impl ProposeLink for LeaderLink {
         let link = self.clone();
         async move {
             link.call(|mut client| async move {
-                match client.read_index(timed(ReadIndexRequest { group: group.0 })).await.map(tonic::Response::into_inner) {
+                match client
+                    .read_index(timed(ReadIndexRequest { group: group.0 }))
+                    .await
+                    .map(tonic::Response::into_inner)
+                {
                     Ok(ReadIndexReply { result: Some(read_index_reply::Result::Index(index)) }) => {
                         Answer::Done(LogIndex(index))
                     }
@@ -127,7 +138,8 @@ fn timed<T>(message: T) -> Request<T> {
 /// A transport failure: only a connection that was never made proves that nothing was sent.
 fn failed(status: &Status) -> ProposeLinkError {
     let cause = status.message().to_owned();
-    let never_sent = status.code() == Code::Unavailable && std::error::Error::source(status).is_some_and(is_connect_error);
+    let never_sent =
+        status.code() == Code::Unavailable && std::error::Error::source(status).is_some_and(is_connect_error);
     match never_sent {
         true => ProposeLinkError::Unreachable { cause },
         false => ProposeLinkError::OutcomeUnknown { cause },
@@ -137,7 +149,9 @@ fn failed(status: &Status) -> ProposeLinkError {
 fn is_connect_error(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
-        if error.downcast_ref::<hyper_util::client::legacy::Error>().is_some_and(hyper_util::client::legacy::Error::is_connect)
+        if error
+            .downcast_ref::<hyper_util::client::legacy::Error>()
+            .is_some_and(hyper_util::client::legacy::Error::is_connect)
             || error.downcast_ref::<tonic::ConnectError>().is_some()
         {
             return true;

@@ -63,7 +63,11 @@ pub enum TlsError {
 
 impl PeerTls {
     /// From PEM text.
-    pub fn from_pem(certificate: impl Into<Vec<u8>>, private_key: impl Into<Vec<u8>>, authority: impl Into<Vec<u8>>) -> Self {
+    pub fn from_pem(
+        certificate: impl Into<Vec<u8>>,
+        private_key: impl Into<Vec<u8>>,
+        authority: impl Into<Vec<u8>>,
+    ) -> Self {
         Self { certificate: certificate.into(), private_key: private_key.into(), authority: authority.into() }
     }
 

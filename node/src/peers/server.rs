@@ -1,0 +1,223 @@
+//! What peers may call on this node.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ensign_proto::pb::peer::v1::peer_server::{Peer, PeerServer as PeerService};
+use ensign_proto::pb::peer::v1::{
+    HelloReply, HelloRequest, PipeMessage, ProposeCommitted, ProposeRefusal, ProposeReply, ProposeRequest,
+    ReadIndexReply, ReadIndexRequest, propose_refusal, propose_reply, read_index_reply,
+};
+use ensign_proto::pb::vault::v1 as vault_pb;
+use ensign_proto::pb::vault::v1::keyholder_server::{Keyholder, KeyholderServer};
+use ensign_proto::pb::vault::v1::vault_server::{Vault, VaultServer};
+use ensign_proto::{ClusterId, GroupId, NodeId};
+use ensign_raft::Runtime;
+use ensign_raft::env::Tasks;
+use futures::StreamExt as _;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::service::Routes;
+use tonic::transport::Server;
+use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{error, warn};
+
+use super::propose::{propose_refusal, read_refusal};
+use super::tls::{PeerTls, node_of};
+use super::transport::{LANE, MESSAGE_MAX, accept, lane_of};
+use crate::catalog::Catalog;
+
+/// The vault on this node, as peers reach it. Implemented by the vault; tests use doubles.
+pub trait VaultEndpoint: Send + Sync + 'static {
+    /// Answers a call of `caller`, which its certificate names.
+    fn call(&self, caller: NodeId, request: vault_pb::Request) -> BoxFuture<'static, vault_pb::Reply>;
+}
+
+/// The keys this node holds, as the vault's leader reaches them.
+pub trait HolderEndpoint: Send + Sync + 'static {
+    /// Gives keys up; answers once no use of them is in progress.
+    fn surrender(
+        &self,
+        request: vault_pb::SurrenderRequest,
+    ) -> BoxFuture<'static, Result<vault_pb::SurrenderReply, Status>>;
+}
+
+/// What a node offers its peers.
+pub struct Services {
+    /// This node.
+    pub node: NodeId,
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// Every node that may call.
+    pub peers: super::Peers,
+    /// Takes Raft pipes.
+    pub runtime: Runtime,
+    /// Takes the catalog's proposals.
+    pub catalog: Catalog,
+    /// The vault.
+    pub vault: Arc<dyn VaultEndpoint>,
+    /// The keys held here.
+    pub holder: Arc<dyn HolderEndpoint>,
+    /// Services of the data plane.
+    pub more: Routes,
+    /// Owner of the server's tasks.
+    pub tasks: Tasks,
+}
+
+impl fmt::Debug for Services {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Services").field("node", &self.node).field("cluster", &self.cluster).finish_non_exhaustive()
+    }
+}
+
+/// Serves peers on `listener` until the tasks stop.
+///
+/// # Errors
+/// The certificates cannot be used.
+pub fn serve(listener: TcpListener, tls: &PeerTls, services: Services) -> anyhow::Result<()> {
+    let tasks = services.tasks.clone();
+    let more = services.more.clone();
+    let shared = Shared(Arc::new(services));
+    let routes = more
+        .add_service(
+            PeerService::new(shared.clone())
+                .max_decoding_message_size(MESSAGE_MAX)
+                .max_encoding_message_size(MESSAGE_MAX),
+        )
+        .add_service(VaultServer::new(shared.clone()))
+        .add_service(KeyholderServer::new(shared));
+    let server = Server::builder()
+        .tls_config(tls.server())?
+        .initial_stream_window_size(8 << 20)
+        .initial_connection_window_size(16 << 20)
+        .max_frame_size(1 << 20)
+        .max_concurrent_streams(4096)
+        .http2_keepalive_interval(Some(Duration::from_secs(5)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+        .tcp_nodelay(true)
+        .add_routes(routes);
+    let incoming = TcpListenerStream::new(listener).map(|connection| {
+        connection.inspect(|stream| {
+            let _ = stream.set_nodelay(true);
+        })
+    });
+    tasks.spawn("peer-server", |stop| async move {
+        if let Err(error) = server.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await {
+            error!(%error, "the peer listener failed");
+        }
+    });
+    Ok(())
+}
+
+#[derive(Clone)]
+struct Shared(Arc<Services>);
+
+impl Shared {
+    /// The node that the caller's certificate names; strangers and impostors are refused.
+    fn caller<T>(&self, request: &Request<T>) -> Result<NodeId, Status> {
+        let certificates = request
+            .extensions()
+            .get::<TlsConnectInfo<TcpConnectInfo>>()
+            .and_then(TlsConnectInfo::peer_certs)
+            .ok_or_else(|| Status::unauthenticated("peers must show a certificate"))?;
+        let node = certificates
+            .first()
+            .and_then(|certificate| node_of(certificate))
+            .ok_or_else(|| Status::unauthenticated("the certificate names no node"))?;
+        if self.0.peers.others().any(|peer| peer == node) {
+            return Ok(node);
+        }
+        warn!(%node, "refused a peer that cluster.peers does not name, or that claims to be this node");
+        Err(Status::permission_denied(format!("node {node} is not a peer of node {}", self.0.node)))
+    }
+
+    fn unknown_group(group: u64) -> ProposeRefusal {
+        ProposeRefusal {
+            reason: propose_refusal::Reason::UnknownGroup.into(),
+            leader: 0,
+            message: format!("group {group} takes no proposals from peers"),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Peer for Shared {
+    type PipeStream = BoxStream<'static, Result<PipeMessage, Status>>;
+
+    async fn hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
+        self.caller(&request)?;
+        Ok(Response::new(HelloReply {
+            node: self.0.node.0,
+            cluster: self.0.cluster.as_bytes().to_vec().into(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }))
+    }
+
+    async fn pipe(&self, request: Request<Streaming<PipeMessage>>) -> Result<Response<Self::PipeStream>, Status> {
+        let peer = self.caller(&request)?;
+        let lane = request
+            .metadata()
+            .get(LANE)
+            .and_then(|name| name.to_str().ok())
+            .and_then(lane_of)
+            .ok_or_else(|| Status::invalid_argument(format!("{LANE} must be bulk or control")))?;
+        let (pipe, replies) = accept(&self.0.tasks, request.into_inner());
+        self.0.runtime.accept(peer, lane, pipe);
+        // Open pipes must not keep a stopping server waiting.
+        let stop = self.0.tasks.stop_token().clone();
+        Ok(Response::new(replies.take_until(stop.cancelled_owned()).boxed()))
+    }
+
+    async fn propose(&self, request: Request<ProposeRequest>) -> Result<Response<ProposeReply>, Status> {
+        self.caller(&request)?;
+        let ProposeRequest { group, payload } = request.into_inner();
+        let result = if GroupId(group) == GroupId::CATALOG {
+            match self.0.catalog.serve_propose(payload).await {
+                Ok((id, response)) => {
+                    propose_reply::Result::Committed(ProposeCommitted { term: id.term.0, index: id.index.0, response })
+                }
+                Err(error) => propose_reply::Result::Refusal(propose_refusal(&error)),
+            }
+        } else {
+            propose_reply::Result::Refusal(Self::unknown_group(group))
+        };
+        Ok(Response::new(ProposeReply { result: Some(result) }))
+    }
+
+    async fn read_index(&self, request: Request<ReadIndexRequest>) -> Result<Response<ReadIndexReply>, Status> {
+        self.caller(&request)?;
+        let group = request.into_inner().group;
+        let result = if GroupId(group) == GroupId::CATALOG {
+            match self.0.catalog.serve_read_index().await {
+                Ok(index) => read_index_reply::Result::Index(index.0),
+                Err(error) => read_index_reply::Result::Refusal(read_refusal(&error)),
+            }
+        } else {
+            read_index_reply::Result::Refusal(Self::unknown_group(group))
+        };
+        Ok(Response::new(ReadIndexReply { result: Some(result) }))
+    }
+}
+
+#[tonic::async_trait]
+impl Vault for Shared {
+    async fn call(&self, request: Request<vault_pb::Request>) -> Result<Response<vault_pb::Reply>, Status> {
+        let caller = self.caller(&request)?;
+        Ok(Response::new(self.0.vault.call(caller, request.into_inner()).await))
+    }
+}
+
+#[tonic::async_trait]
+impl Keyholder for Shared {
+    async fn surrender(
+        &self,
+        request: Request<vault_pb::SurrenderRequest>,
+    ) -> Result<Response<vault_pb::SurrenderReply>, Status> {
+        self.caller(&request)?;
+        self.0.holder.surrender(request.into_inner()).await.map(Response::new)
+    }
+}
