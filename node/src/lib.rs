@@ -5,6 +5,5 @@ pub mod catalog;
 pub mod config;
 pub mod files;
 pub mod health;
-pub mod identity;
 pub mod peers;
 pub mod telemetry;

@@ -49,6 +49,8 @@ pub struct Limits {
     pub proposal: ByteCount,
     /// Where one AppendEntries message stops taking entries; one entry always fits.
     pub append: ByteCount,
+    /// Proposed bytes of one group whose outcome is open; more of them wait in `submit`.
+    pub pending: ByteCount,
     /// Unanswered AppendEntries bytes to one peer, over all groups.
     pub in_flight: ByteCount,
     /// The largest snapshot that is sent or accepted.
@@ -64,6 +66,7 @@ impl Default for Limits {
         Self {
             proposal: ByteCount(8 << 20),
             append: ByteCount(1 << 20),
+            pending: ByteCount(32 << 20),
             in_flight: ByteCount(16 << 20),
             snapshot: ByteCount(256 << 20),
             checkpoint: ByteCount(64 << 20),
@@ -81,12 +84,34 @@ pub struct RuntimeConfig {
     pub timing: Timing,
     /// Bounds.
     pub limits: Limits,
+    /// Where a read that memory cannot answer goes.
+    pub disk_reads: DiskReads,
+    /// Plants the bug that `enable_leader_restore` is, for the simulation that must find it.
+    #[cfg(feature = "planted-bugs")]
+    pub planted_leader_restore: bool,
+}
+
+/// Where reads that may block on the disk run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DiskReads {
+    /// On tokio's pool of blocking threads.
+    #[default]
+    Pool,
+    /// On the spot: for logs in memory, and for simulations, which another thread would make unrepeatable.
+    Inline,
 }
 
 impl RuntimeConfig {
     /// Default bounds, LAN timing.
     pub fn new(node: NodeId) -> Self {
-        Self { node, timing: Timing::LAN, limits: Limits::default() }
+        Self {
+            node,
+            timing: Timing::LAN,
+            limits: Limits::default(),
+            disk_reads: DiskReads::Pool,
+            #[cfg(feature = "planted-bugs")]
+            planted_leader_restore: false,
+        }
     }
 }
 

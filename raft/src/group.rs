@@ -30,6 +30,13 @@ pub struct Leadership {
     pub ready: bool,
 }
 
+impl Leadership {
+    /// Whether `node` leads.
+    pub fn leads(&self, node: NodeId) -> bool {
+        self.leader == Some(node)
+    }
+}
+
 /// How a replica is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Health {
@@ -116,14 +123,13 @@ impl<R: Send + 'static> Future for Pending<R> {
     type Output = Result<Committed<R>, ProposeError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.outcome.as_mut().poll(cx).map(|outcome| {
-            outcome.map(|committed| {
-                committed.map(|response| {
-                    *response.downcast::<R>().expect("a group's machine answers with its own response type")
-                })
-            })
-        })
+        self.outcome.as_mut().poll(cx).map(|outcome| outcome.map(|committed| committed.map(downcast)))
     }
+}
+
+fn downcast<R: 'static>(response: crate::replica::Response) -> R {
+    // A replica is built around one machine, so it cannot answer with another one's type.
+    *response.downcast::<R>().expect("a group's machine answers with its own response type")
 }
 
 /// One group on this node. Clones are cheap and share it.
@@ -151,7 +157,7 @@ impl<S: StateMachine> Group<S> {
 
     /// The group's number.
     pub fn id(&self) -> GroupId {
-        self.replica.id()
+        self.replica.id
     }
 
     /// Who leads; changes whenever this node learns better.
@@ -177,7 +183,8 @@ impl<S: StateMachine> Group<S> {
         Ok(Pending { outcome, response: PhantomData })
     }
 
-    /// Proposes and waits until the entry is committed and applied here.
+    /// Proposes and waits until the entry is committed and applied here. When the leader's lease has run out, it is renewed
+    /// first, for at most an election's time; [`Group::submit`] answers `NotLeader` with this node as the leader instead.
     ///
     /// # Errors
     /// See [`ProposeError`]; every variant but `OutcomeUnknown` proves that nothing was appended.
@@ -186,7 +193,7 @@ impl<S: StateMachine> Group<S> {
         expected: Option<Term>,
         payload: Bytes,
     ) -> Result<Committed<S::Response>, ProposeError> {
-        self.submit(expected, payload).await?.await
+        Ok(self.replica.propose(expected, payload).await?.map(downcast))
     }
 
     /// On the leader: asks a majority in a round that begins after this call, waits until everything committed by then is

@@ -15,14 +15,28 @@
 
 pub mod env;
 
+mod apply;
+mod codec;
 mod config;
 mod errors;
 mod group;
 mod machine;
+mod metrics;
+mod net;
+mod propose;
+mod read;
 mod replica;
 mod runtime;
+mod store;
+mod supervise;
+#[cfg(feature = "testing")]
+pub mod testing;
+mod types;
 
-pub use config::{GroupSpec, Limits, RuntimeConfig, Timing};
+#[cfg(test)]
+mod suite;
+
+pub use config::{DiskReads, GroupSpec, Limits, RuntimeConfig, Timing};
 pub use errors::{CompactError, ProposeError, ReadError, RestoreError, StartError, TransferError};
 pub use group::{Committed, Group, GroupStatus, Health, Leadership, Pending};
 pub use machine::{CommittedEntry, StateMachine};

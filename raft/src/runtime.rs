@@ -1,17 +1,28 @@
 //! All groups of a node.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ensign_proto::{GroupId, NodeId};
 use ensign_storage::GroupLog;
+use futures::future::join_all;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::{info, warn};
 
+use crate::apply::Shared;
 use crate::config::{GroupSpec, RuntimeConfig};
 use crate::env::{Clock, Lane, Pipe, Rng, Tasks, Transport};
 use crate::errors::StartError;
-use crate::group::Group;
+use crate::group::{Group, GroupStatus};
 use crate::machine::StateMachine;
+use crate::metrics;
+use crate::net::{self, Peers};
+use crate::replica::Replica;
+use crate::supervise;
+use crate::types::AsyncRuntime;
 
 /// Runs a node's groups over one transport. Clones are cheap and share it.
 #[derive(Clone)]
@@ -21,6 +32,30 @@ pub struct Runtime {
 
 struct Inner {
     config: RuntimeConfig,
+    peers: Arc<Peers>,
+    registry: Arc<Registry>,
+    rng: Arc<dyn Rng>,
+    tasks: Tasks,
+}
+
+/// The groups that run here, for the network to find.
+#[derive(Default)]
+pub(crate) struct Registry(Mutex<Groups>);
+
+#[derive(Default)]
+struct Groups {
+    running: BTreeMap<GroupId, Arc<Replica>>,
+    stopping: bool,
+}
+
+impl Registry {
+    fn lock(&self) -> MutexGuard<'_, Groups> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn get(&self, group: GroupId) -> Option<Arc<Replica>> {
+        self.lock().running.get(&group).cloned()
+    }
 }
 
 impl fmt::Debug for Runtime {
@@ -38,8 +73,12 @@ impl Runtime {
         rng: Arc<dyn Rng>,
         tasks: Tasks,
     ) -> Self {
-        let _ = (transport, clock, rng, tasks);
-        Self { inner: Arc::new(Inner { config }) }
+        // Raft's own timers run on tokio's clock, which a simulation controls; leases of the vault need `clock`, Raft does not.
+        drop(clock);
+        metrics::describe();
+        let tasks = tasks.child();
+        let peers = Arc::new(Peers::new(config, transport, Arc::clone(&rng), tasks.clone()));
+        Self { inner: Arc::new(Inner { config, peers, registry: Arc::default(), rng, tasks }) }
     }
 
     /// This node.
@@ -49,7 +88,15 @@ impl Runtime {
 
     /// Serves a pipe that `peer` opened; the caller has authenticated `peer`. Returns at once.
     pub fn accept(&self, peer: NodeId, lane: Lane, pipe: Pipe) {
-        let _ = (peer, lane, pipe);
+        let (registry, limits) = (Arc::clone(&self.inner.registry), self.inner.config.limits);
+        let seed = self.inner.rng.next_u64();
+        let tasks = self.inner.tasks.clone();
+        self.inner.tasks.spawn("raft-accept", move |stop| {
+            AsyncRuntime::scope(seed, async move {
+                let serving = net::serve(&registry, peer, lane, pipe, limits, &tasks);
+                stop.run_until_cancelled(serving).await;
+            })
+        });
     }
 
     /// Starts a group on `log`: recovers `machine` from snapshot, checkpoint and log, and takes part from then on.
@@ -62,17 +109,85 @@ impl Runtime {
         log: Arc<dyn GroupLog>,
         machine: S,
     ) -> Result<Group<S>, StartError> {
-        let _ = (spec, log, machine);
-        Err(StartError::Stopping)
+        self.inner.config.timing.check()?;
+        if spec.initialize && !spec.voters.contains(&self.node()) {
+            return Err(StartError::Invalid { what: format!("group {} is created by one of its voters", spec.id) });
+        }
+        let machine = Arc::new(Mutex::new(machine));
+        let replica = Arc::new(Replica::new(
+            spec.id,
+            spec.voters.clone(),
+            self.inner.config,
+            log,
+            Box::new(Shared(Arc::clone(&machine))),
+            self.inner.tasks.stop_token().child_token(),
+        ));
+        {
+            let mut groups = self.inner.registry.lock();
+            if groups.stopping {
+                return Err(StartError::Stopping);
+            }
+            if groups.running.contains_key(&spec.id) {
+                return Err(StartError::Running { group: spec.id });
+            }
+            groups.running.insert(spec.id, Arc::clone(&replica));
+        }
+        let (started, outcome) = oneshot::channel();
+        let seed = self.inner.rng.next_u64();
+        let (supervised, peers, id) = (Arc::clone(&replica), Arc::clone(&self.inner.peers), spec.id);
+        self.inner.tasks.spawn("raft-group", move |_stop| {
+            AsyncRuntime::scope(seed, supervise::run(supervised, peers, spec, started))
+        });
+        let outcome = outcome.await.unwrap_or(Err(StartError::Stopping));
+        if let Err(error) = outcome {
+            self.forget(id, &replica);
+            return Err(error);
+        }
+        Ok(Group::new(replica, machine))
+    }
+
+    fn forget(&self, group: GroupId, replica: &Arc<Replica>) {
+        let mut groups = self.inner.registry.lock();
+        if groups.running.get(&group).is_some_and(|running| Arc::ptr_eq(running, replica)) {
+            groups.running.remove(&group);
+        }
     }
 
     /// Stops a group here, without a hand-over; its data stays. Does nothing if it does not run.
     pub async fn stop(&self, group: GroupId) {
-        let _ = group;
+        let Some(replica) = self.inner.registry.get(group) else { return };
+        replica.stop.cancel();
+        replica.ended.cancelled().await;
+        self.forget(group, &replica);
+    }
+
+    /// The groups that run here and how each is doing.
+    pub fn groups(&self) -> Vec<GroupStatus> {
+        let running: Vec<_> = self.inner.registry.lock().running.values().cloned().collect();
+        running.iter().map(|replica| replica.status()).collect()
     }
 
     /// Hands leaderships over, then stops every group; what is not done by `deadline` is cut short.
     pub async fn shut_down(&self, deadline: Duration) {
-        let _ = deadline;
+        let end = Instant::now() + deadline;
+        let replicas: Vec<_> = {
+            let mut groups = self.inner.registry.lock();
+            groups.stopping = true;
+            groups.running.values().cloned().collect()
+        };
+        let hand_over = join_all(replicas.iter().map(|replica| async move {
+            let Some(to) = replica.successor() else { return };
+            match replica.transfer_leader(to).await {
+                Ok(()) => info!(group = %replica.id, %to, "handed leadership over"),
+                Err(error) => warn!(group = %replica.id, %error, "leadership was not handed over"),
+            }
+        }));
+        // Half of the time at most: a group whose peers are gone must still be closed in order.
+        let _ = timeout(deadline / 2, hand_over).await;
+        let stops = join_all(replicas.iter().map(|replica| self.stop(replica.id)));
+        if timeout_at(end, stops).await.is_err() {
+            warn!("some groups were still stopping at the deadline");
+        }
+        self.inner.tasks.shut_down(end.saturating_duration_since(Instant::now())).await;
     }
 }

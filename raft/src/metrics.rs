@@ -1,0 +1,52 @@
+//! The crate's metrics: names, units and help live here and nowhere else.
+
+use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
+
+const GROUPS_LED: &str = "ensign_raft_groups_led";
+const RESTARTS: &str = "ensign_raft_group_restarts_total";
+const FENCED: &str = "ensign_raft_groups_fenced_total";
+const SENT: &str = "ensign_raft_peer_sent_bytes_total";
+const CONNECTS: &str = "ensign_raft_peer_connects_total";
+const BROKEN: &str = "ensign_raft_peer_pipes_broken_total";
+
+/// Tells the recorder what the names mean.
+pub(crate) fn describe() {
+    describe_gauge!(GROUPS_LED, "Raft groups that this node leads");
+    describe_counter!(RESTARTS, "Replicas that were re-created from storage after a failure");
+    describe_counter!(FENCED, "Replicas that were taken out of service after a storage or state machine failure");
+    describe_counter!(SENT, Unit::Bytes, "Raft messages handed to the transport");
+    describe_counter!(CONNECTS, "Pipes opened to peers");
+    describe_counter!(BROKEN, "Pipes to or from peers that broke");
+}
+
+/// This node won or lost a leadership.
+pub(crate) fn leadership_changed(led: bool, leads: bool) {
+    if led != leads {
+        gauge!(GROUPS_LED).increment(if leads { 1.0 } else { -1.0 });
+    }
+}
+
+/// A replica was re-created.
+pub(crate) fn restarted() {
+    counter!(RESTARTS).increment(1);
+}
+
+/// A replica was fenced.
+pub(crate) fn fenced() {
+    counter!(FENCED).increment(1);
+}
+
+/// Bytes went out to a peer.
+pub(crate) fn sent(bytes: usize) {
+    counter!(SENT).increment(bytes as u64);
+}
+
+/// A pipe was opened.
+pub(crate) fn connected() {
+    counter!(CONNECTS).increment(1);
+}
+
+/// A pipe broke.
+pub(crate) fn pipe_broken() {
+    counter!(BROKEN).increment(1);
+}

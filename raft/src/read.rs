@@ -1,0 +1,83 @@
+//! Linearizable reads, and reads of the log itself.
+
+use std::ops::Range;
+
+use ensign_proto::{ByteCount, LogIndex, NodeId};
+use ensign_storage::LogError;
+use openraft::ReadPolicy;
+use openraft::errors::{LinearizableReadError, RaftError};
+use tokio::time::timeout;
+
+use crate::codec;
+use crate::errors::ReadError;
+use crate::machine::CommittedEntry;
+use crate::replica::{Absent, Replica};
+use crate::store;
+
+impl Replica {
+    pub(crate) async fn read_index(&self) -> Result<LogIndex, ReadError> {
+        let raft = self.core().map_err(read_error)?;
+        // A quorum that answers does so within a lease; applying may need a little longer.
+        let patience = self.config.timing.election_max * 2;
+        match timeout(patience, raft.ensure_linearizable(ReadPolicy::ReadIndex)).await {
+            Err(_elapsed) => Err(ReadError::NoQuorum),
+            Ok(Ok(read)) => Ok(LogIndex(read.index())),
+            Ok(Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)))) => Err(ReadError::NoQuorum),
+            Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)))) => {
+                Err(ReadError::NotLeader { leader: forward.leader_id.map(NodeId) })
+            }
+            Ok(Err(RaftError::Fatal(_))) => Err(read_error(self.core().err().unwrap_or(Absent::Recovering))),
+        }
+    }
+
+    pub(crate) async fn read_log(
+        &self,
+        range: Range<LogIndex>,
+        limit: ByteCount,
+    ) -> Result<Vec<CommittedEntry>, ReadError> {
+        if let Some(cause) = self.fenced() {
+            return Err(ReadError::Fenced { cause });
+        }
+        let Some(applied) = self.progress().applied else { return Ok(Vec::new()) };
+        let mut rest = range.start..range.end.min(LogIndex(applied.index + 1));
+        let mut found = Vec::new();
+        let mut left = limit.0;
+        while rest.start < rest.end && (found.is_empty() || left > 0) {
+            if let Some(purged) = self.log.state().purged.filter(|purged| rest.start <= purged.index) {
+                return if found.is_empty() {
+                    Err(ReadError::Purged { first: purged.index.next() })
+                } else {
+                    Ok(found)
+                };
+            }
+            let entries = match store::read(self, rest.clone(), ByteCount(left.max(1))).await {
+                Ok(entries) => entries,
+                // The log may have been purged meanwhile: look again before calling it a failure.
+                Err(LogError::Refused { .. }) if self.log.state().purged.is_some_and(|id| rest.start <= id.index) => {
+                    continue;
+                }
+                Err(error) => {
+                    self.storage_failed(&error);
+                    return Err(ReadError::Fenced { cause: error.to_string().into() });
+                }
+            };
+            let Some(last) = entries.last() else { break };
+            rest.start = last.id.index.next();
+            for entry in entries {
+                if let Some(payload) = codec::proposed(&entry.payload) {
+                    left = left.saturating_sub(payload.len() as u64);
+                    found.push(CommittedEntry { id: entry.id, payload });
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn read_error(absent: Absent) -> ReadError {
+    match absent {
+        Absent::Fenced(cause) => ReadError::Fenced { cause },
+        Absent::Stopped => ReadError::Stopped,
+        Absent::Recovering => ReadError::NotLeader { leader: None },
+    }
+}

@@ -1,0 +1,187 @@
+//! Keeps one group's core alive: builds it from storage, watches it, and builds it again when it dies.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use ensign_proto::{LogIndex, NodeId, Term};
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::{Config, SnapshotPolicy};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::{info, warn};
+
+use crate::apply::Applier;
+use crate::config::{GroupSpec, RuntimeConfig};
+use crate::errors::StartError;
+use crate::group::Leadership;
+use crate::metrics;
+use crate::net::{Factory, Peers};
+use crate::replica::Replica;
+use crate::store::{self, Store};
+use crate::types::Raft;
+
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// A core that ran this long is taken to be sound again.
+const SOUND_AFTER: Duration = Duration::from_mins(1);
+
+/// openraft's settings; the reasons are in docs/adr.
+fn settings(config: &RuntimeConfig, group: &GroupSpec) -> Result<Config, StartError> {
+    let millis = |duration: Duration| duration.as_millis() as u64;
+    let timing = config.timing;
+    let settings = Config {
+        cluster_name: format!("group {}", group.id),
+        heartbeat_interval: millis(timing.heartbeat),
+        heartbeat_min_interval: Some(millis(timing.heartbeat)),
+        election_timeout_min: millis(timing.election_min),
+        election_timeout_max: millis(timing.election_max),
+        install_snapshot_timeout: 60_000,
+        // Bytes bound a message (`Limits::append`), not a count of entries.
+        max_payload_entries: 4096,
+        // Whether a follower needs a snapshot is decided by what was purged, never by how far it is behind.
+        replication_lag_threshold: u64::MAX,
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        api_channel_size: Some(4096),
+        api_batch_capacity: 1024,
+        api_batch_linger_ms: 0,
+        enable_pre_vote: Some(true),
+        // Restoring a leadership loses acknowledged entries when flushes are asynchronous: replication runs ahead of the
+        // leader's own flush, so a leader that lost its tail could write something else under an id that followers hold.
+        enable_leader_restore: Some(restore_leader(config)),
+        ..Config::default()
+    };
+    settings.validate().map_err(|error| StartError::Invalid { what: error.to_string() })
+}
+
+#[cfg(not(feature = "planted-bugs"))]
+fn restore_leader(_config: &RuntimeConfig) -> bool {
+    false
+}
+
+#[cfg(feature = "planted-bugs")]
+fn restore_leader(config: &RuntimeConfig) -> bool {
+    config.planted_leader_restore
+}
+
+/// Runs the replica until it is stopped or fenced. `started` hears how the first start went.
+pub(crate) async fn run(
+    replica: Arc<Replica>,
+    peers: Arc<Peers>,
+    spec: GroupSpec,
+    started: oneshot::Sender<Result<(), StartError>>,
+) {
+    let mut started = Some(started);
+    let mut failures: u32 = 0;
+    loop {
+        let begun = Instant::now();
+        match start_core(&replica, &peers, &spec).await {
+            Ok(raft) => {
+                replica.set_raft(Some(raft.clone()));
+                if let Some(started) = started.take() {
+                    let _ = started.send(Ok(()));
+                }
+                observe(&replica, &raft, &spec).await;
+                let term = replica.leadership().borrow().term;
+                replica.publish_leadership(Leadership { term, leader: None, ready: false });
+                replica.set_raft(None);
+                let _ = raft.shutdown().await;
+            }
+            Err(error) => {
+                if let Some(started) = started.take() {
+                    let _ = started.send(Err(error));
+                    break;
+                }
+                warn!(group = %replica.id, %error, "a group cannot be re-created");
+            }
+        }
+        if replica.stop.is_cancelled() || replica.fenced().is_some() {
+            break;
+        }
+        failures = if begun.elapsed() >= SOUND_AFTER { 1 } else { failures.saturating_add(1) };
+        replica.restarts.fetch_add(1, Ordering::Relaxed);
+        metrics::restarted();
+        let pause = PAUSE_MIN.saturating_mul(1 << failures.min(16).saturating_sub(1)).min(PAUSE_MAX);
+        warn!(group = %replica.id, failures, ?pause, "a group's core died; it is re-created from storage");
+        tokio::select! {
+            () = sleep(pause) => {}
+            () = replica.stop.cancelled() => break,
+        }
+    }
+    if replica.fenced().is_none() {
+        replica.put_checkpoint();
+    }
+    replica.ended.cancel();
+}
+
+async fn start_core(replica: &Arc<Replica>, peers: &Arc<Peers>, spec: &GroupSpec) -> Result<Raft, StartError> {
+    let failed = |cause: String| StartError::Storage { group: spec.id, cause: cause.into() };
+    let settings = Arc::new(settings(&replica.config, spec)?);
+    if let Some(last) = replica.log.state().last {
+        // A core takes what it finds for durable. After a core's death the tail may still be on its way to the disk, so
+        // let it arrive first: a truncation of nothing is a barrier.
+        store::durable(replica, move |log, done| log.truncate(LogIndex(last.index.0 + 1), done))
+            .await
+            .map_err(|error| failed(error.to_string()))?;
+    }
+    let applier = Applier::take_over(Arc::clone(replica));
+    applier.recover().await.map_err(|error| failed(error.to_string()))?;
+    let factory = Factory::new(Arc::clone(peers), spec.id);
+    let store = Store::new(Arc::clone(replica));
+    let node = replica.config.node.0;
+    let raft = Raft::new(node, settings, factory, store, applier).await;
+    raft.map_err(|fatal| failed(fatal.to_string()))
+}
+
+/// When this node creates the group if nobody else did: the lowest voter at once, so that the others do not stand for
+/// election against it; each other one in turn, in case those before it are down.
+fn initialize_at(replica: &Replica, spec: &GroupSpec) -> Option<Instant> {
+    let rank = spec.voters.iter().position(|voter| *voter == replica.config.node)?;
+    spec.initialize.then(|| Instant::now() + replica.config.timing.election_max * 2 * rank as u32)
+}
+
+/// Publishes who leads until the core ends or shall end.
+async fn observe(replica: &Arc<Replica>, raft: &Raft, spec: &GroupSpec) {
+    let node = replica.config.node;
+    let mut server = raft.server_metrics();
+    let mut applied = replica.applied();
+    let mut initialize = initialize_at(replica, spec);
+    loop {
+        let (term, leader) = {
+            let now = server.borrow_and_update();
+            (now.vote.leader_id.term, now.current_leader)
+        };
+        let leads = leader == Some(node.0);
+        let ready = leads && replica.progress().applied.is_some_and(|id| id.leader_id.term == term);
+        replica.publish_leadership(Leadership { term: Term(term), leader: leader.map(NodeId), ready });
+        let create = async {
+            match initialize {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = replica.stop.cancelled() => return,
+            () = replica.fence.cancelled() => return,
+            changed = server.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+            _ = applied.changed(), if leads && !ready => {}
+            () = create => {
+                initialize = None;
+                if matches!(raft.is_initialized().await, Ok(false)) {
+                    let voters: BTreeSet<u64> = spec.voters.iter().map(|voter| voter.0).collect();
+                    match raft.initialize(voters).await {
+                        Ok(()) => info!(group = %spec.id, "created"),
+                        Err(error) => info!(group = %spec.id, %error, "not created here"),
+                    }
+                }
+            }
+        }
+    }
+}
