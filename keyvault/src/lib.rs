@@ -1,1 +1,36 @@
-//! ensign-keyvault
+//! The key vault: who may open what, and until when.
+//!
+//! ```text
+//! root key ── wraps ─> vault master key ── wraps ─> KEK of a ring version ── wraps ─> DEK ── derives ─> one key per batch
+//!  a file, outside      in the vault's state        in the vault's state      in the partition            never stored
+//!
+//! node:  Holder ── lease, HPKE-sealed DEKs ──> Vault (a Raft group of its own)         seal and open only while the lease runs
+//!           ^────────── surrender ────────────────┘                                    a revoke waits until nobody can
+//! ```
+//!
+//! What is promised: a node without a lease neither seals nor opens ([`Holder`]); once a revoke is answered, no node can open
+//! what was sealed under that key ([`Vault`]). Left of this crate event data is ciphertext, since nothing there can name a key.
+//! Not here: who may read (the node decides), sockets (the node implements [`VaultPeer`] and [`SurrenderLink`]).
+
+mod arena;
+mod batch;
+mod entropy;
+mod error;
+mod grant;
+mod holder;
+mod lease;
+mod link;
+mod metrics;
+mod root;
+mod seal;
+mod wire;
+mod wrap;
+
+pub use batch::{BatchFull, PlainBatch, RAW_BYTES_MAX, SealedBatch};
+pub use entropy::Entropy;
+pub use error::{CallError, KeyError};
+pub use holder::{Holder, HolderConfig, SurrenderError, Use};
+pub use lease::{InvalidLease, LeaseConfig};
+pub use link::{LinkError, Reason, Refusal, RoutedLink, SurrenderLink, VaultLink, VaultPeer};
+pub use root::{RootId, RootKey, RootKeyError};
+pub use wrap::{DekUse, InvalidWrap, KekId, WrappedDek};

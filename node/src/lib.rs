@@ -5,5 +5,6 @@ pub mod catalog;
 pub mod config;
 pub mod files;
 pub mod health;
+pub mod identity;
 pub mod peers;
 pub mod telemetry;

@@ -5,11 +5,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ensign_proto::{ApiKeyId, OrgId, ProjectId, RingId, TopicId};
+use ensign_proto::{ApiKeyId, OrgId, ProjectId, RingId, TopicId, TopicName};
 use ensign_raft::env::UnixNanos;
 use thiserror::Error;
 
-use super::name::TopicName;
 use super::records::{ApiKey, NodeRecord, Organization, Project, SigningKey, Topic, TopicPolicies, TopicState};
 
 /// A change of the catalog.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ensign_proto::{ApiKeyId, GroupId, LogIndex, NodeId, OrgId, ProjectId, RingId, TopicId};
+use ensign_proto::{ApiKeyId, GroupId, LogIndex, NodeId, OrgId, ProjectId, RingId, TopicId, TopicName};
 use ensign_raft::env::{Clock, Rng, Stop};
 use ensign_raft::{ProposeError, ReadError};
 use ensign_storage::EntryId;
@@ -20,7 +20,6 @@ use super::errors::{
     RefreshError, VaultFailure, WriteFailure,
 };
 use super::link::{ProposeLink, ProposeLinkError, Replica, VaultWrites};
-use super::name::TopicName;
 use super::records::{ApiKey, NodeRecord, Organization, Project, SigningKey, Topic, TopicPolicies, TopicState};
 use super::view::View;
 use super::wire;
@@ -87,6 +86,11 @@ impl Catalog {
     /// The reading half.
     pub fn view(&self) -> &View {
         &self.parts.view
+    }
+
+    /// Whether this node leads the catalog's group, and is ready to.
+    pub fn leads(&self) -> bool {
+        self.parts.replica.leadership().borrow().ready
     }
 
     /// Catches up: what the view shows afterwards holds everything that was acknowledged, anywhere, before this call.

@@ -1,11 +1,8 @@
 //! What the catalog knows: plain values, the same on every replica.
 
 use bytes::Bytes;
-use ensign_proto::{ApiKeyId, GroupId, NodeId, OrgId, Partition, ProjectId, RingId, TopicId};
+use ensign_proto::{ApiKeyId, GroupId, NodeId, OrgId, Partition, PermissionSet, ProjectId, RingId, TopicId, TopicName};
 use ensign_raft::env::UnixNanos;
-
-use super::name::TopicName;
-use super::permission::Permissions;
 
 /// The outermost tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,7 +91,7 @@ pub struct ApiKey {
     /// The one project it works in; none for an operator's key.
     pub project: Option<ProjectId>,
     /// What it may do.
-    pub permissions: Permissions,
+    pub permissions: PermissionSet,
     /// An operator's key: administers the cluster, never carries data.
     pub admin: bool,
     /// When it was made.

@@ -4,14 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use ensign_proto::{ApiKeyId, GroupId, NodeId, OrgId, Partition, ProjectId, TopicId};
+use ensign_proto::{ApiKeyId, GroupId, NodeId, OrgId, Partition, ProjectId, TopicId, TopicNameHash};
 use ensign_raft::env::UnixNanos;
 
 use super::command::{Command, NewTopic, Outcome, Refusal, Response};
 use super::records::{ApiKey, NodeRecord, Organization, Project, SigningKey, Topic, TopicState};
-
-/// A topic name's murmur3 hash, which is what must be unique in a project.
-pub type NameHash = [u8; 16];
 
 /// For how long, in the proposers' time, a destroyed topic's id answers a late retry of its creation.
 const TOMBSTONE_NANOS: u64 = 24 * 3600 * 1_000_000_000;
@@ -30,7 +27,7 @@ pub(super) struct State {
     pub(super) tombstones: BTreeMap<TopicId, UnixNanos>,
     pub(super) next_group: GroupId,
     // Indexes; rebuilt from the records on restore.
-    topics_by_name: BTreeMap<(ProjectId, NameHash), TopicId>,
+    topics_by_name: BTreeMap<(ProjectId, TopicNameHash), TopicId>,
     topics_by_project: BTreeSet<(ProjectId, TopicId)>,
     api_keys_by_client: BTreeMap<String, ApiKeyId>,
 }
@@ -244,7 +241,7 @@ impl State {
     }
 
     /// The topic that has a name of this hash.
-    pub(super) fn topic_by_hash(&self, project: ProjectId, hash: NameHash) -> Option<&Arc<Topic>> {
+    pub(super) fn topic_by_hash(&self, project: ProjectId, hash: TopicNameHash) -> Option<&Arc<Topic>> {
         self.topics.get(self.topics_by_name.get(&(project, hash))?)
     }
 
@@ -267,13 +264,13 @@ impl State {
     pub(super) fn names_after(
         &self,
         project: ProjectId,
-        after: Option<NameHash>,
-    ) -> impl Iterator<Item = (&NameHash, &Arc<Topic>)> {
+        after: Option<TopicNameHash>,
+    ) -> impl Iterator<Item = (&TopicNameHash, &Arc<Topic>)> {
         let from = match after {
             Some(after) => Bound::Excluded((project, after)),
-            None => Bound::Included((project, [0; 16])),
+            None => Bound::Included((project, TopicNameHash::from_bytes([0; 16]))),
         };
-        let to = Bound::Included((project, [0xff; 16]));
+        let to = Bound::Included((project, TopicNameHash::from_bytes([0xff; 16])));
         self.topics_by_name.range((from, to)).filter_map(|((_, hash), id)| Some((hash, self.topics.get(id)?)))
     }
 }

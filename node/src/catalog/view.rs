@@ -2,15 +2,13 @@
 
 use std::sync::Arc;
 
-use ensign_proto::{ApiKeyId, LogIndex, NodeId, OrgId, ProjectId, TopicId};
+use ensign_proto::{ApiKeyId, LogIndex, NodeId, OrgId, ProjectId, TopicId, TopicName, TopicNameHash};
 use ensign_raft::env::UnixNanos;
 use tokio::sync::watch;
 
 use super::machine::Shared;
-use super::name::TopicName;
 use super::paging::{Page, PageError, PageRequest, Paged};
 use super::records::{ApiKey, NodeRecord, Organization, Project, SigningKey, Topic};
-use super::state::NameHash;
 
 /// The catalog as this node knows it. Clones are cheap; every answer is a shared, unchanging record.
 ///
@@ -41,7 +39,7 @@ impl View {
     }
 
     /// The project's topic whose name has this hash.
-    pub fn topic_by_hash(&self, project: ProjectId, hash: NameHash) -> Option<Arc<Topic>> {
+    pub fn topic_by_hash(&self, project: ProjectId, hash: TopicNameHash) -> Option<Arc<Topic>> {
         self.shared.read().topic_by_hash(project, hash).cloned()
     }
 
@@ -80,11 +78,11 @@ impl View {
         project: ProjectId,
         request: &PageRequest<'_>,
         now: UnixNanos,
-    ) -> Result<Page<(NameHash, Arc<Topic>)>, PageError> {
+    ) -> Result<Page<(TopicNameHash, Arc<Topic>)>, PageError> {
         let cut = request.open(Paged::TopicNames, project, now)?;
         let state = self.shared.read();
-        let names = state.names_after(project, cut.after);
-        Ok(cut.fill(names.map(|(hash, topic)| (*hash, (*hash, Arc::clone(topic))))))
+        let names = state.names_after(project, cut.after.map(TopicNameHash::from_bytes));
+        Ok(cut.fill(names.map(|(hash, topic)| (*hash.as_bytes(), (*hash, Arc::clone(topic))))))
     }
 
     /// The project of this id.

@@ -8,14 +8,14 @@
 use std::sync::Arc;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use ensign_proto::{ApiKeyId, GroupId, NodeId, OrgId, Partition, ProjectId, RingId, TopicId};
+use ensign_proto::{
+    ApiKeyId, GroupId, NodeId, OrgId, Partition, Permission, PermissionSet, ProjectId, RingId, TopicId, TopicName,
+};
 use ensign_raft::env::UnixNanos;
 use prost::Message;
 use thiserror::Error;
 
 use super::command::{Command, NewTopic, Outcome, Refusal, Response};
-use super::name::TopicName;
-use super::permission::Permissions;
 use super::records::{ApiKey, NodeRecord, Organization, Project, SigningKey, Topic, TopicPolicies, TopicState};
 use super::state::State;
 
@@ -357,6 +357,12 @@ fn state_of(number: u32) -> Result<TopicState, DecodeError> {
     }
 }
 
+/// Strict: a permission that this version does not know must not get lost in the next snapshot.
+fn permissions(texts: &[String]) -> Result<PermissionSet, DecodeError> {
+    let known: Result<PermissionSet, _> = texts.iter().map(|text| text.parse::<Permission>()).collect();
+    known.map_err(|_| DecodeError::Invalid("permission"))
+}
+
 fn topic_name(text: &str) -> Result<TopicName, DecodeError> {
     text.parse().map_err(|_| DecodeError::Invalid("topic name"))
 }
@@ -438,7 +444,7 @@ impl From<&ApiKey> for ApiKeyRow {
             name: key.name.clone(),
             org: raw(key.org.as_bytes()),
             project: key.project.map(|project| raw(project.as_bytes())).unwrap_or_default(),
-            permissions: key.permissions.names().into_iter().map(str::to_owned).collect(),
+            permissions: key.permissions.to_texts().into_iter().map(str::to_owned).collect(),
             admin: key.admin,
             created: key.created.0,
             revoked_at: key.revoked_at.map(|at| at.0),
@@ -457,7 +463,7 @@ impl TryFrom<ApiKeyRow> for ApiKey {
             name: row.name,
             org: id::<OrgId>(&row.org, "organization")?,
             project,
-            permissions: Permissions::from_names(&row.permissions).map_err(|_| DecodeError::Invalid("permission"))?,
+            permissions: permissions(&row.permissions)?,
             admin: row.admin,
             created: UnixNanos(row.created),
             revoked_at: row.revoked_at.map(UnixNanos),

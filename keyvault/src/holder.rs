@@ -1,0 +1,470 @@
+//! The keys that one node process holds, and the lease under which it may use them.
+//!
+//! ```text
+//! ensure, create_dek ──> wants ──┐                       ┌──> table: lease, held keys, tombstones
+//!                                ├─ one call at a time ──┤
+//! every 0.3 L ───────> renewal ──┘  (at most 256 wants)  └──> whoever waits
+//! seal, open, begin_use ──> table: usable(now)?  ──> the arena lends the key
+//! surrender ──> table: dead, from now on ──> wait for the uses in progress ──> overwrite ──> answer
+//! ```
+//!
+//! Invariants: no key is lent outside `base ≤ now < expiry`, asked of the clock at every use; a key that died is never held
+//! again; a surrender is answered only when no use is in progress and the memory is overwritten. Everything fails closed.
+
+mod renew;
+mod table;
+
+use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+
+use bytes::Bytes;
+use ensign_proto::pb::vault::v1 as pb;
+use ensign_proto::{
+    BatchError, BatchHeader, ClusterId, DekId, KeyVersion, LogIndex, NodeId, PartitionContext, RingId, SealedBytes,
+    SessionId,
+};
+use ensign_raft::env::{Clock, Tasks};
+use thiserror::Error;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+use self::renew::{Ask, Want};
+use self::table::{Held, Table};
+use crate::arena::Arena;
+use crate::batch::{PlainBatch, SealFailure, SealedBatch, open_batch, seal_batch};
+use crate::entropy::Entropy;
+use crate::error::{CallError, KeyError};
+use crate::grant::ProcessKey;
+use crate::lease::{Lease, LeaseConfig};
+use crate::link::VaultLink;
+use crate::metrics;
+use crate::wire::{self, Dead};
+use crate::wrap::{DekUse, WrappedDek};
+
+/// How long a surrender waits for uses in progress before it asks their streams to end.
+const SEVER_AFTER: Duration = Duration::from_secs(2);
+/// How long it then waits for them to have ended.
+const SEVER_GRACE: Duration = Duration::from_secs(1);
+
+/// Settings of a node's holder.
+#[derive(Debug, Clone)]
+pub struct HolderConfig {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// This node.
+    pub node: NodeId,
+    /// The same on every node of the cluster.
+    pub lease: LeaseConfig,
+    /// How many keys may be held; above it, the longest unused give way. 100,000 take 6.4 MB.
+    pub keys_max: usize,
+    /// How many wants may wait; above it, callers are refused.
+    pub wants_max: usize,
+    /// The highest epoch that this node ever saw: a vault that was set back below it is not believed.
+    pub floor: u64,
+    /// Where salts come from.
+    pub entropy: Entropy,
+}
+
+impl HolderConfig {
+    /// Default bounds.
+    pub fn new(cluster: ClusterId, node: NodeId) -> Self {
+        Self {
+            cluster,
+            node,
+            lease: LeaseConfig::default(),
+            keys_max: 100_000,
+            wants_max: 4_096,
+            floor: 0,
+            entropy: Entropy::kernel(),
+        }
+    }
+}
+
+/// The keys of this process. Clones are cheap and share them.
+#[derive(Clone)]
+pub struct Holder(Arc<Inner>);
+
+struct Inner {
+    config: HolderConfig,
+    session: SessionId,
+    process: ProcessKey,
+    clock: Arc<dyn Clock>,
+    link: Arc<dyn VaultLink>,
+    arena: Arena,
+    table: RwLock<Table>,
+    wants: mpsc::Sender<Ask>,
+    /// Told whenever the last use of a dead key ends.
+    ended: Notify,
+    /// Counts up whenever keys die.
+    deaths: watch::Sender<u64>,
+}
+
+/// Why a surrender is not answered with an acknowledgement. The vault then waits until the lease cannot be running any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum SurrenderError {
+    /// The keys were held by another process: this one cannot speak for it.
+    #[error("that session is not this process's")]
+    OtherSession,
+    /// A use did not end in time.
+    #[error("a use of the key is still in progress")]
+    InUse,
+    /// The request makes no sense.
+    #[error("malformed surrender")]
+    Malformed,
+}
+
+impl Holder {
+    /// A holder without keys, and the tasks that renew its lease and overwrite keys when it ends.
+    pub fn new(config: HolderConfig, link: Arc<dyn VaultLink>, clock: Arc<dyn Clock>, tasks: &Tasks) -> Self {
+        let (wants, asks) = mpsc::channel(config.wants_max.max(1));
+        let session = SessionId::from_bytes(config.entropy.array());
+        let inner = Inner {
+            session,
+            process: ProcessKey::generate(&config.entropy),
+            arena: Arena::new(config.keys_max + 1_024),
+            table: RwLock::new(Table::new(Lease::new(session, config.floor), config.keys_max)),
+            clock,
+            link,
+            wants,
+            ended: Notify::new(),
+            deaths: watch::Sender::new(0),
+            config,
+        };
+        let holder = Self(Arc::new(inner));
+        let (renewing, tidying) = (holder.clone(), holder.clone());
+        tasks.spawn("key-lease", |stop| renewing.renew_until(stop, asks));
+        tasks.spawn("key-expiry", |stop| tidying.expire_until(stop));
+        holder
+    }
+
+    /// Has the vault make a data key for `ctx` under the active version of `ring`. It is held from then on.
+    ///
+    /// Commit the wrapped key before its first use: without it, nobody ever opens what was sealed.
+    ///
+    /// # Errors
+    /// [`KeyError::Revoked`] and [`KeyError::NotGranted`] last; everything else may be retried.
+    pub async fn create_dek(&self, ctx: &PartitionContext, ring: RingId) -> Result<WrappedDek, KeyError> {
+        self.ask(Want::Create { ctx: *ctx, ring, usage: DekUse::Batches }).await
+    }
+
+    /// Sees to it that this node holds the key, under a lease that runs: asks the vault unless that is so already.
+    ///
+    /// # Errors
+    /// [`KeyError::Revoked`], [`KeyError::NotGranted`] and [`KeyError::Damaged`] last; everything else may be retried.
+    pub async fn ensure(&self, ctx: &PartitionContext, wrapped: &WrappedDek) -> Result<(), KeyError> {
+        {
+            let table = self.0.table();
+            table.refuse_dead(wrapped)?;
+            if table.lease.usable(self.0.clock.boot()) && table.keys.contains_key(&wrapped.dek) {
+                return Ok(());
+            }
+        }
+        self.ask(Want::Unwrap { ctx: *ctx, wrapped: wrapped.clone() }).await.map(drop)
+    }
+
+    /// Seals a batch where it lies: CPU only, some 120 µs for 256 KiB. Sets the header's key and algorithm.
+    ///
+    /// Hold a [`Use`] of the key until the proposal is resolved, so that no event is acknowledged under a key that this node
+    /// has reported dead.
+    ///
+    /// # Errors
+    /// [`KeyError::NoLease`] or [`KeyError::Unknown`]: `ensure`, then seal anew. [`KeyError::Revoked`]: under another key.
+    pub fn seal(
+        &self,
+        ctx: &PartitionContext,
+        dek: DekId,
+        mut header: BatchHeader,
+        payload: PlainBatch,
+    ) -> Result<SealedBatch, KeyError> {
+        let sealed = self.begin_use(dek).and_then(|using| {
+            let held = &using.held;
+            if held.ctx != *ctx {
+                return Err(KeyError::Unsealable { cause: "the key belongs to another partition".to_owned() });
+            }
+            if held.wrapped.usage != DekUse::Batches {
+                return Err(KeyError::Unsealable { cause: "the key is not for batches".to_owned() });
+            }
+            header.dek = dek;
+            header.algorithm = held.wrapped.alg;
+            let sealed =
+                seal_batch(&held.slot, ctx, &header, payload, &self.0.config.entropy).map_err(
+                    |failure| match failure {
+                        SealFailure::Gone => KeyError::NoLease,
+                        SealFailure::Header(error) => KeyError::Unsealable { cause: error.to_string() },
+                    },
+                )?;
+            held.count(sealed.bytes().len() as u64);
+            Ok(sealed)
+        });
+        metrics::sealed(sealed.as_ref().map(|sealed| sealed.bytes().len()));
+        sealed
+    }
+
+    /// Opens a batch that is expected at `ctx`. Ask [`Holder::usable`] once more right before its events are handed to the
+    /// transport, and hold a [`Use`] until they are.
+    ///
+    /// # Errors
+    /// [`KeyError::Unknown`] or [`KeyError::NoLease`]: `ensure`, then open again. [`KeyError::Revoked`]: never again.
+    /// [`KeyError::Damaged`]: this replica is damaged; ask another.
+    pub fn open(&self, ctx: &PartitionContext, batch: &Bytes) -> Result<PlainBatch, KeyError> {
+        let opened = self.open_inner(ctx, batch);
+        metrics::opened(opened.as_ref().map(|_| batch.len()));
+        opened
+    }
+
+    fn open_inner(&self, ctx: &PartitionContext, batch: &Bytes) -> Result<PlainBatch, KeyError> {
+        let sealed = SealedBytes::parse(batch.clone()).map_err(|error| match error {
+            BatchError::UnknownFormat { .. } | BatchError::UnknownAlgorithm { .. } => KeyError::Newer(error),
+            BatchError::Truncated { .. } | BatchError::Trailing { .. } | BatchError::Invalid { .. } => {
+                KeyError::Damaged
+            }
+        })?;
+        let using = self.begin_use(sealed.header().dek)?;
+        let held = &using.held;
+        if held.ctx != *ctx || held.wrapped.alg != sealed.header().algorithm {
+            return Err(KeyError::Damaged);
+        }
+        match open_batch(&held.slot, ctx, &sealed) {
+            None => Err(KeyError::NoLease),
+            Some(Err(_)) => Err(KeyError::Damaged),
+            Some(Ok(_)) if !self.usable(held.wrapped.dek) => Err(KeyError::NoLease),
+            Some(Ok(plain)) => Ok(plain),
+        }
+    }
+
+    /// Whether the key may be used now.
+    pub fn usable(&self, dek: DekId) -> bool {
+        let table = self.0.table();
+        table.lease.usable(self.0.clock.boot()) && table.keys.contains_key(&dek)
+    }
+
+    /// Whether it is time to move to another key: its ring has a newer version, or it has sealed 90 % of what one key may.
+    pub fn should_roll_over(&self, dek: DekId) -> bool {
+        let table = self.0.table();
+        table.keys.get(&dek).is_some_and(|held| {
+            let newest = table.active.get(&held.wrapped.ring).copied().unwrap_or_default();
+            newest > held.wrapped.version || held.is_worn(self.0.clock.wall())
+        })
+    }
+
+    /// Begins a use of the key: a surrender waits until it is dropped, for at most two seconds before it asks it to end.
+    ///
+    /// # Errors
+    /// [`KeyError::NoLease`], [`KeyError::Unknown`], [`KeyError::Revoked`]: as for [`Holder::open`].
+    pub fn begin_use(&self, dek: DekId) -> Result<Use, KeyError> {
+        // The use is counted under the lock, so a surrender, which takes it to mark the key dead, sees it or prevents it.
+        let table = self.0.table();
+        if let Some((ring, version)) = table.shredded.get(&dek) {
+            return Err(KeyError::Revoked { ring: *ring, version: *version });
+        }
+        let now = self.0.clock.boot();
+        if !table.lease.usable(now) {
+            return Err(KeyError::NoLease);
+        }
+        let held = table.keys.get(&dek).ok_or(KeyError::Unknown { dek })?;
+        held.begin(now);
+        Ok(Use { held: Arc::clone(held), holder: self.clone() })
+    }
+
+    /// Counts up whenever keys die, so that idle streams notice.
+    pub fn deaths(&self) -> watch::Receiver<u64> {
+        self.0.deaths.subscribe()
+    }
+
+    /// The name of this process's life.
+    pub fn session(&self) -> SessionId {
+        self.0.session
+    }
+
+    /// How long the lease still runs; `None` when it does not.
+    pub fn lease_left(&self) -> Option<Duration> {
+        let (table, now) = (self.0.table(), self.0.clock.boot());
+        table.lease.usable(now).then(|| table.lease.expiry().0.saturating_sub(now.0))
+    }
+
+    /// The highest epoch seen: what the next life of this node passes as its floor.
+    pub fn floor(&self) -> u64 {
+        self.0.table().lease.floor()
+    }
+
+    /// How many keys are held.
+    pub fn held(&self) -> usize {
+        self.0.table().keys.len()
+    }
+
+    /// The vault's leader asks this process to give keys up. Answers once no use of them is in progress and their memory is
+    /// overwritten; new uses are refused from the first moment. Cancel safe: what died stays dead.
+    ///
+    /// # Errors
+    /// See [`SurrenderError`]: never an acknowledgement that is not true.
+    pub async fn surrender(&self, request: pb::SurrenderRequest) -> Result<pb::SurrenderReply, SurrenderError> {
+        let session = SessionId::try_from(&request.session[..]).map_err(|_| SurrenderError::Malformed)?;
+        if session != self.0.session {
+            return Err(SurrenderError::OtherSession);
+        }
+        let dead: Vec<Dead> = request
+            .dead
+            .iter()
+            .map(|dead| wire::dead_from(self.0.config.cluster, dead))
+            .collect::<Result<_, _>>()
+            .map_err(|_| SurrenderError::Malformed)?;
+        let dying = {
+            let mut table = self.0.table_mut();
+            // Replies from before the revoke are on their way still; from now on they are ignored.
+            table.lease.saw(LogIndex(request.index));
+            table.kill(&dead, self.0.config.node);
+            table.dying()
+        };
+        self.0.deaths.send_modify(|count| *count += 1);
+        if timeout(SEVER_AFTER, self.0.uses_ended(&dying)).await.is_err() {
+            for held in &dying {
+                held.severed.cancel();
+            }
+            let ended = timeout(SEVER_GRACE, self.0.uses_ended(&dying)).await;
+            if ended.is_err() {
+                metrics::surrendered("in_use");
+                return Err(SurrenderError::InUse);
+            }
+        }
+        for held in &dying {
+            held.slot.wipe();
+        }
+        metrics::surrendered("done");
+        Ok(pb::SurrenderReply { session: request.session, index: request.index })
+    }
+
+    /// A clean stop: overwrites all keys, then tells the vault that this session holds none. Best effort; the lease ends anyway.
+    pub async fn release(&self) {
+        self.0.table_mut().drop_all(true);
+        let request = pb::Request {
+            actor: format!("node {}", self.0.config.node),
+            call: Some(pb::request::Call::Release(pb::ReleaseRequest {
+                session: wire::bytes(self.0.session.as_bytes()),
+            })),
+        };
+        // Nobody needs the outcome: an unreleased session costs the next revoke a wait, and nothing else.
+        let _ = timeout(self.0.config.lease.call_deadline(), self.0.link.call(request)).await;
+    }
+
+    async fn ask(&self, want: Want) -> Result<WrappedDek, KeyError> {
+        let (reply, outcome) = oneshot::channel();
+        let deadline = Instant::now() + self.0.config.lease.length / 2;
+        let ask = Ask { want, deadline, reply };
+        self.0.wants.try_send(ask).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => KeyError::Busy { cause: "too many keys are being asked for" },
+            mpsc::error::TrySendError::Closed(_) => KeyError::NoLease,
+        })?;
+        // The task drops what waits when the node stops.
+        outcome.await.unwrap_or(Err(KeyError::NoLease))
+    }
+
+    /// Overwrites keys soon after the lease ended. Only tidies up: every use asks the clock itself.
+    async fn expire_until(self, stop: ensign_raft::env::Stop) {
+        let period = self.0.config.lease.length / 20;
+        while stop.run_until_cancelled(tokio::time::sleep(period)).await.is_some() {
+            self.expire();
+        }
+    }
+
+    /// Overwrites all keys if the lease has ended.
+    fn expire(&self) {
+        let expired = {
+            let mut table = self.0.table_mut();
+            let expired = !table.lease.usable(self.0.clock.boot()) && !table.keys.is_empty();
+            if expired {
+                table.drop_all(true);
+            }
+            expired
+        };
+        if expired {
+            metrics::lease_lost();
+            tracing::warn!("the lease on this node's keys ended before the vault renewed it: keys are overwritten");
+            self.0.deaths.send_modify(|count| *count += 1);
+        }
+    }
+}
+
+impl fmt::Debug for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Holder").field("session", &self.0.session).field("held", &self.held()).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn table(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn table_mut(&self) -> RwLockWriteGuard<'_, Table> {
+        self.table.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn uses_ended(&self, dying: &[Arc<Held>]) {
+        loop {
+            let ended = self.ended.notified();
+            tokio::pin!(ended);
+            // Registered before the look, so that an end in between is not missed.
+            ended.as_mut().enable();
+            if dying.iter().all(|held| !held.in_use()) {
+                return;
+            }
+            ended.await;
+        }
+    }
+}
+
+/// A use of a key in progress.
+pub struct Use {
+    held: Arc<Held>,
+    holder: Holder,
+}
+
+impl Use {
+    /// The key in use.
+    pub fn dek(&self) -> DekId {
+        self.held.wrapped.dek
+    }
+
+    /// The version that it dies with.
+    pub fn version(&self) -> (RingId, KeyVersion) {
+        (self.held.wrapped.ring, self.held.wrapped.version)
+    }
+
+    /// Whether the key may still be used: ask right before bytes are handed over.
+    pub fn is_live(&self) -> bool {
+        self.holder.usable(self.dek())
+    }
+
+    /// Cancelled when a surrender has waited long enough: reset the stream and drop this, now.
+    pub fn severed(&self) -> &CancellationToken {
+        &self.held.severed
+    }
+}
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        if self.held.end() {
+            self.holder.0.ended.notify_waiters();
+        }
+    }
+}
+
+impl fmt::Debug for Use {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Use").field(&self.dek()).finish()
+    }
+}
+
+/// The vault's answer to a call, or why there is none.
+pub(crate) fn reply_result(reply: pb::Reply) -> Result<pb::reply::Result, CallError> {
+    match reply.result {
+        Some(pb::reply::Result::Refusal(refusal)) => Err(CallError::Refused(refusal.into())),
+        Some(result) => Ok(result),
+        None => Err(CallError::Malformed { what: "it is empty" }),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,216 @@
+//! What a holder knows: its lease, its keys, and which keys are dead for ever.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use ensign_proto::{DekId, KeyVersion, NodeId, PartitionContext, RingId};
+use ensign_raft::env::{BootTime, UnixNanos};
+use tokio_util::sync::CancellationToken;
+
+use crate::arena::KeySlot;
+use crate::error::KeyError;
+use crate::lease::Lease;
+use crate::wire::Dead;
+use crate::wrap::WrappedDek;
+
+/// A key moves on after 90 % of 2³² seals, of 1 TiB, and of 30 days, so that its successor is there in time.
+const SEALS_WORN: u64 = (1 << 32) / 10 * 9;
+const BYTES_WORN: u64 = (1 << 40) / 10 * 9;
+const AGE_WORN: Duration = Duration::from_secs(27 * 24 * 3600);
+/// How many dead data keys are remembered by name, so that their batches are refused for the right reason.
+const SHREDDED_MAX: usize = 100_000;
+
+/// A key in memory.
+pub(super) struct Held {
+    pub(super) wrapped: WrappedDek,
+    pub(super) ctx: PartitionContext,
+    pub(super) slot: KeySlot,
+    pub(super) severed: CancellationToken,
+    uses: AtomicUsize,
+    seals: AtomicU64,
+    bytes: AtomicU64,
+    last_used: AtomicU64,
+}
+
+impl Held {
+    pub(super) fn new(wrapped: WrappedDek, ctx: PartitionContext, slot: KeySlot, now: BootTime) -> Self {
+        Self {
+            wrapped,
+            ctx,
+            slot,
+            severed: CancellationToken::new(),
+            uses: AtomicUsize::new(0),
+            seals: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            last_used: AtomicU64::new(now.0.as_millis() as u64),
+        }
+    }
+
+    pub(super) fn begin(&self, now: BootTime) {
+        self.uses.fetch_add(1, Ordering::SeqCst);
+        self.last_used.store(now.0.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// Whether this was the last use.
+    pub(super) fn end(&self) -> bool {
+        self.uses.fetch_sub(1, Ordering::SeqCst) == 1
+    }
+
+    pub(super) fn in_use(&self) -> bool {
+        self.uses.load(Ordering::SeqCst) > 0
+    }
+
+    pub(super) fn count(&self, bytes: u64) {
+        self.seals.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_worn(&self, now: UnixNanos) -> bool {
+        // The name of a key begins with the time it was made. A wrong wall clock makes a roll-over early or late, nothing else.
+        let made = self.wrapped.dek.as_bytes()[..6].iter().fold(0, |ms, byte| ms << 8 | u64::from(*byte));
+        self.seals.load(Ordering::Relaxed) >= SEALS_WORN
+            || self.bytes.load(Ordering::Relaxed) >= BYTES_WORN
+            || now.as_millis().saturating_sub(made) >= AGE_WORN.as_millis() as u64
+    }
+}
+
+pub(super) struct Table {
+    pub(super) lease: Lease,
+    pub(super) keys: HashMap<DekId, Arc<Held>>,
+    /// The newest version of each ring, as far as this node was told.
+    pub(super) active: HashMap<RingId, KeyVersion>,
+    /// Data keys that were held here and died.
+    pub(super) shredded: HashMap<DekId, (RingId, KeyVersion)>,
+    shredded_order: VecDeque<DekId>,
+    /// Versions, and with `None` whole rings, that are dead for ever.
+    tombstones: HashSet<(RingId, Option<KeyVersion>)>,
+    /// Keys that died while they were in use.
+    dying: Vec<Arc<Held>>,
+    keys_max: usize,
+}
+
+impl Table {
+    pub(super) fn new(lease: Lease, keys_max: usize) -> Self {
+        Self {
+            lease,
+            keys: HashMap::new(),
+            active: HashMap::new(),
+            shredded: HashMap::new(),
+            shredded_order: VecDeque::new(),
+            tombstones: HashSet::new(),
+            dying: Vec::new(),
+            keys_max,
+        }
+    }
+
+    /// Refuses a key whose version is dead.
+    pub(super) fn refuse_dead(&self, wrapped: &WrappedDek) -> Result<(), KeyError> {
+        let dead =
+            [None, Some(wrapped.version)].into_iter().any(|which| self.tombstones.contains(&(wrapped.ring, which)));
+        if dead { Err(KeyError::Revoked { ring: wrapped.ring, version: wrapped.version }) } else { Ok(()) }
+    }
+
+    /// Takes keys out of use, for ever where their version died.
+    pub(super) fn kill(&mut self, dead: &[Dead], me: NodeId) {
+        for dead in dead {
+            match *dead {
+                Dead::Version(ring, version) => {
+                    self.tombstones.insert((ring, Some(version)));
+                    self.kill_where(true, |held| held.wrapped.ring == ring && held.wrapped.version == version);
+                }
+                Dead::Ring(ring) => {
+                    self.tombstones.insert((ring, None));
+                    self.kill_where(true, |held| held.wrapped.ring == ring);
+                }
+                // Custody may come back, so this leaves no tombstone.
+                Dead::Custody(node, ctx) if node == me => self.kill_where(false, |held| held.ctx == ctx),
+                Dead::Custody(..) => {}
+            }
+        }
+    }
+
+    fn kill_where(&mut self, shred: bool, dies: impl Fn(&Held) -> bool) {
+        let doomed: Vec<Arc<Held>> = self.keys.extract_if(|_, held| dies(held)).map(|(_, held)| held).collect();
+        for held in doomed {
+            if shred {
+                self.remember_shredded(&held.wrapped);
+            }
+            // A key that nobody uses is overwritten at once; the others when their last use ends.
+            if !held.in_use() {
+                held.slot.wipe();
+            }
+            self.dying.push(held);
+        }
+    }
+
+    fn remember_shredded(&mut self, wrapped: &WrappedDek) {
+        if self.shredded.insert(wrapped.dek, (wrapped.ring, wrapped.version)).is_none() {
+            self.shredded_order.push_back(wrapped.dek);
+        }
+        if self.shredded_order.len() > SHREDDED_MAX
+            && let Some(oldest) = self.shredded_order.pop_front()
+        {
+            self.shredded.remove(&oldest);
+        }
+    }
+
+    /// Every key that died and may still be in use.
+    pub(super) fn dying(&mut self) -> Vec<Arc<Held>> {
+        self.dying.retain(|held| held.in_use() || Arc::strong_count(held) > 1);
+        self.dying.clone()
+    }
+
+    /// Drops all keys. With `wipe`, also from under uses in progress: their lease is over.
+    pub(super) fn drop_all(&mut self, wipe: bool) {
+        for (_, held) in self.keys.drain() {
+            if wipe || !held.in_use() {
+                held.slot.wipe();
+            }
+            if held.in_use() {
+                self.dying.push(held);
+            }
+        }
+        if wipe {
+            self.lease.end();
+        }
+    }
+
+    /// Holds a key that was just granted. The slot of a key that is dead or held already is overwritten as it drops.
+    pub(super) fn install(&mut self, held: Held) -> Result<(), KeyError> {
+        self.refuse_dead(&held.wrapped)?;
+        if self.keys.len() >= self.keys_max {
+            self.evict();
+        }
+        if self.keys.len() >= self.keys_max {
+            return Err(KeyError::Busy { cause: "every key that may be held is in use" });
+        }
+        if let Entry::Vacant(vacant) = self.keys.entry(held.wrapped.dek) {
+            vacant.insert(Arc::new(held));
+        }
+        Ok(())
+    }
+
+    pub(super) fn saw_active(&mut self, ring: RingId, version: KeyVersion) {
+        let newest = self.active.entry(ring).or_default();
+        *newest = version.max(*newest);
+    }
+
+    /// Gives up the sixteenth of the keys that has been unused for longest.
+    fn evict(&mut self) {
+        let mut idle: Vec<(u64, DekId)> = self
+            .keys
+            .iter()
+            .filter(|(_, held)| !held.in_use())
+            .map(|(dek, held)| (held.last_used.load(Ordering::Relaxed), *dek))
+            .collect();
+        idle.sort_unstable();
+        for (_, dek) in idle.iter().take((self.keys_max / 16).max(1)) {
+            self.keys.remove(dek);
+        }
+        let rings: HashSet<RingId> = self.keys.values().map(|held| held.wrapped.ring).collect();
+        self.active.retain(|ring, _| rings.contains(ring));
+    }
+}

@@ -1,0 +1,64 @@
+//! Every metric of this crate. No label names a key, a ring or a tenant.
+
+use std::time::Duration;
+
+use metrics::{counter, gauge};
+
+use crate::error::KeyError;
+
+/// A batch was sealed, or was not.
+pub(crate) fn sealed(outcome: Result<usize, &KeyError>) {
+    match outcome {
+        Ok(bytes) => {
+            counter!("ensign_keyvault_seals_total").increment(1);
+            counter!("ensign_keyvault_sealed_bytes_total").increment(bytes as u64);
+        }
+        Err(error) => counter!("ensign_keyvault_seal_failures_total", "cause" => cause(error)).increment(1),
+    }
+}
+
+/// A batch was opened, or was not.
+pub(crate) fn opened(outcome: Result<usize, &KeyError>) {
+    match outcome {
+        Ok(bytes) => {
+            counter!("ensign_keyvault_opens_total").increment(1);
+            counter!("ensign_keyvault_opened_bytes_total").increment(bytes as u64);
+        }
+        Err(error) => counter!("ensign_keyvault_open_failures_total", "cause" => cause(error)).increment(1),
+    }
+}
+
+/// A lease call ended: `renewed`, `failed`, or `ignored` as out of date.
+pub(crate) fn renewal(outcome: &'static str) {
+    counter!("ensign_keyvault_renewals_total", "outcome" => outcome).increment(1);
+}
+
+/// How long this node's lease still runs, and how many keys it covers.
+pub(crate) fn lease(left: Option<Duration>, held: usize) {
+    gauge!("ensign_keyvault_lease_left_seconds").set(left.unwrap_or_default().as_secs_f64());
+    gauge!("ensign_keyvault_held_keys").set(held as f64);
+}
+
+/// The lease ended before it was renewed.
+pub(crate) fn lease_lost() {
+    counter!("ensign_keyvault_leases_lost_total").increment(1);
+}
+
+/// A surrender ended: `done`, or `in_use`.
+pub(crate) fn surrendered(outcome: &'static str) {
+    counter!("ensign_keyvault_surrenders_total", "outcome" => outcome).increment(1);
+}
+
+fn cause(error: &KeyError) -> &'static str {
+    match error {
+        KeyError::NoLease => "no_lease",
+        KeyError::Revoked { .. } => "revoked",
+        KeyError::NotGranted { .. } => "not_granted",
+        KeyError::Unknown { .. } => "unknown_key",
+        KeyError::Damaged => "damaged",
+        KeyError::Newer(_) => "newer_format",
+        KeyError::Unsealable { .. } => "unsealable",
+        KeyError::Busy { .. } => "busy",
+        KeyError::Vault(_) => "vault",
+    }
+}

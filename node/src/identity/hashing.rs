@@ -1,0 +1,228 @@
+//! Argon2id, beside the async runtime and within bounds: each hash takes megabytes and milliseconds of a core.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use argon2::{Algorithm, Argon2, Params, PasswordHash, PasswordHasher as _, PasswordVerifier as _, Version};
+use ensign_raft::env::{Clock, Rng};
+use thiserror::Error;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
+use zeroize::Zeroizing;
+
+use super::credentials::ClientSecret;
+use super::secrets::Secret;
+
+/// Logins that wait for a core; the next ones are told to come back.
+const QUEUE_MAX: usize = 32;
+
+/// How costly a hash is. Stored with each hash, so a change concerns new ones only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HashParams {
+    /// KiB of memory.
+    pub memory_kib: u32,
+    /// Passes over it.
+    pub passes: u32,
+    /// Lanes.
+    pub lanes: u32,
+}
+
+impl Default for HashParams {
+    /// OWASP's first choice for Argon2id: 19 MiB, two passes, one lane.
+    fn default() -> Self {
+        Self { memory_kib: 19_456, passes: 2, lanes: 1 }
+    }
+}
+
+/// No core became free in time; nothing was decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("too many logins at once")]
+pub(super) struct Busy;
+
+/// A hash could not be made or read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("the secret cannot be hashed")]
+pub(super) struct HashFailure;
+
+/// Hashes and verifies with at most half the cores.
+#[derive(Clone)]
+pub(super) struct HashPool {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    params: HashParams,
+    cores: Arc<Semaphore>,
+    permits: usize,
+    waiting: AtomicUsize,
+    /// What a hash took lately, in nanoseconds, smoothed.
+    pace: AtomicU64,
+    clock: Arc<dyn Clock>,
+}
+
+impl fmt::Debug for HashPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HashPool").field("params", &self.shared.params).finish_non_exhaustive()
+    }
+}
+
+impl HashPool {
+    pub(super) fn new(params: HashParams, clock: Arc<dyn Clock>) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+        let permits = (cores / 2).max(1);
+        let (waiting, pace) = (AtomicUsize::new(0), AtomicU64::new(0));
+        let cores = Arc::new(Semaphore::new(permits));
+        Self { shared: Arc::new(Shared { params, cores, permits, waiting, pace, clock }) }
+    }
+
+    /// Whether one more login would be decided within `budget`. Asked before anything is looked up, so that the answer
+    /// tells nothing about the login.
+    pub(super) fn admits(&self, budget: Duration) -> bool {
+        let waiting = self.shared.waiting.load(Ordering::Relaxed);
+        if waiting == 0 {
+            return true;
+        }
+        let rounds = (waiting / self.shared.permits + 1) as u64;
+        let pace = Duration::from_nanos(self.shared.pace.load(Ordering::Relaxed));
+        waiting < QUEUE_MAX && pace.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX)) <= budget
+    }
+
+    /// Whether `secret` is what `hash` was made of. Begins before `deadline` or not at all.
+    pub(super) async fn verify(&self, hash: Secret, secret: ClientSecret, deadline: Instant) -> Result<bool, Busy> {
+        let clock = Arc::clone(&self.shared.clock);
+        let (verified, took) = self
+            .run(deadline, move || {
+                let start = clock.boot();
+                let verified = std::str::from_utf8(hash.expose())
+                    .ok()
+                    .and_then(|text| PasswordHash::new(text).ok())
+                    // The cost comes from the hash, not from this instance.
+                    .is_some_and(|hash| Argon2::default().verify_password(secret.expose().as_bytes(), &hash).is_ok());
+                (verified, clock.boot().0.saturating_sub(start.0))
+            })
+            .await?;
+        self.keep_pace(took);
+        Ok(verified)
+    }
+
+    /// The hash of a new secret, as a PHC string.
+    pub(super) async fn hash(&self, secret: &ClientSecret, rng: &dyn Rng) -> Result<Secret, HashFailure> {
+        let HashParams { memory_kib, passes, lanes } = self.shared.params;
+        let params = Params::new(memory_kib, passes, lanes, None).map_err(|_| HashFailure)?;
+        let mut salt = [0; 16];
+        rng.fill(&mut salt);
+        let secret = Zeroizing::new(secret.expose().to_owned());
+        let deadline = Instant::now() + Duration::from_secs(30);
+        self.run(deadline, move || {
+            Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
+                .hash_password_with_salt(secret.as_bytes(), &salt)
+                .map(|hash| Secret::new(hash.to_string().into_bytes()))
+        })
+        .await
+        .map_err(|_| HashFailure)?
+        .map_err(|_| HashFailure)
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        deadline: Instant,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Busy> {
+        let place = Place::take(&self.shared)?;
+        let permit = timeout_at(deadline, Arc::clone(&self.shared.cores).acquire_owned()).await;
+        let Ok(Ok(permit)) = permit else { return Err(Busy) };
+        drop(place);
+        tokio::task::spawn_blocking(move || {
+            // Held until the work is done: a client that hangs up must not free the core for the next one early.
+            let _permit = permit;
+            work()
+        })
+        .await
+        .map_err(|_| Busy)
+    }
+
+    fn keep_pace(&self, took: Duration) {
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        let before = self.shared.pace.load(Ordering::Relaxed);
+        let pace = if before == 0 { took } else { before - before / 8 + took / 8 };
+        self.shared.pace.store(pace, Ordering::Relaxed);
+    }
+}
+
+/// A place in the queue, given back when dropped.
+struct Place<'a>(&'a AtomicUsize);
+
+impl<'a> Place<'a> {
+    fn take(shared: &'a Shared) -> Result<Self, Busy> {
+        let place = Self(&shared.waiting);
+        if shared.waiting.fetch_add(1, Ordering::Relaxed) >= QUEUE_MAX { Err(Busy) } else { Ok(place) }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ensign_raft::env::{SeededRng, SystemClock};
+
+    const CHEAP: HashParams = HashParams { memory_kib: 64, passes: 1, lanes: 1 };
+
+    fn pool() -> HashPool {
+        HashPool::new(CHEAP, Arc::new(SystemClock))
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_mins(1)
+    }
+
+    #[tokio::test]
+    async fn a_hash_fits_its_secret_and_no_other() {
+        let rng = SeededRng::new(1);
+        let (right, wrong) = (ClientSecret::generate(&rng), ClientSecret::generate(&rng));
+        let hash = pool().hash(&right, &rng).await.unwrap();
+        let text = std::str::from_utf8(hash.expose()).unwrap();
+        assert!(text.starts_with("$argon2id$v=19$m=64,t=1,p=1$"), "{text}");
+        assert!(pool().verify(hash.clone(), right, soon()).await.unwrap());
+        assert!(!pool().verify(hash, wrong, soon()).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_hash_that_cannot_be_read_fits_nothing() {
+        let secret = ClientSecret::generate(&SeededRng::new(1));
+        assert_eq!(pool().verify(Secret::new(b"$argon2id$".to_vec()), secret, soon()).await, Ok(false));
+    }
+
+    #[tokio::test]
+    async fn the_queue_is_bounded_and_refuses_before_it_is_too_late() {
+        let pool = pool();
+        let cores = Arc::clone(&pool.shared.cores).acquire_many_owned(pool.shared.permits as u32).await.unwrap();
+        let secret = || ClientSecret::generate(&SeededRng::new(1));
+        let hash = pool.clone();
+        let mut queue: Vec<_> =
+            (0..QUEUE_MAX).map(|_| Box::pin(hash.verify(Secret::new(Vec::new()), secret(), soon()))).collect();
+        for waiting in &mut queue {
+            assert!(futures::poll!(waiting).is_pending());
+        }
+        assert!(!pool.admits(Duration::from_mins(1)));
+        assert_eq!(pool.verify(Secret::new(Vec::new()), secret(), soon()).await, Err(Busy));
+        drop(queue);
+        drop(cores);
+        assert!(pool.admits(Duration::from_mins(1)));
+        assert_eq!(pool.verify(Secret::new(Vec::new()), secret(), soon()).await, Ok(false));
+    }
+
+    #[tokio::test]
+    async fn the_usual_cost_is_what_owasp_asks_for() {
+        let rng = SeededRng::new(1);
+        let pool = HashPool::new(HashParams::default(), Arc::new(SystemClock));
+        let hash = pool.hash(&ClientSecret::generate(&rng), &rng).await.unwrap();
+        assert!(hash.expose().starts_with(b"$argon2id$v=19$m=19456,t=2,p=1$"));
+    }
+}

@@ -1,0 +1,133 @@
+//! How often one address, or one client id, may fail to log in. Successes are never counted: a fleet that restarts must pass.
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::time::Duration;
+
+use ensign_raft::env::BootTime;
+
+use super::cache::Recent;
+
+/// Addresses, and client ids, that are remembered; beyond, the least recent are forgiven.
+const REMEMBERED: usize = 16_384;
+
+/// A failure costs one of `burst` tokens; one comes back every `refill`.
+#[derive(Debug, Clone, Copy)]
+struct Allowance {
+    burst: u32,
+    refill: Duration,
+}
+
+/// Behind one address there may be a whole site, so it may fail often.
+const PER_ADDRESS: Allowance = Allowance { burst: 120, refill: Duration::from_millis(250) };
+/// One client id with a wrong secret costs a hash each time, so it may fail less.
+const PER_CLIENT: Allowance = Allowance { burst: 20, refill: Duration::from_secs(3) };
+
+/// Counts failed logins.
+#[derive(Debug)]
+pub(super) struct FailureLimits {
+    addresses: Recent<IpAddr, Bucket>,
+    clients: Recent<[u8; 32], Bucket>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Bucket {
+    spent: u32,
+    since: BootTime,
+}
+
+impl Bucket {
+    /// Gives back what time has earned.
+    fn settle(&mut self, allowance: Allowance, now: BootTime) {
+        let earned = now.0.saturating_sub(self.since.0).as_nanos() / allowance.refill.as_nanos();
+        let earned = u32::try_from(earned).unwrap_or(u32::MAX).min(self.spent);
+        self.spent -= earned;
+        self.since = if self.spent == 0 { now } else { BootTime(self.since.0 + allowance.refill * earned) };
+    }
+}
+
+impl FailureLimits {
+    pub(super) fn new() -> Self {
+        Self { addresses: Recent::new(REMEMBERED), clients: Recent::new(REMEMBERED) }
+    }
+
+    /// How long the caller has to wait before it may try again; `None` for not at all.
+    pub(super) fn wait(&mut self, from: Option<IpAddr>, client: &[u8; 32], now: BootTime) -> Option<Duration> {
+        let address = from.and_then(|from| left(&mut self.addresses, &site(from), PER_ADDRESS, now));
+        let client = left(&mut self.clients, client, PER_CLIENT, now);
+        address.max(client)
+    }
+
+    /// Notes a failure.
+    pub(super) fn failed(&mut self, from: Option<IpAddr>, client: [u8; 32], now: BootTime) {
+        if let Some(from) = from {
+            spend(&mut self.addresses, site(from), PER_ADDRESS, now);
+        }
+        spend(&mut self.clients, client, PER_CLIENT, now);
+    }
+}
+
+fn left<K: Eq + std::hash::Hash>(
+    buckets: &mut Recent<K, Bucket>,
+    key: &K,
+    allowance: Allowance,
+    now: BootTime,
+) -> Option<Duration> {
+    let bucket = buckets.get_mut(key)?;
+    bucket.settle(allowance, now);
+    (bucket.spent >= allowance.burst).then(|| (bucket.since.0 + allowance.refill).saturating_sub(now.0))
+}
+
+fn spend<K: Eq + std::hash::Hash>(buckets: &mut Recent<K, Bucket>, key: K, allowance: Allowance, now: BootTime) {
+    if let Some(bucket) = buckets.get_mut(&key) {
+        bucket.settle(allowance, now);
+        // Never beyond the burst, so that the way back is never longer than one refill.
+        bucket.spent = allowance.burst.min(bucket.spent + 1);
+    } else {
+        buckets.insert(key, Bucket { spent: 1, since: now });
+    }
+}
+
+/// One IPv6 customer has 2^64 addresses, so what is counted is the network.
+fn site(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => IpAddr::V4(address),
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> BootTime {
+        BootTime(Duration::from_secs(1_000 + seconds))
+    }
+
+    #[test]
+    fn a_client_id_that_fails_too_often_has_to_wait_and_is_forgiven() {
+        let mut limits = FailureLimits::new();
+        for _ in 0..20 {
+            assert_eq!(limits.wait(None, &[1; 32], at(0)), None);
+            limits.failed(None, [1; 32], at(0));
+        }
+        assert_eq!(limits.wait(None, &[1; 32], at(1)), Some(Duration::from_secs(2)));
+        assert_eq!(limits.wait(None, &[1; 32], at(3)), None);
+        assert_eq!(limits.wait(None, &[2; 32], at(1)), None);
+    }
+
+    #[test]
+    fn addresses_of_one_network_count_together() {
+        let mut limits = FailureLimits::new();
+        let address = |n: u16| Some(IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, n)));
+        for n in 0..120 {
+            let client = [n as u8; 32];
+            assert_eq!(limits.wait(address(n), &client, at(0)), None);
+            limits.failed(address(n), client, at(0));
+        }
+        assert!(limits.wait(address(999), &[200; 32], at(0)).is_some());
+        assert_eq!(limits.wait(None, &[200; 32], at(0)), None);
+    }
+}
