@@ -21,6 +21,9 @@ mod service;
 mod signing;
 mod token;
 
+#[cfg(test)]
+mod tests;
+
 pub use bootstrap::{BootstrapError, CreateKeyError, NewApiKey, operator_permissions};
 pub use credentials::{ClientId, ClientSecret, Credentials, InvalidCredentials};
 pub use hashing::HashParams;

@@ -8,6 +8,8 @@ use std::time::Duration;
 use aws_lc_rs::hmac;
 use ensign_proto::{ApiKeyId, ClusterId};
 use ensign_raft::env::{BootTime, Clock, Rng, Stop};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
@@ -102,6 +104,20 @@ pub enum Availability {
     Stopping,
 }
 
+/// Waits before a failure is answered; tests only note for how long.
+pub(super) trait Pause: Send + Sync + 'static {
+    /// Until `instant`, which is `since_arrival` after the request came in.
+    fn until(&self, instant: Instant, since_arrival: Duration) -> BoxFuture<'static, ()>;
+}
+
+struct Sleep;
+
+impl Pause for Sleep {
+    fn until(&self, instant: Instant, _: Duration) -> BoxFuture<'static, ()> {
+        sleep_until(instant).boxed()
+    }
+}
+
 /// Both tokens of a login; SDKs need both in every reply.
 #[derive(Debug, PartialEq, Eq)]
 pub struct TokenPair {
@@ -151,6 +167,7 @@ pub(super) struct Inner {
     known_secrets: Mutex<Recent<[u8; 32], ApiKeyId>>,
     known_tokens: Mutex<Recent<[u8; 32], Arc<Known>>>,
     delayed: Semaphore,
+    pause: Arc<dyn Pause>,
     caught_up: AsyncMutex<Option<Instant>>,
     vault_failed: Mutex<Option<BootTime>>,
     availability: watch::Sender<Availability>,
@@ -179,6 +196,17 @@ impl Identity {
         clock: Arc<dyn Clock>,
         rng: Arc<dyn Rng>,
     ) -> Self {
+        Self::with_pause(config, catalog, secrets, clock, rng, Arc::new(Sleep))
+    }
+
+    pub(super) fn with_pause(
+        config: IdentityConfig,
+        catalog: Catalog,
+        secrets: Arc<dyn SecretStore>,
+        clock: Arc<dyn Clock>,
+        rng: Arc<dyn Rng>,
+        pause: Arc<dyn Pause>,
+    ) -> Self {
         let mut tag_key = zeroize::Zeroizing::new([0; 32]);
         rng.fill(&mut *tag_key);
         let inner = Inner {
@@ -190,6 +218,7 @@ impl Identity {
             known_secrets: Mutex::new(Recent::new(SECRETS_REMEMBERED)),
             known_tokens: Mutex::new(Recent::new(TOKENS_REMEMBERED)),
             delayed: Semaphore::new(DELAYED_MAX),
+            pause,
             caught_up: AsyncMutex::new(None),
             vault_failed: Mutex::new(None),
             availability: watch::Sender::new(Availability::Ok),
@@ -366,7 +395,7 @@ impl Identity {
         while until <= Instant::now() && delay > Duration::ZERO {
             until += delay;
         }
-        sleep_until(until).await;
+        self.inner.pause.until(until, until - arrived).await;
         Ok(())
     }
 
