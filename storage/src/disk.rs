@@ -8,6 +8,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ensign_proto::ByteCount;
 
@@ -62,6 +63,9 @@ pub trait Disk: Debug + Send + Sync + 'static {
 
     /// Bytes that may still be written below `path`, which exists.
     fn free_space(&self, path: &Path) -> io::Result<ByteCount>;
+
+    /// A reading that only grows, to measure how long calls take. Nothing is decided by it.
+    fn elapsed(&self) -> Duration;
 }
 
 /// The real file system.
@@ -124,6 +128,11 @@ impl Disk for FileDisk {
     fn free_space(&self, path: &Path) -> io::Result<ByteCount> {
         let stat = rustix::fs::statvfs(path)?;
         Ok(ByteCount(stat.f_bavail.saturating_mul(stat.f_frsize)))
+    }
+
+    fn elapsed(&self) -> Duration {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
     }
 }
 

@@ -2,13 +2,16 @@
 //!
 //! Everything here is ciphertext or opaque to it; this crate cannot name a key, a peer or a clock.
 
+mod backend;
 pub mod datadir;
 pub mod disk;
 #[cfg(any(test, feature = "testing"))]
 pub mod fault;
+pub mod frame;
 pub mod log;
 #[cfg(any(test, feature = "testing"))]
 pub mod memory;
+pub mod metrics;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
@@ -16,6 +19,7 @@ pub use datadir::{DataDir, DataDirError};
 pub use disk::{Disk, DiskFile, FileDisk};
 #[cfg(any(test, feature = "testing"))]
 pub use fault::FaultDisk;
+pub use frame::{Committed, FrameLog, LogConfig, LogStats, OpenError, Writer};
 pub use log::{Done, Entry, EntryId, GroupLog, GroupState, LogError, NodeLog};
 #[cfg(any(test, feature = "testing"))]
 pub use memory::MemoryLog;

@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use ensign_proto::{ByteCount, GroupId, LogIndex};
 
-use crate::log::{Done, Entry, EntryId, GroupLog, GroupState, LogError, NodeLog};
+use crate::log::{
+    Done, Entry, EntryId, GroupLog, GroupState, LogError, NodeLog, check_append, check_truncate, refuse_read,
+};
 
 /// One change of a group.
 #[derive(Debug, Clone)]
@@ -121,36 +123,6 @@ impl GroupModel {
         }
         Ok(found)
     }
-}
-
-/// Refuses an append that would leave a hole or write over an entry.
-pub(crate) fn check_append(last: Option<EntryId>, entries: &[Entry]) -> Result<(), LogError> {
-    let mut last = last;
-    for entry in entries {
-        if last.is_some_and(|last| last.index.next() != entry.id.index) {
-            return Err(LogError::Refused {
-                what: format!("an append of index {} after {}", entry.id.index, last.map_or(0, |id| id.index.0)).into(),
-            });
-        }
-        last = Some(entry.id);
-    }
-    Ok(())
-}
-
-/// Refuses a truncation of what was purged.
-pub(crate) fn check_truncate(purged: Option<EntryId>, from: LogIndex) -> Result<(), LogError> {
-    match purged {
-        Some(purged) if from <= purged.index => Err(LogError::Refused {
-            what: format!("a truncation from {from}, below the purge mark {}", purged.index).into(),
-        }),
-        _ => Ok(()),
-    }
-}
-
-/// The refusal of a range outside what the log holds.
-pub(crate) fn refuse_read(asked: &Range<LogIndex>, held: Option<Range<LogIndex>>) -> LogError {
-    let held = held.map_or_else(|| "nothing".to_owned(), |held| format!("{}..{}", held.start, held.end));
-    LogError::Refused { what: format!("a read of {}..{} while the log holds {held}", asked.start, asked.end).into() }
 }
 
 #[derive(Default)]

@@ -1,0 +1,211 @@
+//! One redb file, with its room reserved ahead.
+//!
+//! redb sizes its file itself: it doubles it when no page is free and cuts it when the end is. Both cost: a file that
+//! grows waits for the journal of the file system at every sync, and a growth that the disk refuses ends the database,
+//! since redb never works on after a failed call. So the file on disk (`physical`) is written out with zeros ahead of
+//! need and never shrinks, while redb sees the length that it asked for (`logical`). `physical >= logical`, always.
+//!
+//! After a clean close the logical length is what redb's header says; after a crash redb rebuilds its layout from the
+//! file's length, so it is given the physical one.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use redb::StorageBackend;
+
+use crate::disk::{Disk, DiskFile};
+use crate::metrics;
+
+/// redb's page size, which only its own tests can change.
+pub(crate) const PAGE: u64 = 4096;
+/// Zeros are written in pieces of this size.
+const FILL: usize = 1 << 20;
+/// redb allots pages in regions of this size, and from there on grows by one or two of them.
+const REGION: u64 = 4 << 30;
+
+const MAGIC: &[u8; 9] = b"redb\x1a\x0a\xa9\x0d\x0a";
+const RECOVERY_REQUIRED: u8 = 2;
+
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    physical: u64,
+    logical: u64,
+}
+
+/// The file below a redb database. Cheap clone; all clones are one file.
+#[derive(Clone)]
+pub(crate) struct Space {
+    file: Arc<dyn DiskFile>,
+    sizes: Arc<Mutex<Sizes>>,
+    growth_refused: Arc<AtomicBool>,
+    disk: Arc<dyn Disk>,
+    traffic: Arc<Traffic>,
+}
+
+/// What went to the disk.
+#[derive(Debug, Default)]
+pub(crate) struct Traffic {
+    pub(crate) written: AtomicU64,
+    pub(crate) syncs: AtomicU64,
+    pub(crate) sync_nanos: AtomicU64,
+}
+
+impl fmt::Debug for Space {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Space").field("file", &self.file).field("sizes", &*self.sizes()).finish_non_exhaustive()
+    }
+}
+
+impl Space {
+    /// Opens the file, writing it out to at least `prefill` bytes.
+    pub(crate) fn open(disk: Arc<dyn Disk>, path: &Path, prefill: u64) -> io::Result<Self> {
+        let file: Arc<dyn DiskFile> = disk.open(path)?.into();
+        let physical = file.len()?;
+        // A crash may have left a length that ends inside a page, which redb would refuse.
+        let whole = physical / PAGE * PAGE;
+        let physical = if whole == physical { physical } else { whole + PAGE };
+        let logical = logical_len(&*file, physical)?;
+        if physical > file.len()? {
+            file.set_len(physical)?;
+        }
+        let sizes = Arc::new(Mutex::new(Sizes { physical, logical }));
+        let space = Self { file, sizes, growth_refused: Arc::default(), disk, traffic: Arc::default() };
+        // A fresh file only: zeros past the end of one that must be repaired would all be walked.
+        if logical == 0 {
+            space.extend(prefill.div_ceil(PAGE) * PAGE)?;
+            space.file.sync_data()?;
+        }
+        Ok(space)
+    }
+
+    /// Writes zeros up to `len`; the next commit syncs them. Does nothing when the file is that long.
+    ///
+    /// # Errors
+    /// Out of space: the file is as long as before, and nothing else has failed.
+    pub(crate) fn extend(&self, len: u64) -> io::Result<()> {
+        self.extend_locked(&mut self.sizes(), len.div_ceil(PAGE) * PAGE)
+    }
+
+    pub(crate) fn traffic(&self) -> &Traffic {
+        &self.traffic
+    }
+
+    fn extend_locked(&self, sizes: &mut Sizes, len: u64) -> io::Result<()> {
+        let zeros = vec![0; FILL.min(len.saturating_sub(sizes.physical) as usize)];
+        let before = sizes.physical;
+        let mut at = before;
+        while at < len {
+            let piece = zeros.len().min((len - at) as usize);
+            if let Err(error) = self.file.write_at(at, &zeros[..piece]) {
+                // Give back what a full disk took, so that others find it and the length is a whole number of pages.
+                self.file.set_len(before)?;
+                return Err(error);
+            }
+            at += piece as u64;
+        }
+        sizes.physical = sizes.physical.max(len);
+        Ok(())
+    }
+
+    /// Bytes on disk.
+    pub(crate) fn physical(&self) -> u64 {
+        self.sizes().physical
+    }
+
+    /// Bytes that redb may place pages in now.
+    pub(crate) fn logical(&self) -> u64 {
+        self.sizes().logical
+    }
+
+    /// The length that redb would ask for next.
+    pub(crate) fn next_logical(&self) -> u64 {
+        let usable = self.logical().saturating_sub(PAGE);
+        if usable >= REGION {
+            (usable / REGION + 2) * REGION + PAGE
+        } else {
+            (usable * 2).max(usable + (4 << 20)).min(2 * REGION) + PAGE
+        }
+    }
+
+    /// Whether a growth failed for want of room since the last call. Then, and only then, a failed transaction has
+    /// changed nothing that counts: redb writes its header after the last page, and had not begun to.
+    pub(crate) fn take_growth_refused(&self) -> bool {
+        self.growth_refused.swap(false, Ordering::AcqRel)
+    }
+
+    /// After redb gave the database up: it will rebuild its layout from the length, so that must be the physical one.
+    pub(crate) fn reset(&self) {
+        let mut sizes = self.sizes();
+        sizes.logical = sizes.physical;
+    }
+
+    fn sizes(&self) -> MutexGuard<'_, Sizes> {
+        self.sizes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What redb believes the length to be: its header's layout after a clean close, else all there is.
+fn logical_len(file: &dyn DiskFile, physical: u64) -> io::Result<u64> {
+    let mut header = [0_u8; 32];
+    if physical < PAGE {
+        return Ok(0);
+    }
+    file.read_at(0, &mut header)?;
+    if header.starts_with(MAGIC) {
+        let number =
+            |at: usize| u64::from(u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]));
+        let (page, head, data, full, trailing) = (number(12), number(16), number(20), number(24), number(28));
+        let trailing = if trailing > 0 { head + trailing } else { 0 };
+        let layout = page * (1 + full * (head + data) + trailing);
+        let clean = header[9] & RECOVERY_REQUIRED == 0;
+        return Ok(if clean && page == PAGE && layout <= physical { layout } else { physical });
+    }
+    // redb writes its magic number last of all when it creates a file: until then there is no database, only our zeros.
+    Ok(if header[..9] == [0; 9] { 0 } else { physical })
+}
+
+impl StorageBackend for Space {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.logical())
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.file.read_at(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let mut sizes = self.sizes();
+        if len > sizes.physical {
+            self.extend_locked(&mut sizes, len).inspect_err(|error| {
+                if is_full(error) {
+                    self.growth_refused.store(true, Ordering::Release);
+                }
+            })?;
+        }
+        sizes.logical = len;
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let begun = self.disk.elapsed();
+        self.file.sync_data()?;
+        let took = self.disk.elapsed().saturating_sub(begun);
+        self.traffic.syncs.fetch_add(1, Ordering::Relaxed);
+        self.traffic.sync_nanos.fetch_add(took.as_nanos() as u64, Ordering::Relaxed);
+        metrics::observe_sync(took);
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.traffic.written.fetch_add(data.len() as u64, Ordering::Relaxed);
+        self.file.write_at(offset, data)
+    }
+}
+
+/// Whether the error says that there is no room.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge)
+}

@@ -1,0 +1,250 @@
+//! What waits for the writer: operations in the order in which they were submitted, and lazy marks that ride along.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use ensign_proto::{GroupId, LogIndex};
+
+use crate::frame::group::Group;
+use crate::log::{Done, Entry, EntryId, LogError};
+
+/// What an operation changes.
+pub(crate) enum Work {
+    Append(Vec<Entry>),
+    Vote(Bytes),
+    Truncate(LogIndex),
+    Purge(EntryId),
+    Snapshot(Bytes),
+    Remove,
+    /// Nothing is left to do, but its callback must not overtake those before it.
+    Nothing,
+}
+
+/// One operation.
+pub(crate) struct Op {
+    pub(crate) serial: u64,
+    pub(crate) group: Arc<Group>,
+    pub(crate) work: Work,
+    pub(crate) done: Done,
+}
+
+impl Op {
+    /// What it takes in a frame or a blob, roughly.
+    pub(crate) fn bytes(&self) -> u64 {
+        work_bytes(&self.work)
+    }
+
+    pub(crate) fn records(&self) -> usize {
+        match &self.work {
+            Work::Append(entries) => entries.len(),
+            _ => 1,
+        }
+    }
+}
+
+pub(crate) fn work_bytes(work: &Work) -> u64 {
+    64 + match work {
+        Work::Append(entries) => entries.iter().map(|entry| entry.payload.len() as u64 + 16).sum(),
+        Work::Vote(bytes) | Work::Snapshot(bytes) => bytes.len() as u64,
+        _ => 0,
+    }
+}
+
+/// A mark that causes no commit of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Lazy {
+    Committed,
+    Checkpoint,
+}
+
+#[derive(Default)]
+pub(crate) struct Waiting {
+    ops: VecDeque<Op>,
+    bytes: u64,
+    /// The last serial given out.
+    pub(crate) serial: u64,
+    /// Marks that changed, with the serial of the operation that they follow.
+    lazy: BTreeMap<(GroupId, Lazy), (u64, Arc<Group>)>,
+    /// Bytes that may wait before the disk has to be asked again; below it everything is promised room.
+    pub(crate) room: Option<u64>,
+    pub(crate) closing: bool,
+    /// Why nothing more is taken.
+    pub(crate) ended: Option<LogError>,
+    /// A writer thread is draining: submitters may wait for it.
+    pub(crate) drained_by_thread: bool,
+}
+
+/// A commit's worth of operations.
+#[derive(Default)]
+pub(crate) struct Batch {
+    pub(crate) ops: Vec<Op>,
+    pub(crate) lazy: Vec<(Lazy, Arc<Group>)>,
+}
+
+/// The queue. Locked after a group, never before one.
+pub(crate) struct Queue {
+    waiting: Mutex<Waiting>,
+    /// Something was submitted, or the log is closing.
+    submitted: Condvar,
+    /// The writer took a batch.
+    taken: Condvar,
+    /// Past this, submitters wait.
+    limit: u64,
+}
+
+impl Queue {
+    pub(crate) fn new(limit: u64) -> Self {
+        Self { waiting: Mutex::default(), submitted: Condvar::new(), taken: Condvar::new(), limit }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits while too much is queued: the last resort of back-pressure, since callers bound what they have in flight.
+    pub(crate) fn wait_for_space(&self) {
+        let mut waiting = self.lock();
+        while waiting.bytes > self.limit && waiting.drained_by_thread && waiting.ended.is_none() {
+            waiting = self.taken.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Refuses what cannot be taken now. Call it, and then [`Self::push`], under the group's lock and with the same guard.
+    pub(crate) fn admit(waiting: &Waiting, work: &Work) -> Result<(), LogError> {
+        if let Some(error) = &waiting.ended {
+            return Err(error.clone());
+        }
+        if waiting.closing {
+            return Err(LogError::Closed);
+        }
+        let grows = matches!(work, Work::Append(_) | Work::Snapshot(_));
+        match waiting.room {
+            Some(room) if grows && waiting.bytes + work_bytes(work) > room => Err(full()),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn push(&self, mut waiting: MutexGuard<'_, Waiting>, group: Arc<Group>, work: Work, done: Done) -> u64 {
+        waiting.serial += 1;
+        let op = Op { serial: waiting.serial, group, work, done };
+        waiting.bytes += op.bytes();
+        waiting.ops.push_back(op);
+        let serial = waiting.serial;
+        drop(waiting);
+        self.submitted.notify_one();
+        serial
+    }
+
+    pub(crate) fn mark(&self, group: &Arc<Group>, lazy: Lazy) -> u64 {
+        let mut waiting = self.lock();
+        let serial = waiting.serial;
+        waiting.lazy.insert((group.id, lazy), (serial, Arc::clone(group)));
+        serial
+    }
+
+    /// Takes the oldest operations up to a commit's worth, at least one; then the marks that follow no later operation.
+    pub(crate) fn take(&self, bytes_max: u64, records_max: usize) -> Batch {
+        let mut waiting = self.lock();
+        let mut batch = Batch::default();
+        let (mut bytes, mut records) = (0, 0);
+        while let Some(next) = waiting.ops.front() {
+            if !batch.ops.is_empty() && (bytes + next.bytes() > bytes_max || records + next.records() > records_max) {
+                break;
+            }
+            bytes += next.bytes();
+            records += next.records();
+            batch.ops.extend(waiting.ops.pop_front());
+        }
+        waiting.bytes -= bytes;
+        // Marks never cause a commit, but for the last one of all.
+        if !batch.ops.is_empty() || waiting.closing {
+            let taken = waiting.ops.front().map_or(u64::MAX, |next| next.serial - 1);
+            let ready: Vec<_> =
+                waiting.lazy.iter().filter(|(_, (after, _))| *after <= taken).map(|(key, _)| *key).collect();
+            for key in ready {
+                if let Some((_, group)) = waiting.lazy.remove(&key) {
+                    batch.lazy.push((key.1, group));
+                }
+            }
+        }
+        drop(waiting);
+        self.taken.notify_all();
+        batch
+    }
+
+    /// Puts a batch back in front, as if it had never been taken.
+    pub(crate) fn put_back(&self, batch: Batch) {
+        let mut waiting = self.lock();
+        for op in batch.ops.into_iter().rev() {
+            waiting.bytes += op.bytes();
+            waiting.ops.push_front(op);
+        }
+        for (lazy, group) in batch.lazy {
+            let key = (group.id, lazy);
+            waiting.lazy.entry(key).or_insert((0, group));
+        }
+    }
+
+    /// Whether there is something to commit.
+    pub(crate) fn is_idle(&self) -> bool {
+        let waiting = self.lock();
+        waiting.ops.is_empty() && (!waiting.closing || waiting.lazy.is_empty())
+    }
+
+    /// Waits for work. False when the log is closing and all is done.
+    pub(crate) fn wait(&self, at_most: Option<Duration>) -> bool {
+        let mut waiting = self.lock();
+        loop {
+            if !waiting.ops.is_empty() || (waiting.closing && !waiting.lazy.is_empty()) {
+                return true;
+            }
+            if waiting.closing {
+                return false;
+            }
+            match at_most {
+                Some(limit) => {
+                    let (guard, result) =
+                        self.submitted.wait_timeout(waiting, limit).unwrap_or_else(PoisonError::into_inner);
+                    if result.timed_out() {
+                        return true;
+                    }
+                    waiting = guard;
+                }
+                None => waiting = self.submitted.wait(waiting).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+
+    pub(crate) fn close(&self) {
+        self.lock().closing = true;
+        self.submitted.notify_all();
+    }
+
+    /// Ends the queue for good and hands back what still waits.
+    pub(crate) fn end(&self, error: LogError) -> Vec<Op> {
+        let mut waiting = self.lock();
+        waiting.ended.get_or_insert(error);
+        waiting.bytes = 0;
+        waiting.lazy.clear();
+        let ops = std::mem::take(&mut waiting.ops);
+        drop(waiting);
+        self.taken.notify_all();
+        self.submitted.notify_all();
+        ops.into()
+    }
+
+    pub(crate) fn set_room(&self, room: Option<u64>) {
+        self.lock().room = room;
+    }
+
+    /// Bytes waiting.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.lock().bytes
+    }
+}
+
+pub(crate) fn full() -> LogError {
+    LogError::Full { cause: "the log's file cannot grow: free some space on its disk".into() }
+}

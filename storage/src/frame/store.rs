@@ -1,0 +1,379 @@
+//! The redb database below the log: its two tables, and the checks on everything that comes out of them.
+//!
+//! redb notices a damaged page only while it repairs, and may panic on one: so nothing here trusts a byte that has no
+//! checksum of ours, and a panic inside redb is taken for the corruption that it is.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
+
+use bytes::{Bytes, BytesMut};
+use ensign_proto::{GroupId, LogIndex, Term};
+use redb::{Builder, Database, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
+
+use crate::backend::Space;
+use crate::frame::codec::{
+    CHUNK_HEAD, ChunkHead, ENTRY_HEAD, FrameBuilder, Head, Kind, RECORD_HEAD, entry_crc, pieces, u32_at, u64_at,
+};
+use crate::frame::state::{Blob, Place};
+use crate::log::{Entry, EntryId};
+
+const FRAMES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("frames");
+const BLOBS: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("blobs");
+/// The blob that holds the index.
+pub(crate) const INDEX_BLOB: u64 = 0;
+const BLOB_MAGIC: [u8; 4] = *b"ENSB";
+const BLOB_VERSION: u8 = 1;
+
+/// Why a read failed.
+#[derive(Debug)]
+pub(crate) enum ReadFailure {
+    /// What is stored is not what was written.
+    Damaged(String),
+    /// The disk, or redb, gave up.
+    Failed(String),
+    Closed,
+}
+
+/// Why a commit failed.
+#[derive(Debug)]
+pub(crate) enum WriteFailure {
+    /// The disk has no room for the file to grow, and nothing was changed.
+    Full,
+    /// Anything else. What was written is unknown.
+    Failed(String),
+}
+
+/// Everything that one commit changes.
+pub(crate) struct Commit<'a> {
+    pub(crate) first: u64,
+    pub(crate) frame: &'a mut FrameBuilder,
+    pub(crate) max_order: u32,
+    /// The oldest chunk that stays.
+    pub(crate) log_start: u64,
+    /// Whether anything older is there to remove.
+    pub(crate) purge: bool,
+    /// New blobs, which replace those of the same id.
+    pub(crate) blobs: Vec<(u64, Bytes)>,
+    pub(crate) dropped_blobs: Vec<u64>,
+    pub(crate) durable: bool,
+}
+
+pub(crate) struct Store {
+    db: RwLock<Option<Database>>,
+    pub(crate) space: Space,
+    cache: usize,
+    pub(crate) path: PathBuf,
+}
+
+impl Store {
+    pub(crate) fn open(space: Space, path: &Path, cache: usize) -> Result<Self, String> {
+        let db = open_database(&space, cache)?;
+        Ok(Self { db: RwLock::new(Some(db)), space, cache, path: path.to_owned() })
+    }
+
+    /// Opens the database again after a growth was refused: redb never works on after a failed call.
+    pub(crate) fn reopen(&self) -> Result<(), String> {
+        let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        drop(db.take());
+        self.space.reset();
+        *db = Some(open_database(&self.space, self.cache)?);
+        Ok(())
+    }
+
+    /// Closes the database; a clean close saves the next start a repair.
+    pub(crate) fn close(&self) -> Result<(), String> {
+        let db = self.db.write().unwrap_or_else(PoisonError::into_inner).take();
+        guarded(|| db.map_or(Ok(()), |db| db.close().map_err(text)))
+    }
+
+    fn with_db<T>(&self, closed: impl FnOnce() -> T, run: impl FnOnce(&Database) -> T) -> T {
+        let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
+        db.as_ref().map_or_else(closed, run)
+    }
+
+    /// Writes one commit, and syncs it.
+    pub(crate) fn commit(&self, commit: Commit<'_>) -> Result<(), WriteFailure> {
+        let written = self.with_db(|| Err("the database is closed".to_owned()), |db| guarded(|| write(db, commit)));
+        written.map_err(
+            |cause| if self.space.take_growth_refused() { WriteFailure::Full } else { WriteFailure::Failed(cause) },
+        )
+    }
+
+    fn read<T>(&self, run: impl FnOnce(&Database) -> Result<T, ReadFailure>) -> Result<T, ReadFailure> {
+        self.with_db(
+            || Err(ReadFailure::Closed),
+            |db| {
+                catch_unwind(AssertUnwindSafe(|| run(db)))
+                    .unwrap_or_else(|_| Err(ReadFailure::Damaged("redb met a page that it cannot read".to_owned())))
+            },
+        )
+    }
+
+    /// Reads entries, in the order asked.
+    pub(crate) fn entries(&self, group: GroupId, places: &[(u64, Place)]) -> Result<Vec<Entry>, ReadFailure> {
+        if places.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.read(|db| {
+            let mut chunks = Chunks::new(db)?;
+            let mut found = Vec::with_capacity(places.len());
+            for (index, place) in places {
+                let bytes = chunks.bytes(place.chunk, place.offset as usize, ENTRY_HEAD + place.len as usize)?;
+                let id = EntryId { term: Term(place.term), index: LogIndex(*index) };
+                let payload = bytes.slice(ENTRY_HEAD..);
+                if u32_at(&bytes, 4) != place.len || u32_at(&bytes, 0) != entry_crc(group, id, &payload) {
+                    return Err(damaged_chunk(
+                        place.chunk,
+                        &format!("entry {index} of group {group} fails its checksum"),
+                    ));
+                }
+                found.push(Entry { id, payload });
+            }
+            Ok(found)
+        })
+    }
+
+    /// Reads a checkpoint.
+    pub(crate) fn checkpoint(&self, group: GroupId, place: Place) -> Result<Bytes, ReadFailure> {
+        self.read(|db| {
+            let mut chunks = Chunks::new(db)?;
+            let bytes = chunks.bytes(place.chunk, place.offset as usize, RECORD_HEAD + place.len as usize)?;
+            match Head::decode(&bytes) {
+                Ok(head) if head.kind == Kind::Checkpoint && head.group == group => Ok(bytes.slice(RECORD_HEAD..)),
+                _ => Err(damaged_chunk(place.chunk, &format!("the checkpoint of group {group} fails its checksum"))),
+            }
+        })
+    }
+
+    /// Reads a blob and checks it.
+    pub(crate) fn blob(&self, blob: Blob) -> Result<Bytes, ReadFailure> {
+        let found = self.read(|db| read_blob(db, blob.id))?;
+        match found {
+            Some(bytes) if bytes.len() as u64 == blob.len => Ok(bytes),
+            _ => Err(ReadFailure::Damaged(format!("blob {} is missing or cut short", blob.id))),
+        }
+    }
+
+    /// Reads the index, if there is one.
+    pub(crate) fn index(&self) -> Result<Option<Bytes>, ReadFailure> {
+        self.read(|db| read_blob(db, INDEX_BLOB))
+    }
+
+    /// The ids of all blobs.
+    pub(crate) fn blob_ids(&self) -> Result<Vec<u64>, ReadFailure> {
+        self.read(|db| {
+            let Some(table) = open_if_there(db, BLOBS)? else { return Ok(Vec::new()) };
+            let mut ids = Vec::new();
+            let mut from = 0;
+            while let Some(next) = table.range((from, 0)..).map_err(failed)?.next() {
+                let id = next.map_err(failed)?.0.value().0;
+                ids.push(id);
+                from = id + 1;
+            }
+            Ok(ids)
+        })
+    }
+
+    /// The first and last sequence and the number of chunks; `None` when there is none.
+    pub(crate) fn extent(&self) -> Result<Option<(u64, u64, u64)>, ReadFailure> {
+        self.read(|db| {
+            let Some(table) = open_if_there(db, FRAMES)? else { return Ok(None) };
+            let (first, last) = (table.first().map_err(failed)?, table.last().map_err(failed)?);
+            let (Some(first), Some(last)) = (first, last) else { return Ok(None) };
+            Ok(Some((first.0.value(), last.0.value(), table.len().map_err(failed)?)))
+        })
+    }
+
+    /// Walks whole frames from the chunk `from` on: the first sequence, the lengths of its pieces, and the frame's bytes.
+    pub(crate) fn walk(
+        &self,
+        from: u64,
+        mut visit: impl FnMut(ChunkHead, &[usize], &Bytes) -> Result<bool, String>,
+    ) -> Result<(), ReadFailure> {
+        self.read(|db| {
+            let Some(table) = open_if_there(db, FRAMES)? else { return Ok(()) };
+            let mut expected = from;
+            let mut frame = BytesMut::new();
+            let mut cuts = Vec::new();
+            for row in table.range(from..).map_err(failed)? {
+                let (key, value) = row.map_err(failed)?;
+                let (sequence, chunk) = (key.value(), value.value());
+                if sequence != expected {
+                    return Err(damaged_chunk(expected, "it is missing"));
+                }
+                expected += 1;
+                let head = ChunkHead::decode(sequence, chunk).map_err(|why| damaged_chunk(sequence, why))?;
+                if head.frame + cuts.len() as u64 != sequence {
+                    return Err(damaged_chunk(sequence, "it is not the next of its frame"));
+                }
+                cuts.push(chunk.len() - CHUNK_HEAD);
+                frame.extend_from_slice(&chunk[CHUNK_HEAD..]);
+                if frame.len() >= head.frame_len as usize {
+                    if frame.len() > head.frame_len as usize {
+                        return Err(damaged_chunk(sequence, "its frame is too long"));
+                    }
+                    let first = ChunkHead { sequence: head.frame, ..head };
+                    if !visit(first, &cuts, &frame.split().freeze()).map_err(|why| damaged_chunk(sequence, &why))? {
+                        return Ok(());
+                    }
+                    cuts.clear();
+                }
+            }
+            if cuts.is_empty() { Ok(()) } else { Err(damaged_chunk(expected, "the last frame is cut short")) }
+        })
+    }
+}
+
+/// Reads pieces of frames, keeping the chunk at hand.
+struct Chunks {
+    table: redb::ReadOnlyTable<u64, &'static [u8]>,
+    held: Option<(u64, redb::AccessGuard<'static, &'static [u8]>)>,
+}
+
+impl Chunks {
+    fn new(db: &Database) -> Result<Self, ReadFailure> {
+        let txn = db.begin_read().map_err(failed)?;
+        Ok(Self { table: txn.open_table(FRAMES).map_err(failed)?, held: None })
+    }
+
+    fn chunk(&mut self, sequence: u64) -> Result<&[u8], ReadFailure> {
+        if self.held.as_ref().is_none_or(|(held, _)| *held != sequence) {
+            let value =
+                self.table.get(sequence).map_err(failed)?.ok_or_else(|| damaged_chunk(sequence, "it is missing"))?;
+            ChunkHead::decode(sequence, value.value()).map_err(|why| damaged_chunk(sequence, why))?;
+            self.held = Some((sequence, value));
+        }
+        Ok(self.held.as_ref().map_or(&[], |(_, value)| value.value()))
+    }
+
+    /// `len` bytes from `offset` of the piece, running on into the next chunks.
+    fn bytes(&mut self, sequence: u64, offset: usize, len: usize) -> Result<Bytes, ReadFailure> {
+        let (mut sequence, mut at) = (sequence, CHUNK_HEAD + offset);
+        let mut out = BytesMut::with_capacity(len);
+        while out.len() < len {
+            let chunk = self.chunk(sequence)?;
+            let piece = chunk.get(at..).ok_or_else(|| damaged_chunk(sequence, "it is cut short"))?;
+            out.extend_from_slice(&piece[..piece.len().min(len - out.len())]);
+            (sequence, at) = (sequence + 1, CHUNK_HEAD);
+        }
+        Ok(out.freeze())
+    }
+}
+
+fn open_database(space: &Space, cache: usize) -> Result<Database, String> {
+    guarded(|| Builder::new().set_cache_size(cache).create_with_backend(space.clone()).map_err(text))
+}
+
+/// A panic inside redb is an error: its file was damaged in a way that it does not check.
+fn guarded<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err("redb met a page that it cannot read".to_owned()))
+}
+
+fn write(db: &Database, commit: Commit<'_>) -> Result<(), String> {
+    let mut txn = db.begin_write().map_err(text)?;
+    if !commit.durable {
+        txn.set_durability(Durability::None).map_err(text)?;
+    }
+    {
+        let mut frames = txn.open_table(FRAMES).map_err(text)?;
+        let len = commit.frame.len();
+        for (sequence, piece) in (commit.first..).zip(pieces(len, commit.max_order)) {
+            let mut slot = frames.insert_reserve(sequence, CHUNK_HEAD + piece).map_err(text)?;
+            let out: &mut [u8] = slot.as_mut();
+            let head = ChunkHead { sequence, frame: commit.first, frame_len: len as u32, log_start: commit.log_start };
+            head.encode(out);
+            commit.frame.copy_to(&mut out[CHUNK_HEAD..]);
+        }
+        if commit.purge {
+            frames.retain_in(..commit.log_start, |_, _| false).map_err(text)?;
+        }
+    }
+    if !commit.blobs.is_empty() || !commit.dropped_blobs.is_empty() {
+        let mut blobs = txn.open_table(BLOBS).map_err(text)?;
+        for id in commit.dropped_blobs.iter().chain(commit.blobs.iter().map(|(id, _)| id)) {
+            blobs.retain_in((*id, 0)..(id + 1, 0), |_, _| false).map_err(text)?;
+        }
+        for (id, bytes) in &commit.blobs {
+            let mut rest = &bytes[..];
+            // An empty blob has one chunk, like any other: it is there.
+            let cuts = pieces(bytes.len(), commit.max_order).chain(bytes.is_empty().then_some(0));
+            for (n, piece) in (0_u64..).zip(cuts) {
+                let (now, later) = rest.split_at(piece);
+                rest = later;
+                let mut slot = blobs.insert_reserve((*id, n), CHUNK_HEAD + piece).map_err(text)?;
+                encode_blob(*id, n, bytes.len() as u64, now, slot.as_mut());
+            }
+        }
+    }
+    txn.commit().map_err(text)
+}
+
+fn encode_blob(id: u64, n: u64, total: u64, piece: &[u8], out: &mut [u8]) {
+    out[..CHUNK_HEAD].fill(0);
+    out[..4].copy_from_slice(&BLOB_MAGIC);
+    out[4] = BLOB_VERSION;
+    out[8..16].copy_from_slice(&id.to_le_bytes());
+    out[16..24].copy_from_slice(&n.to_le_bytes());
+    out[24..32].copy_from_slice(&total.to_le_bytes());
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&out[..40]), piece);
+    out[40..44].copy_from_slice(&crc.to_le_bytes());
+    out[CHUNK_HEAD..].copy_from_slice(piece);
+}
+
+fn read_blob(db: &Database, id: u64) -> Result<Option<Bytes>, ReadFailure> {
+    let Some(table) = open_if_there(db, BLOBS)? else { return Ok(None) };
+    let mut out = BytesMut::new();
+    let mut total = None;
+    for (expected, row) in (0_u64..).zip(table.range((id, 0)..(id + 1, 0)).map_err(failed)?) {
+        let (key, value) = row.map_err(failed)?;
+        let (n, chunk) = (key.value().1, value.value());
+        let bad = |why: &str| ReadFailure::Damaged(format!("blob {id}, chunk {expected}: {why}"));
+        if n != expected || chunk.len() < CHUNK_HEAD {
+            return Err(bad("it is missing or cut short"));
+        }
+        let (head, piece) = chunk.split_at(CHUNK_HEAD);
+        if head[..4] != BLOB_MAGIC || crc32c::crc32c_append(crc32c::crc32c(&head[..40]), piece) != u32_at(head, 40) {
+            return Err(bad("it fails its checksum"));
+        }
+        if head[4] != BLOB_VERSION {
+            return Err(bad("it is of a newer format"));
+        }
+        if u64_at(head, 8) != id || u64_at(head, 16) != n || total.is_some_and(|total| total != u64_at(head, 24)) {
+            return Err(bad("it belongs elsewhere"));
+        }
+        total = Some(u64_at(head, 24));
+        out.extend_from_slice(piece);
+    }
+    match total {
+        None => Ok(None),
+        Some(total) if total == out.len() as u64 => Ok(Some(out.freeze())),
+        Some(_) => Err(ReadFailure::Damaged(format!("blob {id} is cut short"))),
+    }
+}
+
+fn open_if_there<K: redb::Key + 'static, V: redb::Value + 'static>(
+    db: &Database,
+    table: TableDefinition<'_, K, V>,
+) -> Result<Option<redb::ReadOnlyTable<K, V>>, ReadFailure> {
+    match db.begin_read().map_err(failed)?.open_table(table) {
+        Ok(table) => Ok(Some(table)),
+        Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+fn damaged_chunk(sequence: u64, why: &str) -> ReadFailure {
+    ReadFailure::Damaged(format!("frame chunk {sequence}: {why}"))
+}
+
+fn failed(error: impl Into<redb::Error>) -> ReadFailure {
+    match error.into() {
+        redb::Error::Corrupted(what) => ReadFailure::Damaged(what),
+        error => ReadFailure::Failed(error.to_string()),
+    }
+}
+
+fn text(error: impl Into<redb::Error>) -> String {
+    error.into().to_string()
+}

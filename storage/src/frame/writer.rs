@@ -1,0 +1,574 @@
+//! The writer: takes what all groups have queued, makes it one frame, syncs once, then calls back, in order.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::Bytes;
+use ensign_proto::GroupId;
+use tracing::{error, info, warn};
+
+use crate::backend::is_full;
+use crate::frame::codec::{FrameBuilder, Kind, MAX_ORDER, SMALL_ORDER, pieces};
+use crate::frame::group::Group;
+use crate::frame::index::Encoder;
+use crate::frame::queue::{Batch, Lazy, Op, Work, full};
+use crate::frame::recover::{Locator, Recovered, each};
+use crate::frame::state::{Blob, Census, Change, FrameInfo};
+use crate::frame::store::{Commit, INDEX_BLOB, WriteFailure};
+use crate::frame::{LogConfig, RESERVE, Shared};
+use crate::log::LogError;
+use crate::metrics;
+
+/// Frames that one commit removes at most.
+const PURGE_FRAMES: usize = 64;
+/// Bytes of live entries that one commit moves forward at most, and frames that it looks through for them.
+const MOVE_BYTES: usize = 256 << 10;
+const MOVE_FRAMES: usize = 16;
+/// How often a full disk is asked again.
+const FULL_RETRY: Duration = Duration::from_millis(500);
+/// What redb needs for itself in an empty file.
+const OVERHEAD: u64 = 512 << 10;
+
+/// What a commit did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Committed {
+    /// Entries and other records that became durable.
+    pub records: usize,
+    /// Bytes of the frame; 0 when nothing had to be written.
+    pub bytes: usize,
+}
+
+/// The one that writes. Runs on its own thread, or is driven by hand in a simulation.
+pub struct Writer {
+    shared: Arc<Shared>,
+    config: LogConfig,
+    census: Census,
+    next: u64,
+    covered: u64,
+    next_blob: u64,
+    index_len: u64,
+    since_index: u64,
+    snapshot_bytes: u64,
+    orphans: Vec<u64>,
+    frame: FrameBuilder,
+    /// Durable entries in memory, oldest first: group, last index, serial.
+    tails: VecDeque<(Arc<Group>, u64)>,
+    full: bool,
+    /// A frame that cannot be read cannot be moved; its readers report it.
+    cannot_move: bool,
+}
+
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer").field("next", &self.next).field("full", &self.full).finish_non_exhaustive()
+    }
+}
+
+/// What one commit will have changed once it is durable, in the order of its records.
+enum Planned {
+    Op(usize),
+    Moved(Arc<Group>, u64, u64),
+    MovedCheckpoint(Arc<Group>),
+    Committed(Arc<Group>, Option<Bytes>),
+    Checkpoint(Arc<Group>, Bytes),
+}
+
+#[derive(Default)]
+struct Plan {
+    steps: Vec<Planned>,
+    blobs: Vec<(u64, Bytes)>,
+    /// Of the snapshots, in order.
+    blob_ids: VecDeque<Blob>,
+    dropped: Vec<u64>,
+    moved: usize,
+}
+
+impl Writer {
+    pub(crate) fn new(shared: Arc<Shared>, config: LogConfig, recovered: Recovered) -> Self {
+        let snapshots =
+            shared.all_groups().iter().filter_map(|group| group.lock().disk.snapshot).map(|blob| blob.len).sum();
+        Self {
+            shared,
+            config,
+            census: recovered.census,
+            next: recovered.next,
+            covered: recovered.covered,
+            next_blob: recovered.next_blob,
+            index_len: recovered.index_len,
+            since_index: recovered.scanned,
+            snapshot_bytes: snapshots,
+            orphans: recovered.orphans,
+            frame: FrameBuilder::default(),
+            tails: VecDeque::new(),
+            full: false,
+            cannot_move: false,
+        }
+    }
+
+    /// Runs on a thread of its own until the log is closed or fenced.
+    ///
+    /// # Errors
+    /// The thread could not be started.
+    pub fn spawn(self) -> io::Result<JoinHandle<()>> {
+        std::thread::Builder::new().name("log-writer".to_owned()).spawn(move || self.run())
+    }
+
+    /// Commits until the log is closed (then closes the file cleanly) or fenced. Blocks.
+    pub fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        shared.queue.lock().drained_by_thread = true;
+        let mut full = false;
+        while shared.ended.get().is_none() && shared.queue.wait(full.then_some(FULL_RETRY)) {
+            match self.commit_queued() {
+                Ok(_) => full = self.full,
+                Err(LogError::Full { .. }) => {
+                    full = true;
+                    if shared.queue.lock().closing {
+                        break;
+                    }
+                    std::thread::sleep(FULL_RETRY);
+                }
+                Err(_) => break,
+            }
+        }
+        self.close();
+    }
+
+    /// Commits what is queued, up to one commit's worth, and calls back. Does nothing when nothing is queued.
+    ///
+    /// # Errors
+    /// [`LogError::Full`]: the batch waits; call again later. [`LogError::Fenced`]: final, and every callback knows.
+    pub fn commit_queued(&mut self) -> Result<Committed, LogError> {
+        if let Some(error) = self.shared.ended.get() {
+            return Err(error.clone());
+        }
+        self.make_room()?;
+        if self.shared.queue.is_idle() {
+            return Ok(Committed::default());
+        }
+        let batch = self.shared.queue.take(self.config.commit.0, self.config.commit_records);
+        self.commit(batch, false)
+    }
+
+    /// Commits everything, stores the index, and closes the file. Later calls on the log answer [`LogError::Closed`].
+    pub fn close(mut self) {
+        self.shared.queue.close();
+        if self.shared.ended.get().is_none() {
+            if let Err(error) = self.finish() {
+                warn!(%error, "the log was not closed cleanly; the next start repairs it");
+            }
+            self.shared.end(LogError::Closed);
+        }
+        if let Err(error) = self.shared.store.close() {
+            warn!(%error, "the log's file was not closed cleanly; the next start repairs it");
+        }
+    }
+
+    fn finish(&mut self) -> Result<(), LogError> {
+        while !self.shared.queue.is_idle() {
+            let batch = self.shared.queue.take(self.config.commit.0, self.config.commit_records);
+            self.commit(batch, false)?;
+        }
+        if self.since_index > 0 { self.commit(Batch::default(), true).map(drop) } else { Ok(()) }
+    }
+
+    fn commit(&mut self, batch: Batch, closing: bool) -> Result<Committed, LogError> {
+        let Batch { ops, lazy } = batch;
+        let mut frame = std::mem::take(&mut self.frame);
+        frame.clear();
+        let mut plan = Plan::default();
+        if !ops.is_empty() {
+            self.plan_moves(&mut frame, &mut plan);
+        }
+        self.plan_ops(&ops, &mut frame, &mut plan);
+        Self::plan_lazy(&lazy, &mut frame, &mut plan);
+        frame.finish();
+        let store_index = closing || self.since_index >= self.config.index_every.0.max(8 * self.index_len);
+        if frame.records() == 0 && !closing {
+            self.frame = frame;
+            call_back(ops, &Ok(()));
+            return Ok(Committed::default());
+        }
+
+        plan.dropped.append(&mut self.orphans);
+        let purged = self.take_dead(frame.len() > 0);
+        let log_start = self.census.log_start(self.next);
+        if store_index {
+            plan.blobs.push((INDEX_BLOB, self.encode_index()));
+        }
+        let index_len = if store_index { plan.blobs.last().map(|(_, bytes)| bytes.len() as u64) } else { None };
+        let max_order = if self.full { SMALL_ORDER } else { MAX_ORDER };
+        #[cfg(feature = "planted-bugs")]
+        if self.config.plant == Some(crate::frame::Plant::AckEarly) {
+            let early = ops.into_iter().map(|op| {
+                (op.done)(Ok(()));
+                Op { done: Box::new(|_| ()), ..op }
+            });
+            return self.commit_planned(early.collect(), lazy, frame, plan, purged, log_start, index_len, max_order);
+        }
+        self.commit_planned(ops, lazy, frame, plan, purged, log_start, index_len, max_order)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one commit's parts, which are used once")]
+    fn commit_planned(
+        &mut self,
+        ops: Vec<Op>,
+        lazy: Vec<(Lazy, Arc<Group>)>,
+        mut frame: FrameBuilder,
+        plan: Plan,
+        purged: Vec<FrameInfo>,
+        log_start: u64,
+        index_len: Option<u64>,
+        max_order: u32,
+    ) -> Result<Committed, LogError> {
+        let commit = Commit {
+            first: self.next,
+            frame: &mut frame,
+            max_order,
+            log_start,
+            purge: !purged.is_empty(),
+            blobs: plan.blobs.clone(),
+            dropped_blobs: plan.dropped.clone(),
+            durable: self.is_durable(),
+        };
+        match self.shared.store.commit(commit) {
+            Ok(()) => {}
+            Err(WriteFailure::Full) => {
+                purged.into_iter().rev().for_each(|frame| self.census.unpop(frame));
+                self.orphans = plan.dropped.into_iter().filter(|id| self.orphans.contains(id)).collect();
+                self.shared.queue.put_back(Batch { ops, lazy });
+                return Err(self.recover_from_full());
+            }
+            Err(WriteFailure::Failed(cause)) => return Err(self.fence(cause, ops)),
+        }
+        if let Some(len) = index_len {
+            (self.covered, self.index_len, self.since_index) = (self.next, len, 0);
+            self.shared.counters.indexes.fetch_add(1, Ordering::Relaxed);
+        }
+        let done = Committed { records: frame.records(), bytes: frame.len() };
+        if let Err(why) = self.apply(&ops, &plan, &frame, max_order) {
+            // The queue accepted what the disk's own view refuses: our bug, and no promise may be built on it.
+            return Err(self.fence(format!("the index contradicts the log: {why}"), ops));
+        }
+        self.note(&plan, &purged, done);
+        self.frame = frame;
+        call_back(ops, &Ok(()));
+        Ok(done)
+    }
+
+    #[cfg(feature = "planted-bugs")]
+    fn is_durable(&self) -> bool {
+        self.config.plant != Some(crate::frame::Plant::DurabilityNone)
+    }
+
+    #[cfg(not(feature = "planted-bugs"))]
+    #[expect(clippy::unused_self, reason = "a planted bug asks")]
+    fn is_durable(&self) -> bool {
+        true
+    }
+
+    fn plan_ops(&mut self, ops: &[Op], frame: &mut FrameBuilder, plan: &mut Plan) {
+        // The snapshots of this batch, which replace the stored ones.
+        let mut snapshots: BTreeMap<GroupId, Option<u64>> = BTreeMap::new();
+        for (n, op) in ops.iter().enumerate() {
+            let id = op.group.id;
+            let old = |snapshots: &BTreeMap<GroupId, Option<u64>>| match snapshots.get(&id) {
+                Some(blob) => *blob,
+                None => op.group.lock().disk.snapshot.map(|blob| blob.id),
+            };
+            match &op.work {
+                Work::Append(entries) => entries.iter().for_each(|entry| frame.entry(Kind::Append, id, entry)),
+                Work::Vote(vote) => frame.record(Kind::Vote, id, (0, 0), Some(vote)),
+                Work::Truncate(from) => frame.record(Kind::Truncate, id, (0, from.0), None),
+                Work::Purge(through) => frame.record(Kind::Purge, id, (through.term.0, through.index.0), None),
+                Work::Snapshot(bytes) => {
+                    let blob = Blob { id: self.next_blob, len: bytes.len() as u64 };
+                    self.next_blob += 1;
+                    if let Some(old) = old(&snapshots) {
+                        plan.blobs.retain(|(id, _)| *id != old);
+                        plan.dropped.push(old);
+                    }
+                    snapshots.insert(id, Some(blob.id));
+                    plan.blobs.push((blob.id, bytes.clone()));
+                    plan.blob_ids.push_back(blob);
+                    frame.record(Kind::Snapshot, id, (blob.len, blob.id), None);
+                }
+                Work::Remove => {
+                    if let Some(old) = old(&snapshots) {
+                        plan.blobs.retain(|(id, _)| *id != old);
+                        plan.dropped.push(old);
+                    }
+                    snapshots.insert(id, None);
+                    frame.record(Kind::Remove, id, (0, 0), None);
+                }
+                Work::Nothing => continue,
+            }
+            plan.steps.push(Planned::Op(n));
+        }
+    }
+
+    fn plan_lazy(lazy: &[(Lazy, Arc<Group>)], frame: &mut FrameBuilder, plan: &mut Plan) {
+        for (lazy, group) in lazy {
+            // Removed meanwhile: a mark would bring it back.
+            if !group.exists() {
+                continue;
+            }
+            match lazy {
+                Lazy::Committed => {
+                    let committed = group.lock().committed.clone();
+                    frame.record(Kind::Committed, group.id, (0, 0), committed.as_ref());
+                    plan.steps.push(Planned::Committed(Arc::clone(group), committed));
+                }
+                Lazy::Checkpoint => {
+                    let Some(checkpoint) = group.lock().waiting_checkpoint() else { continue };
+                    frame.record(Kind::Checkpoint, group.id, (0, 0), Some(&checkpoint));
+                    plan.steps.push(Planned::Checkpoint(Arc::clone(group), checkpoint));
+                }
+            }
+        }
+    }
+
+    /// Writes the live entries of the oldest frames again, so that a group that seldom writes does not pin the log.
+    fn plan_moves(&mut self, frame: &mut FrameBuilder, plan: &mut Plan) {
+        let dead = self.census.total.saturating_sub(self.census.live);
+        let Some(front) = self.census.frames.iter().find(|frame| frame.live > 0) else { return };
+        if self.cannot_move || dead < self.config.pinned_max.0 || dead * 2 < self.census.total {
+            return;
+        }
+        let mut found = Vec::new();
+        let (mut bytes, mut frames) = (0, 0);
+        let limit = MOVE_BYTES.min(self.config.commit.0 as usize);
+        let walked = self.shared.store.walk(front.first, |head, cuts, stored| {
+            each(stored, head.frame, cuts, |id, change| {
+                let group = self.shared.group(id);
+                let disk = &group.lock().disk;
+                let (live, len) = match &change {
+                    Change::Entry { index, place } | Change::Moved { index, place } => {
+                        (disk.place(*index) == Some(*place), place.len)
+                    }
+                    Change::Checkpoint(place) => (disk.checkpoint == Some(*place), place.len),
+                    _ => (false, 0),
+                };
+                if live {
+                    bytes += len as usize;
+                    found.push((id, change));
+                }
+                Ok(())
+            })?;
+            frames += 1;
+            Ok(bytes < limit && frames < MOVE_FRAMES && stored.len() < 4 * limit)
+        });
+        let read = || -> Result<(), crate::frame::store::ReadFailure> {
+            walked?;
+            for (id, change) in &found {
+                let group = self.shared.group(*id);
+                match change {
+                    Change::Entry { index, place } | Change::Moved { index, place } => {
+                        for entry in self.shared.store.entries(*id, &[(*index, *place)])? {
+                            frame.entry(Kind::Moved, *id, &entry);
+                            plan.moved += entry.payload.len();
+                        }
+                        plan.steps.push(Planned::Moved(group, *index, place.term));
+                    }
+                    Change::Checkpoint(place) => {
+                        let checkpoint = self.shared.store.checkpoint(*id, *place)?;
+                        frame.record(Kind::Checkpoint, *id, (0, 0), Some(&checkpoint));
+                        plan.moved += checkpoint.len();
+                        plan.steps.push(Planned::MovedCheckpoint(group));
+                    }
+                    _ => {}
+                }
+            }
+            Ok(())
+        };
+        if let Err(failure) = read() {
+            error!(
+                ?failure,
+                "an old frame cannot be moved forward, so the log keeps growing; rebuild this node from its peers"
+            );
+            self.cannot_move = true;
+        }
+    }
+
+    /// Takes the frames that nobody needs out of the census. With nothing to write, nothing is removed either.
+    fn take_dead(&mut self, with_frame: bool) -> Vec<FrameInfo> {
+        let dead = if with_frame { self.census.dead_prefix(self.covered, PURGE_FRAMES) } else { 0 };
+        (0..dead).filter_map(|_| self.census.pop()).collect()
+    }
+
+    fn encode_index(&self) -> Bytes {
+        let mut encoder = Encoder::new(self.next, self.next_blob, &self.census);
+        for group in self.shared.all_groups() {
+            let inner = group.lock();
+            if inner.disk.exists {
+                encoder.group(group.id, &inner.disk);
+            }
+        }
+        encoder.finish()
+    }
+
+    /// Moves the disk's view forward: the commit is durable.
+    fn apply(&mut self, ops: &[Op], plan: &Plan, frame: &FrameBuilder, max_order: u32) -> Result<(), String> {
+        if frame.len() == 0 {
+            return Ok(());
+        }
+        let cuts: Vec<usize> = pieces(frame.len(), max_order).collect();
+        let first = self.next;
+        self.next += cuts.len() as u64;
+        self.since_index += frame.len() as u64;
+        self.census.push(first, frame.len() as u32, cuts.iter().copied());
+        let mut locate = Locator::new(first, cuts);
+        let mut places = frame.places().iter();
+        let mut place = |term: u64, len: usize| {
+            let at = places.next().ok_or("a place is missing")?;
+            Ok::<_, String>(locate.place(*at as usize, term, len))
+        };
+        let mut blobs = plan.blob_ids.iter();
+        for step in &plan.steps {
+            match step {
+                Planned::Op(n) => {
+                    let op = &ops[*n];
+                    let mut inner = op.group.lock();
+                    let change = match &op.work {
+                        Work::Append(entries) => {
+                            for entry in entries {
+                                let place = place(entry.id.term.0, entry.payload.len())?;
+                                inner.disk.apply(Change::Entry { index: entry.id.index.0, place }, &mut self.census)?;
+                            }
+                            if let Some(last) = entries.last() {
+                                self.tails.push_back((Arc::clone(&op.group), last.id.index.0));
+                            }
+                            continue;
+                        }
+                        Work::Vote(vote) => Change::Vote(vote.clone()),
+                        Work::Truncate(from) => Change::Truncate(from.0),
+                        Work::Purge(through) => Change::Purge(*through),
+                        Work::Snapshot(bytes) => {
+                            let blob = blobs.next().ok_or("a blob is missing")?;
+                            self.snapshot_bytes += blob.len;
+                            self.snapshot_bytes -= inner.disk.snapshot.map_or(0, |old| old.len);
+                            inner.snapshot.settle(bytes);
+                            Change::Snapshot(*blob)
+                        }
+                        Work::Remove => {
+                            self.snapshot_bytes -= inner.disk.snapshot.map_or(0, |old| old.len);
+                            Change::Remove
+                        }
+                        Work::Nothing => continue,
+                    };
+                    inner.disk.apply(change, &mut self.census)?;
+                }
+                Planned::Moved(group, index, term) => {
+                    let mut inner = group.lock();
+                    let len = inner.disk.place(*index).map_or(0, |place| place.len as usize);
+                    let place = place(*term, len)?;
+                    inner.disk.apply(Change::Moved { index: *index, place }, &mut self.census)?;
+                }
+                Planned::MovedCheckpoint(group) => {
+                    let mut inner = group.lock();
+                    let len = inner.disk.checkpoint.map_or(0, |place| place.len as usize);
+                    let place = place(0, len)?;
+                    inner.disk.apply(Change::Checkpoint(place), &mut self.census)?;
+                }
+                Planned::Committed(group, committed) => {
+                    group.lock().disk.apply(Change::Committed(committed.clone()), &mut self.census)?;
+                }
+                Planned::Checkpoint(group, checkpoint) => {
+                    let place = place(0, checkpoint.len())?;
+                    let mut inner = group.lock();
+                    inner.disk.apply(Change::Checkpoint(place), &mut self.census)?;
+                    inner.checkpoint.settle(checkpoint);
+                }
+            }
+        }
+        self.evict(ops.last().map_or(0, |op| op.serial));
+        Ok(())
+    }
+
+    /// Drops the oldest durable entries from memory until the rest fits its budget.
+    fn evict(&mut self, durable: u64) {
+        let budget = self.config.tail.0;
+        while self.shared.tail_bytes.load(Ordering::Relaxed) > budget {
+            let Some((group, upto)) = self.tails.pop_front() else { return };
+            let mut inner = group.lock();
+            let freed = inner.evict(upto, durable);
+            self.shared.tail_bytes.fetch_sub(freed, Ordering::Relaxed);
+        }
+    }
+
+    fn note(&self, plan: &Plan, purged: &[FrameInfo], done: Committed) {
+        let counters = &self.shared.counters;
+        counters.commits.fetch_add(1, Ordering::Relaxed);
+        counters.records.fetch_add(done.records as u64, Ordering::Relaxed);
+        counters.bytes.fetch_add(done.bytes as u64, Ordering::Relaxed);
+        counters.kept.store(self.census.total, Ordering::Relaxed);
+        counters.purged_frames.fetch_add(purged.len() as u64, Ordering::Relaxed);
+        counters.moved.fetch_add(plan.moved as u64, Ordering::Relaxed);
+        metrics::observe_commit(done.records as u64, done.bytes as u64, self.shared.queue.bytes());
+        metrics::observe_purge(purged.iter().map(|frame| u64::from(frame.len)).sum());
+        metrics::observe_move(plan.moved as u64);
+    }
+
+    /// Sees to it that redb finds room for everything that may be queued, or else stops taking more.
+    fn make_room(&mut self) -> Result<(), LogError> {
+        let space = &self.shared.store.space;
+        let used = self.census.stored() + self.snapshot_bytes + 2 * self.index_len + OVERHEAD;
+        let used = used + used / 32;
+        let headroom = self.config.headroom();
+        let free = space.logical().saturating_sub(used);
+        let want = space.next_logical().max(2 * (used + headroom));
+        let mut room = None;
+        if free < 2 * headroom && space.physical() < want {
+            // A little with each commit, so that none of them waits long, unless it is needed now.
+            let to = if free < headroom { want } else { want.min(space.physical() + 4 * self.config.commit.0) };
+            match space.extend(to) {
+                Ok(()) => {}
+                Err(error) if is_full(&error) && free >= headroom => {}
+                Err(error) if is_full(&error) => room = Some(space.physical().saturating_sub(used + RESERVE)),
+                Err(error) => return Err(self.fence(format!("the file cannot be written ahead: {error}"), Vec::new())),
+            }
+        }
+        if room.is_some() != self.full {
+            self.full = room.is_some();
+            metrics::set_full(self.full);
+            if self.full {
+                warn!(path = %self.shared.store.path.display(), "the disk is full: appends are refused until there is room");
+            } else {
+                info!(path = %self.shared.store.path.display(), "there is room again: appends are taken");
+            }
+        }
+        self.shared.queue.set_room(room);
+        Ok(())
+    }
+
+    /// redb was refused growth. Nothing of the batch counts: its header was not written, so the last commit stands.
+    fn recover_from_full(&mut self) -> LogError {
+        self.full = true;
+        self.shared.queue.set_room(Some(0));
+        let reopened = self.shared.store.reopen();
+        let extent = reopened.and_then(|()| self.shared.store.extent().map_err(|failure| format!("{failure:?}")));
+        match extent {
+            Ok(extent) if extent.map_or(1, |(_, last, _)| last + 1) == self.next => full(),
+            Ok(extent) => self.fence(format!("after a refused growth the log ends elsewhere: {extent:?}"), Vec::new()),
+            Err(cause) => self.fence(format!("after a refused growth: {cause}"), Vec::new()),
+        }
+    }
+
+    fn fence(&self, cause: String, ops: Vec<Op>) -> LogError {
+        let error = LogError::Fenced { cause: cause.into() };
+        let error = self.shared.ended.get_or_init(|| error).clone();
+        call_back(ops, &Err(error.clone()));
+        self.shared.end(error.clone());
+        error
+    }
+}
+
+fn call_back(ops: Vec<Op>, outcome: &Result<(), LogError>) {
+    for op in ops {
+        (op.done)(outcome.clone());
+    }
+}
