@@ -18,6 +18,8 @@ mod paging;
 mod records;
 mod state;
 pub mod testing;
+#[cfg(test)]
+mod tests;
 mod view;
 mod wire;
 

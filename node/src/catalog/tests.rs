@@ -1,0 +1,465 @@
+//! The state machine against a naive model, and its bytes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use ensign_proto::{
+    ApiKeyId, GroupId, LogIndex, NodeId, OrgId, PermissionSet, ProjectId, RingId, Term, TopicId, TopicName,
+};
+use ensign_raft::env::UnixNanos;
+use ensign_raft::{CommittedEntry, StateMachine as _};
+use ensign_storage::EntryId;
+use proptest::prelude::*;
+
+use super::command::NewTopic;
+use super::state::State;
+use super::*;
+
+fn at(n: u8) -> UnixNanos {
+    UnixNanos(1_700_000_000_000_000_000 + u64::from(n))
+}
+
+fn org(n: u8) -> OrgId {
+    OrgId::from_bytes([n; 16])
+}
+
+fn project(n: u8) -> ProjectId {
+    ProjectId::from_bytes([n; 16])
+}
+
+fn topic(n: u8) -> TopicId {
+    TopicId::from_bytes([n; 16])
+}
+
+fn ring(n: u8) -> RingId {
+    RingId::from_bytes([n; 16])
+}
+
+fn name(n: u8) -> TopicName {
+    format!("topic-{n}").parse().unwrap()
+}
+
+fn policies(n: u8) -> TopicPolicies {
+    TopicPolicies { deduplication: Bytes::from(vec![n; usize::from(n)]), sharding: i32::from(n) }
+}
+
+fn api_key(n: u8, client: u8, owner: u8, works_in: Option<u8>) -> ApiKey {
+    ApiKey {
+        id: ApiKeyId::from_bytes([n; 16]),
+        client_id: format!("client-{client}"),
+        name: "key".to_owned(),
+        org: org(owner),
+        project: works_in.map(project),
+        permissions: PermissionSet::api_key(),
+        admin: works_in.is_none(),
+        created: at(n),
+        revoked_at: None,
+    }
+}
+
+fn signing_key(n: u8, public: u8) -> SigningKey {
+    let public_key = Bytes::from(vec![public; 3]);
+    SigningKey { kid: [n; 16], public_key, created: at(n), signs_from: at(n), verifies_until: None }
+}
+
+/// Ids and names from a small range, so that commands meet.
+fn command() -> impl Strategy<Value = Command> {
+    let few = 0..4_u8;
+    let id = move || few.clone();
+    prop_oneof![
+        1 => (id(), id()).prop_map(|(n, host)| Command::PutNode(NodeRecord {
+            id: NodeId(u64::from(n)),
+            peer: format!("host-{host}:5357"),
+            grpc: String::new(),
+            http: String::new(),
+        })),
+        1 => (id(), id()).prop_map(|(n, name)| Command::CreateOrganization {
+            id: org(n),
+            name: format!("org-{name}"),
+            at: at(n)
+        }),
+        1 => (id(), id(), id()).prop_map(|(n, owner, name)| Command::CreateProject(Project {
+            id: project(n),
+            org: org(owner),
+            name: format!("project-{name}"),
+            ring: ring(n),
+            created: at(n),
+        })),
+        4 => (id(), id(), id()).prop_map(|(n, owner, title)| Command::CreateTopic(NewTopic {
+            id: topic(n),
+            project: project(owner),
+            name: name(title),
+            ring: ring(owner),
+            policies: policies(n),
+            at: at(n),
+        })),
+        2 => (id(), any::<bool>(), id()).prop_map(|(n, destroy, now)| Command::SetTopicState {
+            topic: topic(n),
+            state: if destroy { TopicState::Deleting } else { TopicState::Readonly },
+            at: at(now),
+        }),
+        1 => (id(), id(), id()).prop_map(|(n, policy, now)| Command::SetTopicPolicies {
+            topic: topic(n),
+            policies: policies(policy),
+            at: at(now)
+        }),
+        2 => (id(), id()).prop_map(|(n, now)| Command::FinishDestroy { topic: topic(n), at: at(now) }),
+        2 => (id(), id(), id(), proptest::option::of(id()))
+            .prop_map(|(n, client, owner, works_in)| Command::CreateApiKey(api_key(n, client, owner, works_in))),
+        1 => (id(), id()).prop_map(|(n, now)| Command::RevokeApiKey { key: ApiKeyId::from_bytes([n; 16]), at: at(now) }),
+        1 => (id(), id()).prop_map(|(n, public)| Command::AddSigningKey(signing_key(n, public))),
+        1 => (id(), id()).prop_map(|(n, until)| Command::RetireSigningKey { kid: [n; 16], verifies_until: at(until) }),
+    ]
+}
+
+/// What the catalog promises, said as plainly as possible: lists, looked through from the front.
+#[derive(Default)]
+struct Model {
+    orgs: Vec<(OrgId, String)>,
+    projects: Vec<Project>,
+    topics: Vec<Topic>,
+    destroyed: BTreeSet<TopicId>,
+    keys: Vec<ApiKey>,
+    signing: Vec<SigningKey>,
+    nodes: BTreeMap<NodeId, NodeRecord>,
+    groups: u64,
+}
+
+impl Model {
+    fn apply(&mut self, command: &Command) -> Result<(), Refusal> {
+        match command.clone() {
+            Command::PutNode(node) => {
+                self.nodes.insert(node.id, node);
+            }
+            Command::CreateOrganization { id, name, .. } => match self.orgs.iter().find(|org| org.0 == id) {
+                Some(known) if known.1 == name => {}
+                Some(_) => return Err(Refusal::IdTaken),
+                None if self.orgs.iter().any(|org| org.1 == name) => return Err(Refusal::NameTaken),
+                None => self.orgs.push((id, name)),
+            },
+            Command::CreateProject(new) => match self.projects.iter().find(|known| known.id == new.id) {
+                Some(known) if *known == new => {}
+                Some(_) => return Err(Refusal::IdTaken),
+                None if !self.orgs.iter().any(|org| org.0 == new.org) => return Err(Refusal::OrganizationUnknown),
+                None if self.projects.iter().any(|known| (known.org, &known.name) == (new.org, &new.name)) => {
+                    return Err(Refusal::NameTaken);
+                }
+                None => self.projects.push(new),
+            },
+            Command::CreateTopic(new) => return self.create_topic(new),
+            Command::SetTopicState { topic, state, at } => {
+                let known = self.topics.iter_mut().find(|known| known.id == topic).ok_or(Refusal::TopicUnknown)?;
+                match (known.state, state) {
+                    (TopicState::Deleting, TopicState::Readonly) => {
+                        return Err(Refusal::TopicState(TopicState::Deleting));
+                    }
+                    (before, after) if before == after => {}
+                    _ => (known.state, known.modified) = (state, known.modified.max(at)),
+                }
+            }
+            Command::SetTopicPolicies { topic, policies, at } => {
+                let known = self.topics.iter_mut().find(|known| known.id == topic).ok_or(Refusal::TopicUnknown)?;
+                if known.state != TopicState::Ready {
+                    return Err(Refusal::TopicState(known.state));
+                }
+                if known.policies != policies {
+                    (known.policies, known.modified) = (policies, known.modified.max(at));
+                }
+            }
+            Command::FinishDestroy { topic, .. } => {
+                if let Some(place) = self.topics.iter().position(|known| known.id == topic) {
+                    if self.topics[place].state != TopicState::Deleting {
+                        return Err(Refusal::TopicState(self.topics[place].state));
+                    }
+                    self.topics.remove(place);
+                    self.destroyed.insert(topic);
+                }
+            }
+            Command::CreateApiKey(new) => return self.create_api_key(new),
+            Command::RevokeApiKey { key, at } => {
+                let known = self.keys.iter_mut().find(|known| known.id == key).ok_or(Refusal::ApiKeyUnknown)?;
+                known.revoked_at.get_or_insert(at);
+            }
+            Command::AddSigningKey(new) => match self.signing.iter().find(|known| known.kid == new.kid) {
+                Some(known) if known.public_key == new.public_key => {}
+                Some(_) => return Err(Refusal::IdTaken),
+                None => self.signing.push(new),
+            },
+            Command::RetireSigningKey { kid, verifies_until } => {
+                let known = self.signing.iter_mut().find(|known| known.kid == kid).ok_or(Refusal::SigningKeyUnknown)?;
+                known.verifies_until = Some(known.verifies_until.unwrap_or(verifies_until).min(verifies_until));
+            }
+        }
+        Ok(())
+    }
+
+    fn create_topic(&mut self, new: NewTopic) -> Result<(), Refusal> {
+        if let Some(known) = self.topics.iter().find(|known| known.id == new.id) {
+            let same = (known.project, &known.name, known.ring) == (new.project, &new.name, new.ring);
+            return if same { Ok(()) } else { Err(Refusal::IdTaken) };
+        }
+        if self.destroyed.contains(&new.id) {
+            return Err(Refusal::IdTaken);
+        }
+        let Some(owner) = self.projects.iter().find(|known| known.id == new.project) else {
+            return Err(Refusal::ProjectUnknown);
+        };
+        if self.topics.iter().any(|known| (known.project, &known.name) == (new.project, &new.name)) {
+            return Err(Refusal::NameTaken);
+        }
+        self.topics.push(Topic {
+            id: new.id,
+            project: new.project,
+            org: owner.org,
+            name: new.name,
+            group: GroupId(16 + self.groups),
+            partition: ensign_proto::Partition(0),
+            ring: new.ring,
+            state: TopicState::Ready,
+            policies: new.policies,
+            created: new.at,
+            modified: new.at,
+        });
+        self.groups += 1;
+        Ok(())
+    }
+
+    fn create_api_key(&mut self, new: ApiKey) -> Result<(), Refusal> {
+        if let Some(known) = self.keys.iter().find(|known| known.id == new.id) {
+            let same = ApiKey { revoked_at: None, ..known.clone() } == new;
+            return if same { Ok(()) } else { Err(Refusal::IdTaken) };
+        }
+        if self.keys.iter().any(|known| known.client_id == new.client_id) {
+            return Err(Refusal::NameTaken);
+        }
+        if !self.orgs.iter().any(|org| org.0 == new.org) {
+            return Err(Refusal::OrganizationUnknown);
+        }
+        if new.project.is_some_and(|id| !self.projects.iter().any(|known| (known.id, known.org) == (id, new.org))) {
+            return Err(Refusal::ProjectUnknown);
+        }
+        self.keys.push(new);
+        Ok(())
+    }
+
+    fn check(&self, view: &View) {
+        let sorted = |topics: Vec<Arc<Topic>>| topics.iter().map(|topic| (**topic).clone()).collect::<Vec<_>>();
+        let mut topics = self.topics.clone();
+        topics.sort_by_key(|topic| topic.id);
+        assert_eq!(sorted(view.all_topics()), topics);
+        for owner in (0..4).map(project) {
+            let own: Vec<_> = topics.iter().filter(|topic| topic.project == owner).cloned().collect();
+            assert_eq!(sorted(view.topics(owner)), own);
+            let mut by_hash = own.clone();
+            by_hash.sort_by_key(|topic| topic.name.hash());
+            let mut names = Vec::new();
+            let mut token = String::new();
+            loop {
+                let page = view.names_page(owner, &PageRequest { size: 1, token: &token }, at(0)).unwrap();
+                names.extend(page.items.into_iter().map(|(_, topic)| topic));
+                token = page.next;
+                if token.is_empty() {
+                    break;
+                }
+            }
+            assert_eq!(sorted(names), by_hash);
+            for n in 0..4 {
+                let known = own.iter().find(|topic| topic.name == name(n)).cloned();
+                assert_eq!(view.topic_by_name(owner, &name(n)).map(|topic| (*topic).clone()), known);
+            }
+        }
+        assert_eq!(view.projects(None).len(), self.projects.len());
+        assert!(self.projects.iter().all(|known| view.project(known.id).as_deref() == Some(known)));
+        assert_eq!(view.organizations().len(), self.orgs.len());
+        assert_eq!(view.api_keys(None).len(), self.keys.len());
+        for key in &self.keys {
+            assert_eq!(view.api_key(key.id).as_deref(), Some(key));
+            assert_eq!(view.api_key_by_client(&key.client_id).as_deref(), Some(key));
+            assert_eq!(view.is_revoked(key.id), key.revoked_at.is_some());
+        }
+        assert_eq!(view.signing_keys().len(), self.signing.len());
+        assert!(self.signing.iter().all(|known| view.signing_key(&known.kid).as_deref() == Some(known)));
+        let nodes: Vec<_> = view.nodes().iter().map(|node| (**node).clone()).collect();
+        assert_eq!(nodes, self.nodes.values().cloned().collect::<Vec<_>>());
+    }
+}
+
+fn entry(index: usize, payload: Bytes) -> CommittedEntry {
+    CommittedEntry { id: EntryId { term: Term(1), index: LogIndex(index as u64 + 1) }, payload }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn the_machine_does_what_the_model_says(commands in proptest::collection::vec(command(), 0..60)) {
+        let (mut machine, view) = CatalogMachine::new();
+        let mut model = Model::default();
+        for (index, command) in commands.iter().enumerate() {
+            let answer = machine.apply(&entry(index, command.encode()));
+            prop_assert_eq!(answer.map(|_| ()), model.apply(command), "{:?}", command);
+        }
+        model.check(&view);
+        // A replica that starts from the snapshot is the same, for now and later.
+        let snapshot = machine.snapshot();
+        let (mut restored, copy) = CatalogMachine::new();
+        restored.restore(&snapshot).unwrap();
+        prop_assert_eq!(restored.snapshot(), snapshot);
+        model.check(&copy);
+        let next = entry(commands.len(), Command::CreateTopic(NewTopic {
+            id: topic(99), project: project(0), name: name(99), ring: ring(0), policies: policies(0), at: at(0),
+        }).encode());
+        prop_assert_eq!(restored.apply(&next), machine.apply(&next));
+    }
+
+    #[test]
+    fn a_command_that_arrives_twice_answers_the_same_and_changes_nothing_more(
+        commands in proptest::collection::vec(command(), 0..60)
+    ) {
+        let mut state = State::default();
+        for command in commands {
+            let first = state.apply(command.clone());
+            let before = state.clone();
+            prop_assert_eq!(state.apply(command), first);
+            prop_assert_eq!(&state, &before);
+        }
+    }
+
+    #[test]
+    fn every_command_and_answer_survives_its_bytes(commands in proptest::collection::vec(command(), 0..20)) {
+        let mut state = State::default();
+        for command in commands {
+            prop_assert_eq!(&Command::decode(&command.encode()).unwrap(), &command);
+            let answer = state.apply(command);
+            prop_assert_eq!(wire::decode_response(&wire::encode_response(&answer)).unwrap(), answer);
+        }
+    }
+
+    #[test]
+    fn garbage_is_refused_and_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let bytes = Bytes::from(bytes);
+        prop_assert!(Command::decode(&bytes).is_err());
+        prop_assert!(wire::decode_response(&bytes).is_err());
+        prop_assert!(CatalogMachine::new().0.restore(&bytes).is_err());
+    }
+}
+
+fn sample() -> CatalogMachine {
+    let (mut machine, _) = CatalogMachine::new();
+    for (index, command) in sample_commands().iter().enumerate() {
+        machine.apply(&entry(index, command.encode())).unwrap();
+    }
+    machine
+}
+
+fn sample_commands() -> Vec<Command> {
+    vec![
+        Command::PutNode(NodeRecord {
+            id: NodeId(1),
+            peer: "a:5357".to_owned(),
+            grpc: "a:5356".to_owned(),
+            http: "a:8088".to_owned(),
+        }),
+        Command::CreateOrganization { id: org(1), name: "Example".to_owned(), at: at(1) },
+        Command::CreateProject(Project {
+            id: project(1),
+            org: org(1),
+            name: "first".to_owned(),
+            ring: ring(1),
+            created: at(1),
+        }),
+        Command::CreateTopic(NewTopic {
+            id: topic(1),
+            project: project(1),
+            name: name(1),
+            ring: ring(1),
+            policies: policies(3),
+            at: at(1),
+        }),
+        Command::CreateTopic(NewTopic {
+            id: topic(2),
+            project: project(1),
+            name: name(2),
+            ring: ring(1),
+            policies: policies(0),
+            at: at(2),
+        }),
+        Command::SetTopicState { topic: topic(1), state: TopicState::Readonly, at: at(3) },
+        Command::SetTopicPolicies { topic: topic(2), policies: policies(2), at: at(3) },
+        Command::SetTopicState { topic: topic(2), state: TopicState::Deleting, at: at(4) },
+        Command::FinishDestroy { topic: topic(2), at: at(5) },
+        Command::CreateApiKey(api_key(1, 1, 1, Some(1))),
+        Command::CreateApiKey(api_key(2, 2, 1, None)),
+        Command::RevokeApiKey { key: ApiKeyId::from_bytes([1; 16]), at: at(6) },
+        Command::AddSigningKey(signing_key(1, 7)),
+        Command::RetireSigningKey { kid: [1; 16], verifies_until: at(9) },
+    ]
+}
+
+fn hex(bytes: &Bytes) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Logs and snapshots outlive the code that wrote them. If this fails, the format has changed: give it a new version.
+#[test]
+fn stored_bytes_are_still_what_they_were() {
+    let commands: Vec<String> = sample_commands().iter().map(|command| hex(&command.encode())).collect();
+    insta::assert_snapshot!("stored_commands", commands.join("\n"));
+    insta::assert_snapshot!("stored_snapshot", hex(&sample().snapshot()));
+}
+
+#[test]
+fn every_flipped_bit_and_every_cut_is_refused() {
+    let snapshot = sample().snapshot();
+    let command = sample_commands()[3].encode();
+    let refuses = |bytes: &Bytes| CatalogMachine::new().0.restore(bytes).is_err() && Command::decode(bytes).is_err();
+    for bytes in [snapshot, command] {
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes.to_vec();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(refuses(&Bytes::from(flipped)), "bit {bit}");
+        }
+        assert!((0..bytes.len()).all(|length| refuses(&bytes.slice(..length))));
+    }
+}
+
+#[test]
+fn what_cannot_be_read_changes_nothing() {
+    let mut machine = sample();
+    let before = machine.view().all_topics();
+    assert_eq!(machine.apply(&entry(50, Bytes::from_static(b"\x01what"))), Err(Refusal::Unreadable));
+    assert_eq!(machine.view().all_topics(), before);
+}
+
+#[test]
+fn a_destroyed_topic_frees_its_name_but_never_its_group_or_id() {
+    let mut machine = sample();
+    let view = machine.view();
+    let again = |id| {
+        let at = at(9);
+        let new = NewTopic { id, project: project(1), name: name(2), ring: ring(1), policies: policies(0), at };
+        Command::CreateTopic(new).encode()
+    };
+    assert_eq!(machine.apply(&entry(50, again(topic(2)))), Err(Refusal::IdTaken), "a late retry of its creation");
+    assert!(machine.apply(&entry(51, again(topic(3)))).is_ok());
+    assert_eq!(view.topic(topic(3)).unwrap().group, GroupId(18));
+    // After a restart from a snapshot, too.
+    let (mut restored, view) = CatalogMachine::new();
+    restored.restore(&machine.snapshot()).unwrap();
+    let other =
+        NewTopic { id: topic(4), project: project(1), name: name(4), ring: ring(1), policies: policies(0), at: at(9) };
+    restored.apply(&entry(52, Command::CreateTopic(other).encode())).unwrap();
+    assert_eq!(view.topic(topic(4)).unwrap().group, GroupId(19));
+}
+
+#[test]
+fn whoever_watches_is_woken_after_the_change() {
+    let (mut machine, view) = CatalogMachine::new();
+    let mut changes = view.changes();
+    changes.mark_unchanged();
+    machine.apply(&entry(4, sample_commands()[1].encode())).unwrap();
+    assert!(changes.has_changed().unwrap());
+    assert_eq!(*changes.borrow_and_update(), LogIndex(5));
+    assert_eq!(view.organizations().len(), 1);
+}
