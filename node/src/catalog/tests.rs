@@ -398,7 +398,7 @@ fn sample_commands() -> Vec<Command> {
 }
 
 fn hex(bytes: &Bytes) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 /// Logs and snapshots outlive the code that wrote them. If this fails, the format has changed: give it a new version.

@@ -1,0 +1,351 @@
+//! The catalog on three nodes: any node changes it, every node shows it, and a lost leader loses nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use ensign_node::catalog::{
+    Catalog, CatalogMachine, CatalogParts, ChangeTopicError, CreateProjectError, CreateTopicError, NodeRecord,
+    ProposeLink, ProposeLinkError, Topic, TopicPolicies, TopicState, VaultFailure, VaultWrites,
+};
+use ensign_proto::{GroupId, LogIndex, NodeId, ProjectId, RingId, TopicId, TopicName};
+use ensign_raft::env::{SeededRng, SystemClock, Tasks};
+use ensign_raft::testing::{MemoryNet, quick};
+use ensign_raft::{Group, GroupSpec, ProposeError, Runtime};
+use ensign_storage::{EntryId, MemoryLog, NodeLog as _};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+
+/// What the vault was told, and whether it answers.
+#[derive(Default)]
+struct NotedVault {
+    rings: Mutex<BTreeSet<(ProjectId, RingId)>>,
+    custody: Mutex<BTreeSet<(NodeId, TopicId)>>,
+    down: Mutex<bool>,
+}
+
+impl NotedVault {
+    fn answer(&self, act: impl FnOnce()) -> BoxFuture<'static, Result<(), VaultFailure>> {
+        let down = *self.down.lock().unwrap();
+        if !down {
+            act();
+        }
+        let result = if down { Err(VaultFailure::new("switched off")) } else { Ok(()) };
+        futures::future::ready(result).boxed()
+    }
+}
+
+impl VaultWrites for NotedVault {
+    fn create_ring(&self, project: ProjectId, ring: RingId) -> BoxFuture<'static, Result<(), VaultFailure>> {
+        self.answer(|| {
+            self.rings.lock().unwrap().insert((project, ring));
+        })
+    }
+
+    fn put_custody(&self, node: NodeId, _: ProjectId, topic: TopicId) -> BoxFuture<'static, Result<(), VaultFailure>> {
+        self.answer(|| {
+            self.custody.lock().unwrap().insert((node, topic));
+        })
+    }
+
+    fn drop_custody(&self, node: NodeId, _: ProjectId, topic: TopicId) -> BoxFuture<'static, Result<(), VaultFailure>> {
+        self.answer(|| {
+            self.custody.lock().unwrap().remove(&(node, topic));
+        })
+    }
+}
+
+/// Asks every other node until one says that it leads, as the peer connections do.
+#[derive(Clone, Default)]
+struct Peers {
+    catalogs: Arc<Mutex<BTreeMap<NodeId, Catalog>>>,
+    cut: Arc<Mutex<BTreeSet<NodeId>>>,
+}
+
+struct PeerLink {
+    me: NodeId,
+    peers: Peers,
+}
+
+impl PeerLink {
+    fn others(&self) -> Vec<Catalog> {
+        let cut = self.peers.cut.lock().unwrap().clone();
+        let catalogs = self.peers.catalogs.lock().unwrap();
+        let reach = |node: &NodeId| *node != self.me && !cut.contains(node) && !cut.contains(&self.me);
+        catalogs.iter().filter(|(node, _)| reach(node)).map(|(_, catalog)| catalog.clone()).collect()
+    }
+}
+
+fn unreachable() -> ProposeLinkError {
+    ProposeLinkError::Unreachable { cause: "nobody leads".to_owned() }
+}
+
+impl ProposeLink for PeerLink {
+    fn propose(&self, _: GroupId, payload: Bytes) -> BoxFuture<'static, Result<(EntryId, Bytes), ProposeLinkError>> {
+        let others = self.others();
+        async move {
+            for catalog in others {
+                match catalog.serve_propose(payload.clone()).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(ProposeError::OutcomeUnknown) => {
+                        return Err(ProposeLinkError::OutcomeUnknown { cause: "it was deposed".to_owned() });
+                    }
+                    Err(_) => {}
+                }
+            }
+            Err(unreachable())
+        }
+        .boxed()
+    }
+
+    fn read_index(&self, _: GroupId) -> BoxFuture<'static, Result<LogIndex, ProposeLinkError>> {
+        let others = self.others();
+        async move {
+            for catalog in others {
+                if let Ok(index) = catalog.serve_read_index().await {
+                    return Ok(index);
+                }
+            }
+            Err(unreachable())
+        }
+        .boxed()
+    }
+}
+
+struct Node {
+    runtime: Runtime,
+    group: Group<CatalogMachine>,
+    catalog: Catalog,
+    log: MemoryLog,
+}
+
+struct Cluster {
+    net: MemoryNet,
+    peers: Peers,
+    vault: Arc<NotedVault>,
+    nodes: BTreeMap<NodeId, Node>,
+}
+
+impl Cluster {
+    async fn start() -> Self {
+        let (net, peers, vault) = (MemoryNet::new(), Peers::default(), Arc::default());
+        let mut cluster = Self { net, peers, vault, nodes: BTreeMap::new() };
+        for id in 1..=3 {
+            cluster.start_node(NodeId(id), MemoryLog::new()).await;
+        }
+        cluster
+    }
+
+    async fn start_node(&mut self, id: NodeId, log: MemoryLog) {
+        let (clock, rng) = (Arc::new(SystemClock), Arc::new(SeededRng::new(id.0)));
+        let transport = self.net.transport(id);
+        let runtime = Runtime::new(quick(id), transport, clock.clone(), rng.clone(), Tasks::new());
+        self.net.attach(&runtime);
+        let (machine, view) = CatalogMachine::new();
+        let spec = GroupSpec { id: GroupId::CATALOG, voters: (1..=3).map(NodeId).collect(), initialize: true };
+        let group = runtime.start(spec, log.group(GroupId::CATALOG), machine).await.expect("the group starts");
+        let catalog = Catalog::new(CatalogParts {
+            me: id,
+            replica: Arc::new(group.clone()),
+            view,
+            link: Arc::new(PeerLink { me: id, peers: self.peers.clone() }),
+            vault: Arc::clone(&self.vault) as _,
+            clock,
+            rng,
+        });
+        self.peers.catalogs.lock().unwrap().insert(id, catalog.clone());
+        self.nodes.insert(id, Node { runtime, group, catalog, log });
+    }
+
+    fn catalog(&self, id: u64) -> &Catalog {
+        &self.nodes[&NodeId(id)].catalog
+    }
+
+    async fn leader(&self) -> NodeId {
+        for _ in 0..2_000 {
+            if let Some((id, _)) = self.nodes.iter().find(|(_, node)| node.catalog.leads()) {
+                return *id;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("no leader within 10 s");
+    }
+
+    /// Takes the node away as a crash does; what was durable is left of its log.
+    async fn crash(&mut self, id: NodeId) -> MemoryLog {
+        let node = self.nodes.remove(&id).expect("the node runs");
+        self.peers.catalogs.lock().unwrap().remove(&id);
+        self.net.detach(id);
+        let survives = node.log.crash();
+        node.runtime.stop(GroupId::CATALOG).await;
+        survives
+    }
+
+    async fn project(&self) -> ProjectId {
+        let org = self.catalog(1).create_organization("Example").await.unwrap();
+        self.catalog(2).create_project(org.id, "first").await.unwrap().id
+    }
+}
+
+fn name(text: &str) -> TopicName {
+    text.parse().expect("a valid name")
+}
+
+async fn create(catalog: &Catalog, project: ProjectId, text: &str) -> Result<Arc<Topic>, CreateTopicError> {
+    catalog.create_topic(project, name(text), TopicPolicies::default()).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_node_changes_the_catalog_and_every_node_shows_it() {
+    let cluster = Cluster::start().await;
+    let project = cluster.project().await;
+    for id in 1..=3 {
+        let topic = create(cluster.catalog(id), project, &format!("from-{id}")).await.unwrap();
+        // The node that made it shows it at once, every other one after it has caught up.
+        assert_eq!(cluster.catalog(id).topic(topic.id), Some(Arc::clone(&topic)));
+        for other in 1..=3 {
+            cluster.catalog(other).refresh().await.unwrap();
+            assert_eq!(cluster.catalog(other).topic_by_name(project, &topic.name), Some(Arc::clone(&topic)));
+        }
+    }
+    let taken = create(cluster.catalog(3), project, "from-1").await;
+    assert_eq!(taken, Err(CreateTopicError::NameTaken));
+    let stranger = create(cluster.catalog(1), ProjectId::from_bytes([7; 16]), "x").await;
+    assert_eq!(stranger, Err(CreateTopicError::ProjectUnknown));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_nodes_that_race_for_a_name_get_one_topic() {
+    let cluster = Cluster::start().await;
+    let project = cluster.project().await;
+    for round in 0..10 {
+        let title = format!("race-{round}");
+        let (a, b, c) = tokio::join!(
+            create(cluster.catalog(1), project, &title),
+            create(cluster.catalog(2), project, &title),
+            create(cluster.catalog(3), project, &title),
+        );
+        let winners: Vec<_> = [&a, &b, &c].into_iter().filter_map(|result| result.as_ref().ok()).collect();
+        assert_eq!(winners.len(), 1, "{a:?} {b:?} {c:?}");
+        for loser in [&a, &b, &c].into_iter().filter_map(|result| result.as_ref().err()) {
+            assert_eq!(*loser, CreateTopicError::NameTaken);
+        }
+    }
+    let groups: BTreeSet<_> = cluster.catalog(1).all_topics().iter().map(|topic| topic.group).collect();
+    assert_eq!(groups.len(), 10, "each topic has a group of its own");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_outlives_its_leader() {
+    let mut cluster = Cluster::start().await;
+    let project = cluster.project().await;
+    let mut made = Vec::new();
+    for round in 0..3 {
+        let leader = cluster.leader().await;
+        made.push(create(&cluster.nodes[&leader].catalog, project, &format!("before-{round}")).await.unwrap());
+        let log = cluster.crash(leader).await;
+        let survivor = *cluster.nodes.keys().next().expect("two nodes are left");
+        // Asked while nobody leads: it waits for the election instead of failing.
+        made.push(create(&cluster.nodes[&survivor].catalog, project, &format!("after-{round}")).await.unwrap());
+        cluster.start_node(leader, log).await;
+        let back = &cluster.nodes[&leader].catalog;
+        back.refresh().await.unwrap();
+        for topic in &made {
+            assert_eq!(back.topic(topic.id).as_ref(), Some(topic));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deposed_leader_changes_nothing_and_catches_up() {
+    let cluster = Cluster::start().await;
+    let project = cluster.project().await;
+    let old = cluster.leader().await;
+    cluster.net.isolate(old);
+    cluster.peers.cut.lock().unwrap().insert(old);
+    let cut_off = cluster.nodes[&old].catalog.clone();
+    let waiting = tokio::time::timeout(Duration::from_secs(2), create(&cut_off, project, "cut-off")).await;
+    assert!(waiting.is_err(), "it must not answer: {waiting:?}");
+    let others: Vec<_> = cluster.nodes.iter().filter(|(id, _)| **id != old).map(|(_, node)| node).collect();
+    let topic = create(&others[0].catalog, project, "majority").await.unwrap();
+    assert_eq!(cut_off.topic(topic.id), None);
+    cluster.net.heal();
+    cluster.peers.cut.lock().unwrap().clear();
+    cut_off.refresh().await.unwrap();
+    assert_eq!(cut_off.topic(topic.id), Some(topic));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_was_away_comes_back_by_snapshot() {
+    let mut cluster = Cluster::start().await;
+    let project = cluster.project().await;
+    let away = *cluster.nodes.keys().find(|id| !cluster.nodes[id].catalog.leads()).expect("a follower");
+    cluster.crash(away).await;
+    let leader = cluster.leader().await;
+    for n in 0..20 {
+        create(&cluster.nodes[&leader].catalog, project, &format!("topic-{n}")).await.unwrap();
+    }
+    cluster.nodes[&leader].group.compact(0).await.unwrap();
+    // It has lost everything, so there is nothing but the snapshot to come back from.
+    cluster.start_node(away, MemoryLog::new()).await;
+    let back = &cluster.nodes[&away].catalog;
+    back.refresh().await.unwrap();
+    assert_eq!(back.topics(project).len(), 20);
+    assert_eq!(back.topics(project), cluster.nodes[&leader].catalog.topics(project));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_vault_comes_first_and_what_it_lacks_is_put_right() {
+    let cluster = Cluster::start().await;
+    let catalog = cluster.catalog(1);
+    for id in 1..=3 {
+        let record = NodeRecord { id: NodeId(id), peer: String::new(), grpc: String::new(), http: String::new() };
+        catalog.put_node(record).await.unwrap();
+    }
+    let project = cluster.project().await;
+    let ring = catalog.project(project).unwrap().ring;
+    assert!(cluster.vault.rings.lock().unwrap().contains(&(project, ring)));
+    let topic = create(catalog, project, "kept").await.unwrap();
+    let everybody: BTreeSet<_> = (1..=3).map(|id| (NodeId(id), topic.id)).collect();
+    assert_eq!(*cluster.vault.custody.lock().unwrap(), everybody);
+
+    *cluster.vault.down.lock().unwrap() = true;
+    assert!(matches!(create(catalog, project, "lost").await, Err(CreateTopicError::Vault(_))));
+    let org = catalog.project(project).unwrap().org;
+    assert!(matches!(catalog.create_project(org, "lost").await, Err(CreateProjectError::Vault(_))));
+    assert_eq!((catalog.topic_count(), catalog.projects(None).len()), (1, 1), "nothing is made without the vault");
+
+    // A vault that was restored from a backup of before.
+    *cluster.vault.down.lock().unwrap() = false;
+    cluster.vault.rings.lock().unwrap().clear();
+    cluster.vault.custody.lock().unwrap().clear();
+    catalog.reconcile().await.unwrap();
+    assert_eq!(*cluster.vault.custody.lock().unwrap(), everybody);
+    assert!(cluster.vault.rings.lock().unwrap().contains(&(project, ring)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_goes_from_ready_to_gone_and_never_back() {
+    let cluster = Cluster::start().await;
+    let project = cluster.project().await;
+    let topic = create(cluster.catalog(1), project, "short-lived").await.unwrap();
+    assert_eq!(cluster.catalog(2).finish_destroy(topic.id).await, Err(ChangeTopicError::State(TopicState::Ready)));
+    for _ in 0..2 {
+        assert_eq!(cluster.catalog(2).archive_topic(topic.id).await.unwrap().state, TopicState::Readonly);
+    }
+    let refused = cluster.catalog(3).set_topic_policies(topic.id, TopicPolicies::default()).await;
+    assert_eq!(refused, Err(ChangeTopicError::State(TopicState::Readonly)));
+    for _ in 0..2 {
+        assert_eq!(cluster.catalog(3).destroy_topic(topic.id).await.unwrap().state, TopicState::Deleting);
+    }
+    assert_eq!(cluster.catalog(1).archive_topic(topic.id).await, Err(ChangeTopicError::State(TopicState::Deleting)));
+    cluster.catalog(1).refresh().await.unwrap();
+    assert_eq!(create(cluster.catalog(1), project, "short-lived").await, Err(CreateTopicError::NameTaken));
+    for _ in 0..2 {
+        cluster.catalog(2).finish_destroy(topic.id).await.unwrap();
+    }
+    assert_eq!(cluster.catalog(2).destroy_topic(topic.id).await, Err(ChangeTopicError::Unknown));
+    let again = create(cluster.catalog(2), project, "short-lived").await.unwrap();
+    assert_ne!((again.id, again.group), (topic.id, topic.group));
+}
