@@ -17,6 +17,8 @@ use ensign_storage::{EntryId, MemoryLog, NodeLog as _};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
+const LOCK: &str = "no test panics while it holds a lock";
+
 /// What the vault was told, and whether it answers.
 #[derive(Default)]
 struct NotedVault {
@@ -27,7 +29,7 @@ struct NotedVault {
 
 impl NotedVault {
     fn answer(&self, act: impl FnOnce()) -> BoxFuture<'static, Result<(), VaultFailure>> {
-        let down = *self.down.lock().unwrap();
+        let down = *self.down.lock().expect(LOCK);
         if !down {
             act();
         }
@@ -39,19 +41,19 @@ impl NotedVault {
 impl VaultWrites for NotedVault {
     fn create_ring(&self, project: ProjectId, ring: RingId) -> BoxFuture<'static, Result<(), VaultFailure>> {
         self.answer(|| {
-            self.rings.lock().unwrap().insert((project, ring));
+            self.rings.lock().expect(LOCK).insert((project, ring));
         })
     }
 
     fn put_custody(&self, node: NodeId, _: ProjectId, topic: TopicId) -> BoxFuture<'static, Result<(), VaultFailure>> {
         self.answer(|| {
-            self.custody.lock().unwrap().insert((node, topic));
+            self.custody.lock().expect(LOCK).insert((node, topic));
         })
     }
 
     fn drop_custody(&self, node: NodeId, _: ProjectId, topic: TopicId) -> BoxFuture<'static, Result<(), VaultFailure>> {
         self.answer(|| {
-            self.custody.lock().unwrap().remove(&(node, topic));
+            self.custody.lock().expect(LOCK).remove(&(node, topic));
         })
     }
 }
@@ -70,8 +72,8 @@ struct PeerLink {
 
 impl PeerLink {
     fn others(&self) -> Vec<Catalog> {
-        let cut = self.peers.cut.lock().unwrap().clone();
-        let catalogs = self.peers.catalogs.lock().unwrap();
+        let cut = self.peers.cut.lock().expect(LOCK).clone();
+        let catalogs = self.peers.catalogs.lock().expect(LOCK);
         let reach = |node: &NodeId| *node != self.me && !cut.contains(node) && !cut.contains(&self.me);
         catalogs.iter().filter(|(node, _)| reach(node)).map(|(_, catalog)| catalog.clone()).collect()
     }
@@ -154,7 +156,7 @@ impl Cluster {
             clock,
             rng,
         });
-        self.peers.catalogs.lock().unwrap().insert(id, catalog.clone());
+        self.peers.catalogs.lock().expect(LOCK).insert(id, catalog.clone());
         self.nodes.insert(id, Node { runtime, group, catalog, log });
     }
 
@@ -175,7 +177,7 @@ impl Cluster {
     /// Takes the node away as a crash does; what was durable is left of its log.
     async fn crash(&mut self, id: NodeId) -> MemoryLog {
         let node = self.nodes.remove(&id).expect("the node runs");
-        self.peers.catalogs.lock().unwrap().remove(&id);
+        self.peers.catalogs.lock().expect(LOCK).remove(&id);
         self.net.detach(id);
         let survives = node.log.crash();
         node.runtime.stop(GroupId::CATALOG).await;
@@ -183,8 +185,8 @@ impl Cluster {
     }
 
     async fn project(&self) -> ProjectId {
-        let org = self.catalog(1).create_organization("Example").await.unwrap();
-        self.catalog(2).create_project(org.id, "first").await.unwrap().id
+        let org = self.catalog(1).create_organization("Example").await.expect("an organization");
+        self.catalog(2).create_project(org.id, "first").await.expect("a project").id
     }
 }
 
