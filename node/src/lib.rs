@@ -3,8 +3,12 @@
 pub mod authority;
 pub mod catalog;
 pub mod config;
+pub mod ensql;
 pub mod files;
 pub mod health;
 pub mod identity;
+pub mod partition;
 pub mod peers;
+pub mod rpc;
+mod status;
 pub mod telemetry;
