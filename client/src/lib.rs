@@ -52,8 +52,12 @@ pub use topics::Topic;
 
 /// Administrative messages.
 pub use ensign_proto::pb::admin::v1 as admin_api;
+/// What a project holds.
+pub use ensign_proto::pb::ensign::v1beta1::ProjectInfo;
 /// Where a topic is in its life.
 pub use ensign_proto::pb::ensign::v1beta1::TopicState;
+/// A schema's name and version, as counters name it.
+pub use ensign_proto::pb::ensign::v1beta1::Type as EventSchema;
 /// Why a server refused an event.
 pub use ensign_proto::pb::ensign::v1beta1::nack::Code as NackCode;
 /// What a node says of itself.

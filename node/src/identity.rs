@@ -16,7 +16,6 @@ mod credentials;
 mod hashing;
 mod http;
 mod limits;
-mod metrics;
 mod secrets;
 mod service;
 mod signing;

@@ -1,2 +1,7 @@
-//! The ensign command.
-fn main() {}
+//! The `ensign` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ensign_node::cli::main()
+}

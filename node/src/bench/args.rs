@@ -1,0 +1,80 @@
+//! What `ensign bench` takes.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use crate::cli::ClientArgs;
+
+/// `ensign bench`.
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Publish as fast as the cluster acknowledges.
+    #[command(
+        after_help = "Every figure comes from one run. Without --endpoint it starts a cluster of its own in a new folder under --dir, as a
+separate process, and removes it afterwards. With --output json the last line is one object.
+
+Examples:
+  ensign bench publish                                         1 KiB events, 8 publishers, window 256, 3 replicas
+  ensign bench publish --replicas 1 --publishers 1 --window 1 --events 2000    latency of a lone event
+  ensign bench publish --endpoint localhost:5356 --credentials ensign-dev.json"
+    )]
+    Publish(PublishBench),
+    /// Fill a topic, then read all of it as fast as it comes.
+    #[command(after_help = "Example:\n  ensign bench subscribe --events 2000000 --size 200 --output json")]
+    Subscribe(SubscribeBench),
+}
+
+/// What both have in common.
+#[derive(Debug, Args)]
+pub struct Common {
+    /// How many events.
+    #[arg(long, value_name = "N", default_value_t = 500_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub events: u64,
+    /// How many bytes of payload each has.
+    #[arg(long, value_name = "B", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(8..=5_000_000))]
+    pub size: u32,
+    /// How many publishers.
+    #[arg(long, value_name = "P", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub publishers: u32,
+    /// How many events each publisher may have un-acknowledged.
+    #[arg(long, value_name = "W", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub window: u32,
+    /// How many topics the publishers share.
+    #[arg(long, value_name = "T", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub topics: u32,
+    /// How many replicas the cluster has that this starts.
+    #[arg(long, value_name = "R", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=9))]
+    pub replicas: u64,
+    /// Where to put its data. The disk of this folder is what is measured; a file system in memory is refused.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub dir: PathBuf,
+    /// The metrics page of the cluster that --endpoint names, for its fsync count.
+    #[arg(long, value_name = "URL", requires = "endpoint")]
+    pub metrics_url: Option<String>,
+    /// Connection.
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+/// `ensign bench publish`.
+#[derive(Debug, Args)]
+pub struct PublishBench {
+    /// What both have in common.
+    #[command(flatten)]
+    pub common: Common,
+    /// How many events to publish before measuring. Default: a tenth, at most 20,000.
+    #[arg(long, value_name = "N")]
+    pub warm_up: Option<u64>,
+}
+
+/// `ensign bench subscribe`.
+#[derive(Debug, Args)]
+pub struct SubscribeBench {
+    /// What both have in common.
+    #[command(flatten)]
+    pub common: Common,
+    /// How many subscribers read the whole topic at the same time.
+    #[arg(long, value_name = "S", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub subscribers: u32,
+}

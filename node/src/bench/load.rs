@@ -1,0 +1,132 @@
+//! Publishers that keep their windows full, and what they see.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use ensign_client::{Client, Event, PublishError, Publisher, PublisherOptions, Receipt};
+use ensign_raft::env::{OsRng, Rng as _};
+use hdrhistogram::Histogram;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+/// How much to publish, and how.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Load {
+    pub(super) events: u64,
+    pub(super) size: usize,
+    pub(super) window: usize,
+}
+
+/// Open publishers, each to one of the topics in turn.
+pub(super) struct Publishers {
+    publishers: Vec<Publisher>,
+    payload: Bytes,
+    window: usize,
+}
+
+/// What a run of them saw.
+pub(super) struct Seen {
+    /// From the call that accepted an event to its acknowledgement, in microseconds.
+    pub(super) latency: Histogram<u64>,
+    pub(super) elapsed: Duration,
+}
+
+impl Publishers {
+    /// Opens `count` publishers.
+    ///
+    /// # Errors
+    /// The cluster refuses one.
+    pub(super) async fn open(client: &Client, topics: &[String], count: u32, load: Load) -> anyhow::Result<Self> {
+        let mut publishers = Vec::new();
+        for topic in topics.iter().cycle().take(count as usize) {
+            let options = PublisherOptions {
+                window_events: load.window,
+                window_bytes: load.window * (load.size + 1024),
+                ..PublisherOptions::default()
+            };
+            publishers.push(client.publisher(topic, options).await?);
+        }
+        // Random, so that no layer can make it smaller.
+        let mut payload = BytesMut::zeroed(load.size);
+        OsRng.fill(&mut payload);
+        Ok(Self { publishers, payload: payload.freeze(), window: load.window })
+    }
+
+    /// Publishes `events` in all and waits for every acknowledgement; `done` counts them.
+    ///
+    /// # Errors
+    /// The first event that was not stored.
+    pub(super) async fn run(&mut self, events: u64, done: &Arc<AtomicU64>) -> anyhow::Result<Seen> {
+        let count = self.publishers.len() as u64;
+        let begin = Instant::now();
+        let mut tasks = JoinSet::new();
+        for (number, publisher) in self.publishers.drain(..).enumerate() {
+            let share = events / count + u64::from((number as u64) < events % count);
+            let (payload, window, done) = (self.payload.clone(), self.window, Arc::clone(done));
+            tasks.spawn(async move {
+                let latency = fill(&publisher, share, window, &payload, &done).await;
+                (publisher, latency)
+            });
+        }
+        let mut latency = Histogram::new(3)?;
+        let mut failed = None;
+        while let Some(task) = tasks.join_next().await {
+            let (publisher, result) = task?;
+            self.publishers.push(publisher);
+            match result {
+                Ok(part) => latency.add(part)?,
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(Seen { latency, elapsed: begin.elapsed() }),
+        }
+    }
+
+    /// Ends every stream in an orderly way.
+    pub(super) async fn close(self) {
+        for publisher in self.publishers {
+            publisher.close().await;
+        }
+    }
+}
+
+async fn fill(
+    publisher: &Publisher,
+    events: u64,
+    window: usize,
+    payload: &Bytes,
+    done: &AtomicU64,
+) -> anyhow::Result<Histogram<u64>> {
+    let mut latency = Histogram::new(3)?;
+    let mut waiting: VecDeque<(Receipt, Instant)> = VecDeque::with_capacity(window);
+    for _ in 0..events {
+        if waiting.len() >= window {
+            settle(&mut waiting, &mut latency, done).await?;
+        }
+        let event = Event::new(payload.clone());
+        let receipt = publisher.publish(event).await?;
+        waiting.push_back((receipt, Instant::now()));
+    }
+    while !waiting.is_empty() {
+        settle(&mut waiting, &mut latency, done).await?;
+    }
+    Ok(latency)
+}
+
+async fn settle(
+    waiting: &mut VecDeque<(Receipt, Instant)>,
+    latency: &mut Histogram<u64>,
+    done: &AtomicU64,
+) -> Result<(), PublishError> {
+    let Some((receipt, since)) = waiting.front_mut() else { return Ok(()) };
+    receipt.await?;
+    latency.saturating_record(since.elapsed().as_micros() as u64);
+    waiting.pop_front();
+    done.fetch_add(1, Ordering::Relaxed);
+    Ok(())
+}

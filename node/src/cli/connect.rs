@@ -1,0 +1,78 @@
+//! From flags, variables and the credentials file to a client.
+
+use std::path::Path;
+
+use ensign_client::{Client, CredentialsFile, Options};
+
+use super::args::ClientArgs;
+use super::exit::UsageError;
+
+/// Clients for the project's key and, where the credentials file has one, the administrator's.
+pub(crate) struct Clients {
+    pub(crate) project: Client,
+    admin: Option<Client>,
+}
+
+impl Clients {
+    /// The administrator's client.
+    ///
+    /// # Errors
+    /// [`UsageError`]: the credentials file has no such key.
+    pub(super) fn admin(&self) -> Result<ensign_client::Admin, UsageError> {
+        let missing = || {
+            UsageError("the credentials file has no administrator's key (`admin`): use the file that `ensign dev` or `ensign serve --bootstrap` wrote".to_owned())
+        };
+        self.admin.as_ref().map(Client::admin).ok_or_else(missing)
+    }
+
+    /// Whether there is an administrator's key.
+    pub(super) fn has_admin(&self) -> bool {
+        self.admin.is_some()
+    }
+}
+
+/// Reads the credentials and makes clients. Nothing is sent yet.
+///
+/// # Errors
+/// The credentials file is missing or bad, or an address is.
+pub(crate) fn connect(args: &ClientArgs) -> anyhow::Result<Clients> {
+    if args.verbose {
+        log_to_stderr();
+    }
+    let file = CredentialsFile::read(&args.credentials).map_err(|error| hint(&args.credentials, error))?;
+    let (mut project, mut admin) = Options::from_file(file);
+    for options in std::iter::once(&mut project).chain(&mut admin) {
+        if let Some(list) = &args.endpoint {
+            options.set_endpoints(list);
+        }
+        if let Some(list) = &args.auth_url {
+            options.set_auth_urls(list);
+        }
+        if let Some(insecure) = args.insecure {
+            options.insecure = insecure;
+        }
+        if let Some(file) = &args.ca_file {
+            options.ca_file = Some(file.clone());
+        }
+        concat!("ensign-cli/", env!("CARGO_PKG_VERSION")).clone_into(&mut options.client_id);
+    }
+    Ok(Clients { project: Client::connect(project)?, admin: admin.map(Client::connect).transpose()? })
+}
+
+fn hint(path: &Path, error: ensign_client::CredentialsError) -> anyhow::Error {
+    let missing = matches!(&error, ensign_client::CredentialsError::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound);
+    if !missing {
+        return error.into();
+    }
+    UsageError(format!(
+        "there is no credentials file {}: name one with --credentials or ENSIGN_CREDENTIALS (`ensign dev` writes ensign-dev.json)",
+        path.display()
+    ))
+    .into()
+}
+
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::new("warn,ensign_client=debug");
+    // Set twice only if a command connects twice.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+}

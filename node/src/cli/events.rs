@@ -1,0 +1,463 @@
+//! `ensign publish`, `subscribe` and `query`.
+
+use std::borrow::Cow;
+use std::collections::{HashMap, VecDeque};
+use std::io::IsTerminal as _;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use ensign_client::{
+    Delivery, Event, EventSchema, Mime, Publisher, PublisherOptions, Receipt, Start, SubscribeError, SubscriberOptions,
+};
+use ensign_proto::{Offset, Rlid};
+use ensign_raft::env::{Clock as _, SystemClock};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
+
+use super::args::{Output, PublishArgs, QueryArgs, SubscribeArgs};
+use super::connect::connect;
+use super::exit::UsageError;
+use super::output::{line, note, one, thousands, time};
+use super::until_interrupted;
+
+/// Media types and their numbers, from the wire's table; the first of a number is how it is printed.
+const MEDIA_TYPES: &[(&str, Mime)] = &[
+    ("application/octet-stream", Mime::Unspecified),
+    ("text/plain", Mime::TextPlain),
+    ("text/csv", Mime::TextCsv),
+    ("text/html", Mime::TextHtml),
+    ("text/calendar", Mime::TextCalendar),
+    ("application/json", Mime::ApplicationJson),
+    ("application/ld+json", Mime::ApplicationJsonLd),
+    ("application/jsonlines", Mime::ApplicationJsonLines),
+    ("application/ubjson", Mime::ApplicationUbjson),
+    ("application/bson", Mime::ApplicationBson),
+    ("application/xml", Mime::ApplicationXml),
+    ("application/atom+xml", Mime::ApplicationAtom),
+    ("application/msgpack", Mime::ApplicationMsgpack),
+    ("application/parquet", Mime::ApplicationParquet),
+    ("application/avro", Mime::ApplicationAvro),
+    ("application/protobuf", Mime::ApplicationProtobuf),
+    ("application/pdf", Mime::ApplicationPdf),
+    ("application/java-archive", Mime::ApplicationJavaArchive),
+    ("application/python-pickle", Mime::ApplicationPythonPickle),
+];
+
+/// How many bytes an input line may have: what no server would take is refused before it fills the memory.
+const LINE_BYTES_MAX: usize = 16 << 20;
+
+/// The media type of a number; one that we do not know is printed as `mimetype/NUMBER`.
+pub(super) fn media_type(number: i32) -> Cow<'static, str> {
+    let user = Mime::UserSpecified0 as i32;
+    match MEDIA_TYPES.iter().find(|(_, mime)| *mime as i32 == number) {
+        Some((name, _)) => Cow::Borrowed(name),
+        None if (user..user + 10).contains(&number) => Cow::Owned(format!("user/format-{}", number - user)),
+        None => Cow::Owned(format!("mimetype/{number}")),
+    }
+}
+
+fn parse_media_type(text: &str) -> Result<i32, UsageError> {
+    let plain = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    if let Some((_, mime)) = MEDIA_TYPES.iter().find(|(name, _)| *name == plain) {
+        return Ok(*mime as i32);
+    }
+    if let Some(number) =
+        plain.strip_prefix("user/format-").and_then(|it| it.parse().ok()).filter(|it| (0..10).contains(it))
+    {
+        return Ok(Mime::UserSpecified0 as i32 + number);
+    }
+    let known: Vec<_> = MEDIA_TYPES.iter().map(|(name, _)| *name).collect();
+    Err(UsageError(format!(
+        "unknown media type {text:?}; known are {} and user/format-0 to user/format-9",
+        known.join(", ")
+    )))
+}
+
+/// A schema as `name v1.2.3`.
+pub(super) fn schema_name(schema: &EventSchema) -> String {
+    if schema.name.is_empty() {
+        return String::new();
+    }
+    format!("{} v{}.{}.{}", schema.name, schema.major_version, schema.minor_version, schema.patch_version)
+}
+
+#[derive(Serialize)]
+struct Published {
+    topic: String,
+    events: u64,
+    bytes: u64,
+    seconds: f64,
+}
+
+/// Runs `ensign publish`.
+pub(super) async fn publish(args: PublishArgs) -> anyhow::Result<()> {
+    let mimetype = parse_media_type(&args.mimetype)?;
+    let metadata = args.key_value.iter().map(|pair| key_value(pair)).collect::<Result<HashMap<_, _>, _>>()?;
+    let mut input = open(&args.file).await?;
+    let clients = connect(&args.client)?;
+    let window = args.window as usize;
+    let options = PublisherOptions { window_events: window, ..PublisherOptions::default() };
+    let publisher = clients.project.publisher(&args.topic, options).await?;
+    let bar = progress(args.client.output, &args.file);
+    let started = tokio::time::Instant::now();
+    let mut feed = Feed { publisher, receipts: VecDeque::new(), window, bar, events: 0, bytes: 0 };
+    let work = async {
+        if args.whole {
+            let mut data = Vec::new();
+            input.take(LINE_BYTES_MAX as u64).read_to_end(&mut data).await?;
+            let event = Event { mimetype, metadata: metadata.clone(), ..Event::new(data) };
+            feed.send(event).await?;
+        } else {
+            let mut number = 0_u64;
+            while let Some(data) = next_line(&mut input, &mut number).await? {
+                let event = Event { mimetype, metadata: metadata.clone(), ..Event::new(data) };
+                feed.send(event).await.with_context(|| format!("line {number}"))?;
+            }
+        }
+        feed.settle(0).await
+    };
+    let outcome = until_interrupted(work).await;
+    feed.bar.finish_and_clear();
+    if outcome.is_err() {
+        note(format_args!("{} events were stored before that", thousands(feed.events)));
+    }
+    outcome?;
+    feed.publisher.close().await;
+    let published = Published {
+        topic: args.topic,
+        events: feed.events,
+        bytes: feed.bytes,
+        seconds: started.elapsed().as_secs_f64(),
+    };
+    let plural = if published.events == 1 { "" } else { "s" };
+    one(
+        args.client.output,
+        &published,
+        format_args!("stored {} event{plural} in {}", thousands(published.events), published.topic),
+    )
+}
+
+/// Events on their way.
+struct Feed {
+    publisher: Publisher,
+    receipts: VecDeque<(Receipt, u64)>,
+    window: usize,
+    bar: ProgressBar,
+    events: u64,
+    bytes: u64,
+}
+
+impl Feed {
+    async fn send(&mut self, event: Event) -> anyhow::Result<()> {
+        let size = event.data.len() as u64;
+        let receipt = self.publisher.publish(event).await?;
+        self.receipts.push_back((receipt, size));
+        if self.receipts.len() >= self.window {
+            self.settle(self.window / 2).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until at most `most` events are without an answer.
+    async fn settle(&mut self, most: usize) -> anyhow::Result<()> {
+        while self.receipts.len() > most {
+            let Some((receipt, size)) = self.receipts.front_mut() else { break };
+            let size = *size;
+            receipt.await?;
+            self.receipts.pop_front();
+            self.events += 1;
+            self.bytes += size;
+            self.bar.inc(1);
+        }
+        Ok(())
+    }
+}
+
+fn key_value(pair: &str) -> Result<(String, String), UsageError> {
+    match pair.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(UsageError(format!("{pair:?} is not KEY=VALUE"))),
+    }
+}
+
+type Input = Box<dyn AsyncBufRead + Unpin + Send>;
+
+async fn open(path: &Path) -> anyhow::Result<Input> {
+    if path == Path::new("-") {
+        if std::io::stdin().is_terminal() {
+            note("reading events from the terminal, one a line; end with Ctrl-D");
+        }
+        return Ok(Box::new(BufReader::new(tokio::io::stdin())));
+    }
+    let file = tokio::fs::File::open(path)
+        .await
+        .map_err(|error| UsageError(format!("cannot read {}: {error}", path.display())))?;
+    Ok(Box::new(BufReader::with_capacity(256 << 10, file)))
+}
+
+/// The next line that is not empty, without its end.
+async fn next_line(input: &mut Input, number: &mut u64) -> anyhow::Result<Option<Vec<u8>>> {
+    loop {
+        let mut data = Vec::new();
+        let mut limited = input.take(LINE_BYTES_MAX as u64);
+        if limited.read_until(b'\n', &mut data).await? == 0 {
+            return Ok(None);
+        }
+        *number += 1;
+        let ended = data.last() == Some(&b'\n');
+        if !ended && data.len() == LINE_BYTES_MAX {
+            return Err(UsageError(format!(
+                "line {number} has more than {LINE_BYTES_MAX} bytes; --whole sends a file as one event"
+            ))
+            .into());
+        }
+        while data.last().is_some_and(|byte| matches!(byte, b'\n' | b'\r')) {
+            data.pop();
+        }
+        if !data.is_empty() {
+            return Ok(Some(data));
+        }
+    }
+}
+
+fn progress(output: Output, file: &Path) -> ProgressBar {
+    let typing = file == Path::new("-") && std::io::stdin().is_terminal();
+    if output == Output::Json || typing || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new_spinner();
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {human_pos} events stored, {per_sec}, {elapsed}") {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+/// Runs `ensign subscribe`.
+pub(super) async fn subscribe(args: SubscribeArgs) -> anyhow::Result<()> {
+    let start = parse_start(&args.from, now())?;
+    let output = args.client.output;
+    let clients = connect(&args.client)?;
+    if args.count == Some(0) {
+        return Ok(());
+    }
+    let work = async {
+        let mut subscriber = clients.project.subscribe(&args.topic, start, SubscriberOptions::default()).await?;
+        if output == Output::Human {
+            note(format_args!("subscribed to {}; Ctrl-C ends it", args.topic));
+        }
+        let mut left = args.count;
+        while left != Some(0) {
+            let delivery = match subscriber.next().await {
+                Err(SubscribeError::Unavailable(error)) => {
+                    note(format_args!("ensign: {error}; still trying"));
+                    continue;
+                }
+                delivery => delivery?,
+            };
+            show(output, &delivery)?;
+            left = left.map(|left| left - 1);
+        }
+        Ok(())
+    };
+    match until_interrupted(work).await {
+        // The usual end of a subscription that has no count.
+        Err(error) if error.is::<super::Interrupted>() && args.count.is_none() => Ok(()),
+        outcome => outcome,
+    }
+}
+
+/// Runs `ensign query`.
+pub(super) async fn query(args: QueryArgs) -> anyhow::Result<()> {
+    let output = args.client.output;
+    let clients = connect(&args.client)?;
+    let work = async {
+        let mut results = clients.project.query(&args.query).await?;
+        let mut rows = 0_u64;
+        while let Some(delivery) = results.next().await? {
+            show(output, &delivery)?;
+            rows += 1;
+        }
+        if output == Output::Human && rows == 0 {
+            note("no events");
+        }
+        Ok(())
+    };
+    until_interrupted(work).await
+}
+
+fn now() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_nanos(SystemClock.wall().0)
+}
+
+fn parse_start(text: &str, now: SystemTime) -> Result<Start, UsageError> {
+    match text.to_ascii_lowercase().as_str() {
+        "latest" | "live" => return Ok(Start::Live),
+        "earliest" => return Ok(Start::Earliest),
+        _ => {}
+    }
+    if let Ok(offset) = text.parse::<u64>() {
+        if offset == 0 {
+            return Err(UsageError("offsets begin with 1".to_owned()));
+        }
+        return Ok(Start::Offset(Offset(offset)));
+    }
+    if let Ok(time) = text.parse::<jiff::Timestamp>() {
+        return Ok(Start::Time(time.into()));
+    }
+    if let Some(time) = humantime::parse_duration(text).ok().and_then(|ago| now.checked_sub(ago)) {
+        return Ok(Start::Time(time));
+    }
+    if let Ok(id) = text.parse::<Rlid>() {
+        return Ok(Start::After(id));
+    }
+    Err(UsageError(format!(
+        "{text:?} is no place to begin: latest, earliest, an offset, a time such as 2026-01-31T12:00:00Z, 15m, or an event id"
+    )))
+}
+
+/// An event as JSON: `data` is the value itself for JSON, text for text, and base64 in `data_base64` otherwise.
+#[derive(Serialize)]
+struct Shown<'a> {
+    offset: u64,
+    id: String,
+    committed: Option<String>,
+    created: Option<String>,
+    mimetype: Cow<'static, str>,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    schema: Option<String>,
+    #[serde(skip_serializing_if = "HashMap::is_empty")]
+    metadata: &'a HashMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data_base64: Option<String>,
+}
+
+fn show(output: Output, delivery: &Delivery) -> anyhow::Result<()> {
+    let event = delivery.event().with_context(|| format!("event at offset {}", delivery.offset))?;
+    match output {
+        Output::Json => line(as_json(delivery, &event)?),
+        Output::Human => {
+            let committed = delivery.committed.map(time).unwrap_or_default();
+            let kind = media_type(event.mimetype);
+            let data = match std::str::from_utf8(&event.data) {
+                // Control characters could take the terminal over.
+                Ok(text) if !text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\t')) => Cow::Borrowed(text),
+                _ => Cow::Owned(format!("({} bytes)", thousands(event.data.len() as u64))),
+            };
+            line(format_args!("{:>8}  {committed}  {kind}  {data}", delivery.offset.0))
+        }
+    }
+}
+
+fn as_json(delivery: &Delivery, event: &Event) -> anyhow::Result<String> {
+    let text = std::str::from_utf8(&event.data).ok();
+    let is_json = matches!(media_type(event.mimetype).as_ref(), "application/json" | "application/ld+json");
+    // Verbatim, so that a number keeps every digit; one that spans lines would break the line format and goes as text.
+    let value = text.filter(|text| is_json && !text.contains('\n') && is_valid_json(text));
+    let shown = Shown {
+        offset: delivery.offset.0,
+        id: delivery.id.to_string(),
+        committed: delivery.committed.map(time),
+        created: event.created.map(time),
+        mimetype: media_type(event.mimetype),
+        schema: event.event_type.as_ref().map(|it| format!("{} v{}.{}.{}", it.name, it.major, it.minor, it.patch)),
+        metadata: &event.metadata,
+        data_base64: text.is_none().then(|| BASE64.encode(&event.data)),
+        data: text.filter(|_| value.is_none()),
+    };
+    let mut line = serde_json::to_string(&shown)?;
+    if let Some(value) = value {
+        line.pop();
+        line.push_str(",\"data\":");
+        line.push_str(value);
+        line.push('}');
+    }
+    Ok(line)
+}
+
+fn is_valid_json(text: &str) -> bool {
+    serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use ensign_proto::{Term, TopicId};
+
+    use super::*;
+
+    fn delivery(event: &Event) -> Delivery {
+        Delivery {
+            id: Rlid::new(1_700_000_000_000, 7),
+            topic: TopicId::new(1, [0; 10]),
+            offset: Offset(42),
+            epoch: Term(3),
+            committed: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000)),
+            publisher: String::new(),
+            key: bytes::Bytes::new(),
+            bytes: event.data.clone(),
+        }
+    }
+
+    fn printed(event: &Event) -> String {
+        let event = Event { created: None, ..event.clone() };
+        as_json(&delivery(&event), &event).unwrap()
+    }
+
+    #[test]
+    fn an_event_of_json_is_printed_as_a_value_with_every_digit() {
+        let event = Event::new(r#"{"n": 12345678901234567890.10}"#).with_mimetype(Mime::ApplicationJson);
+        insta::assert_snapshot!(printed(&event), @r#"{"offset":42,"id":"065wzsb800000007","committed":"2023-11-14T22:13:20.000Z","created":null,"mimetype":"application/json","data":{"n": 12345678901234567890.10}}"#);
+    }
+
+    #[test]
+    fn an_event_that_is_no_text_is_printed_in_base64() {
+        let event = Event::new(&[0xff_u8, 0x00][..]).with_metadata("k", "v");
+        insta::assert_snapshot!(printed(&event), @r#"{"offset":42,"id":"065wzsb800000007","committed":"2023-11-14T22:13:20.000Z","created":null,"mimetype":"application/octet-stream","metadata":{"k":"v"},"data_base64":"/wA="}"#);
+    }
+
+    #[test]
+    fn an_event_that_claims_to_be_json_and_is_not_is_printed_as_text() {
+        let event = Event::new("{broken").with_mimetype(Mime::ApplicationJson);
+        assert!(printed(&event).ends_with(r#""data":"{broken"}"#));
+    }
+
+    #[test]
+    fn a_media_type_is_found_whatever_its_case_and_parameters() {
+        assert_eq!(parse_media_type("Application/JSON; charset=utf-8").unwrap(), Mime::ApplicationJson as i32);
+        assert_eq!(parse_media_type("user/format-3").unwrap(), Mime::UserSpecified3 as i32);
+        assert!(parse_media_type("user/format-10").is_err());
+        assert!(parse_media_type("json").unwrap_err().to_string().contains("application/json"));
+        assert_eq!(media_type(Mime::UserSpecified3 as i32), "user/format-3");
+        assert_eq!(media_type(77), "mimetype/77");
+    }
+
+    #[test]
+    fn a_subscription_begins_where_it_is_told() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
+        let start = |text: &str| parse_start(text, now).unwrap();
+        assert_eq!(start("latest"), Start::Live);
+        assert_eq!(start("earliest"), Start::Earliest);
+        assert_eq!(start("17"), Start::Offset(Offset(17)));
+        assert_eq!(start("1970-01-01T00:00:10Z"), Start::Time(SystemTime::UNIX_EPOCH + Duration::from_secs(10)));
+        assert_eq!(start("15m"), Start::Time(SystemTime::UNIX_EPOCH + Duration::from_secs(100)));
+        assert_eq!(start("061m4qv6dw06ztvb"), Start::After("061m4qv6dw06ztvb".parse().unwrap()));
+        assert!(parse_start("0", now).is_err());
+        assert!(parse_start("yesterday", now).is_err());
+    }
+
+    #[tokio::test]
+    async fn lines_are_events_and_empty_ones_are_not() {
+        let mut input: Input = Box::new(BufReader::new(&b"one\r\n\n\ntwo\nthree"[..]));
+        let (mut number, mut lines) = (0, Vec::new());
+        while let Some(line) = next_line(&mut input, &mut number).await.unwrap() {
+            lines.push((number, String::from_utf8(line).unwrap()));
+        }
+        assert_eq!(lines, [(1, "one".to_owned()), (4, "two".to_owned()), (5, "three".to_owned())]);
+    }
+}
