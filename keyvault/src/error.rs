@@ -105,7 +105,8 @@ impl From<Refusal> for KeyError {
             | Reason::Conflict
             | Reason::Invalid
             | Reason::Exhausted
-            | Reason::OutcomeUnknown => Self::Vault(CallError::Refused(refusal)),
+            | Reason::OutcomeUnknown
+            | Reason::Pending => Self::Vault(CallError::Refused(refusal)),
         }
     }
 }

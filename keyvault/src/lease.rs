@@ -62,7 +62,7 @@ impl LeaseConfig {
     /// # Errors
     /// See [`InvalidLease`]: change the setting it names.
     pub fn check(&self, election_max: Duration) -> Result<(), InvalidLease> {
-        if !(Duration::from_secs(3)..=Duration::from_secs(60)).contains(&self.length) {
+        if !(Duration::from_secs(3)..=Duration::from_mins(1)).contains(&self.length) {
             return Err(InvalidLease::Length(self.length));
         }
         if !(0.001..=0.2).contains(&self.drift) {
@@ -170,10 +170,6 @@ impl Lease {
     /// Ends it now.
     pub(crate) fn end(&mut self) {
         self.expiry = self.base;
-    }
-
-    pub(crate) fn session(&self) -> SessionId {
-        self.session
     }
 
     pub(crate) fn seen(&self) -> LogIndex {

@@ -14,23 +14,30 @@
 
 mod arena;
 mod batch;
+mod client;
 mod entropy;
 mod error;
 mod grant;
 mod holder;
 mod lease;
 mod link;
+mod machine;
 mod metrics;
 mod root;
 mod seal;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+mod vault;
 mod wire;
 mod wrap;
 
 pub use batch::{BatchFull, PlainBatch, RAW_BYTES_MAX, SealedBatch};
+pub use client::{Receipt, RingInfo, Secret, SecretInfo, SecretKind, VaultClient, VersionInfo, VersionState};
 pub use entropy::Entropy;
 pub use error::{CallError, KeyError};
 pub use holder::{Holder, HolderConfig, SurrenderError, Use};
 pub use lease::{InvalidLease, LeaseConfig};
 pub use link::{LinkError, Reason, Refusal, RoutedLink, SurrenderLink, VaultLink, VaultPeer};
 pub use root::{RootId, RootKey, RootKeyError};
+pub use vault::{Caller, InitializeError, Vault, VaultConfig, VaultStartError};
 pub use wrap::{DekUse, InvalidWrap, KekId, WrappedDek};

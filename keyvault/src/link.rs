@@ -76,6 +76,8 @@ pub enum Reason {
     Exhausted,
     /// It may or may not have happened.
     OutcomeUnknown,
+    /// The destruction is ordered and under way: ask again for its receipt.
+    Pending,
 }
 
 /// A refusal, with what people need to know about it.
@@ -123,6 +125,7 @@ impl From<Refusal> for pb::Refusal {
             Reason::Damaged => Wire::Damaged,
             Reason::Exhausted => Wire::Exhausted,
             Reason::OutcomeUnknown => Wire::OutcomeUnknown,
+            Reason::Pending => Wire::Pending,
         };
         Self {
             reason: reason.into(),
@@ -152,6 +155,7 @@ impl From<pb::Refusal> for Refusal {
             Wire::Damaged => Reason::Damaged,
             Wire::Exhausted => Reason::Exhausted,
             Wire::OutcomeUnknown => Reason::OutcomeUnknown,
+            Wire::Pending => Reason::Pending,
         };
         Self {
             reason,
@@ -188,12 +192,13 @@ impl RoutedLink {
         for _ in 0..2 * self.voters.len() {
             last = self.peers.call(next, request.clone()).await;
             let hint = match &last {
-                Ok(reply) => match refused(reply) {
-                    None => {
+                Ok(reply) => match elsewhere(reply) {
+                    Next::Done => {
                         self.leader.store(next.0, Ordering::Relaxed);
                         return last;
                     }
-                    Some(hint) => hint,
+                    Next::Named(leader) => Some(leader),
+                    Next::Round => None,
                 },
                 Err(_) => None,
             };
@@ -206,14 +211,23 @@ impl RoutedLink {
     }
 }
 
-/// `Some` when another voter may do better, with the one it named.
-fn refused(reply: &pb::Reply) -> Option<Option<NodeId>> {
-    let Some(pb::reply::Result::Refusal(refusal)) = &reply.result else { return None };
+/// Where a call goes after a reply.
+enum Next {
+    /// It is answered.
+    Done,
+    /// To the leader that the voter named.
+    Named(NodeId),
+    /// To the next voter.
+    Round,
+}
+
+fn elsewhere(reply: &pb::Reply) -> Next {
+    let Some(pb::reply::Result::Refusal(refusal)) = &reply.result else { return Next::Done };
     match refusal.reason() {
-        pb::refusal::Reason::NotLeader => Some((refusal.leader != 0).then_some(NodeId(refusal.leader))),
+        pb::refusal::Reason::NotLeader if refusal.leader != 0 => Next::Named(NodeId(refusal.leader)),
         // A sealed leader hands its leadership over.
-        pb::refusal::Reason::Sealed => Some(None),
-        _ => None,
+        pb::refusal::Reason::NotLeader | pb::refusal::Reason::Sealed => Next::Round,
+        _ => Next::Done,
     }
 }
 

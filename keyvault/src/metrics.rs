@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use metrics::{counter, gauge};
+use metrics::{counter, gauge, histogram};
 
 use crate::error::KeyError;
+use crate::link::Reason;
 
 /// A batch was sealed, or was not.
 pub(crate) fn sealed(outcome: Result<usize, &KeyError>) {
@@ -61,4 +62,42 @@ fn cause(error: &KeyError) -> &'static str {
         KeyError::Busy { .. } => "busy",
         KeyError::Vault(_) => "vault",
     }
+}
+
+/// The vault granted or renewed a lease, with so many keys.
+pub(crate) fn vault_lease(wants: usize) {
+    counter!("ensign_vault_leases_total").increment(1);
+    counter!("ensign_vault_wants_total").increment(wants as u64);
+}
+
+/// The vault refused a call.
+pub(crate) fn vault_refusal(reason: Reason) {
+    let reason = match reason {
+        Reason::NotLeader => "not_leader",
+        Reason::Unavailable => "unavailable",
+        Reason::Sealed => "sealed",
+        Reason::NotFound => "not_found",
+        Reason::AlreadyExists => "already_exists",
+        Reason::Conflict => "conflict",
+        Reason::Invalid => "invalid",
+        Reason::NotGranted => "not_granted",
+        Reason::Revoked => "revoked",
+        Reason::NoActiveVersion => "no_active_version",
+        Reason::Damaged => "damaged",
+        Reason::Exhausted => "exhausted",
+        Reason::OutcomeUnknown => "outcome_unknown",
+        Reason::Pending => "pending",
+    };
+    counter!("ensign_vault_refusals_total", "reason" => reason).increment(1);
+}
+
+/// A revocation is complete; this is how long its holders were waited for.
+pub(crate) fn vault_revoked(waited: Duration) {
+    histogram!("ensign_vault_revoke_wait_seconds").record(waited.as_secs_f64());
+}
+
+/// Whether this voter leads, and whether it is sealed.
+pub(crate) fn vault_state(leads: bool, sealed: bool) {
+    gauge!("ensign_vault_leads").set(f64::from(leads));
+    gauge!("ensign_vault_sealed").set(f64::from(sealed));
 }

@@ -137,7 +137,9 @@ impl Holder {
             };
             let Some(first) = stop.run_until_cancelled(ready).await else { break };
             let asked = first.is_some();
-            first.into_iter().for_each(|ask| pending.push(ask));
+            if let Some(ask) = first {
+                pending.push(ask);
+            }
             while let Ok(ask) = asks.try_recv() {
                 pending.push(ask);
             }

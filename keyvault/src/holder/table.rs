@@ -19,7 +19,7 @@ use crate::wrap::WrappedDek;
 /// A key moves on after 90 % of 2³² seals, of 1 TiB, and of 30 days, so that its successor is there in time.
 const SEALS_WORN: u64 = (1 << 32) / 10 * 9;
 const BYTES_WORN: u64 = (1 << 40) / 10 * 9;
-const AGE_WORN: Duration = Duration::from_secs(27 * 24 * 3600);
+const AGE_WORN: Duration = Duration::from_hours(27 * 24);
 /// How many dead data keys are remembered by name, so that their batches are refused for the right reason.
 const SHREDDED_MAX: usize = 100_000;
 

@@ -1,0 +1,59 @@
+//! The vault as a replicated state machine: rings, custody, secrets, and the chain of what was changed.
+//!
+//! Every key in it is wrapped, so a replica that is sealed applies like any other. Applying is a pure function; the leader
+//! makes keys and boxes before it proposes. Not here: who may lease what and until when (`vault`), the clock.
+
+mod command;
+mod snapshot;
+mod state;
+
+use bytes::Bytes;
+use ensign_raft::{CommittedEntry, RestoreError, StateMachine};
+
+pub(crate) use self::command::{
+    Change, Command, CreateRing, Custody, DeleteSecret, Drain, Initialize, Kek, PutSecret, Revoke, Rotate,
+};
+pub(crate) use self::state::{CustodyKey, Done, Outcome, Revocation, Ring, State, Version, What};
+use crate::link::{Reason, Refusal};
+
+/// The machine of the vault's group.
+#[derive(Debug, Default)]
+pub(crate) struct VaultMachine {
+    state: State,
+    /// A command that this build cannot read. From there on its state is not the vault's state, and it serves nothing.
+    newer: bool,
+}
+
+impl VaultMachine {
+    /// The state; `None` when a newer build's command made it worthless.
+    pub(crate) fn state(&self) -> Option<&State> {
+        (!self.newer).then_some(&self.state)
+    }
+}
+
+impl StateMachine for VaultMachine {
+    type Response = Outcome;
+
+    fn apply(&mut self, entry: &CommittedEntry) -> Outcome {
+        let command = Command::from_payload(&entry.payload);
+        let Some((command, change)) = command.filter(|_| !self.newer) else {
+            self.newer = true;
+            return Err(Refusal::new(Reason::Sealed, "a newer build wrote to the vault: upgrade this node"));
+        };
+        self.state.apply(entry.id, &command, change)
+    }
+
+    fn snapshot(&self) -> Bytes {
+        // Of a state that is not the vault's, there is none: what this gives is refused by `restore`.
+        if self.newer { Bytes::new() } else { snapshot::encode(&self.state) }
+    }
+
+    fn restore(&mut self, bytes: &Bytes) -> Result<(), RestoreError> {
+        self.state = snapshot::decode(bytes)?;
+        self.newer = false;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,175 @@
+//! What the vault's log holds: `version u8 = 1`, then a protobuf message. Keys in it are wrapped already.
+//!
+//! Times, ids and boxes are chosen by the leader before it proposes, so that applying is a pure function.
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use prost::Message as _;
+
+const VERSION: u8 = 1;
+
+/// One change, who asked for it, and when.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Command {
+    #[prost(uint64, tag = "1")]
+    pub(crate) ms: u64,
+    #[prost(string, tag = "2")]
+    pub(crate) actor: String,
+    #[prost(oneof = "Change", tags = "3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    pub(crate) change: Option<Change>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub(crate) enum Change {
+    #[prost(message, tag = "3")]
+    Initialize(Initialize),
+    #[prost(message, tag = "4")]
+    CreateRing(CreateRing),
+    #[prost(message, tag = "5")]
+    Rotate(Rotate),
+    #[prost(message, tag = "6")]
+    Revoke(Revoke),
+    #[prost(message, tag = "7")]
+    Drain(Drain),
+    #[prost(message, tag = "8")]
+    PutCustody(Custody),
+    #[prost(message, tag = "9")]
+    DropCustody(Custody),
+    #[prost(message, tag = "10")]
+    PutSecret(PutSecret),
+    #[prost(message, tag = "11")]
+    DeleteSecret(DeleteSecret),
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Initialize {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) cluster: Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(crate) master_box: Bytes,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub(crate) root_id: Bytes,
+    #[prost(uint32, tag = "4")]
+    pub(crate) root_version: u32,
+}
+
+/// A KEK as it is stored.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Kek {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) id: Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(crate) boxed: Bytes,
+    #[prost(uint64, tag = "3")]
+    pub(crate) master_epoch: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct CreateRing {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) ring: Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(crate) project: Bytes,
+    #[prost(uint32, tag = "3")]
+    pub(crate) alg: u32,
+    #[prost(message, required, tag = "4")]
+    pub(crate) kek: Kek,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Rotate {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) ring: Bytes,
+    /// The version that is made. The box is bound to it, so it must be the ring's next one.
+    #[prost(uint32, tag = "2")]
+    pub(crate) version: u32,
+    /// The active version that the caller knows of; 0: whichever.
+    #[prost(uint32, tag = "3")]
+    pub(crate) expected: u32,
+    #[prost(message, required, tag = "4")]
+    pub(crate) kek: Kek,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Revoke {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) ring: Bytes,
+    /// 0: all.
+    #[prost(uint32, tag = "2")]
+    pub(crate) version: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Drain {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) ring: Bytes,
+    /// The index of the revocation that is complete.
+    #[prost(uint64, tag = "2")]
+    pub(crate) revoking: u64,
+    #[prost(uint64, repeated, tag = "3")]
+    pub(crate) surrendered: Vec<u64>,
+    #[prost(uint64, repeated, tag = "4")]
+    pub(crate) waited: Vec<u64>,
+    #[prost(uint64, tag = "5")]
+    pub(crate) w_ms: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Custody {
+    #[prost(uint64, tag = "1")]
+    pub(crate) node: u64,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(crate) project: Bytes,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub(crate) topic: Bytes,
+    #[prost(uint32, tag = "4")]
+    pub(crate) partition: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct PutSecret {
+    #[prost(uint32, tag = "1")]
+    pub(crate) kind: u32,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(crate) id: Bytes,
+    /// The revision that is written. The box is bound to it, so it must be the next one.
+    #[prost(uint64, tag = "3")]
+    pub(crate) revision: u64,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub(crate) boxed: Bytes,
+    #[prost(uint64, tag = "5")]
+    pub(crate) master_epoch: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct DeleteSecret {
+    #[prost(uint32, tag = "1")]
+    pub(crate) kind: u32,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(crate) id: Bytes,
+    /// 0: whichever.
+    #[prost(uint64, tag = "3")]
+    pub(crate) expected: u64,
+}
+
+impl Command {
+    pub(crate) fn new(ms: u64, actor: &str, change: Change) -> Self {
+        Self { ms, actor: actor.to_owned(), change: Some(change) }
+    }
+
+    pub(crate) fn to_payload(&self) -> Bytes {
+        let mut payload = BytesMut::with_capacity(1 + self.encoded_len());
+        payload.put_u8(VERSION);
+        self.encode(&mut payload).expect("a growing buffer has room");
+        payload.freeze()
+    }
+
+    /// `None`: a newer build wrote it, and this one must not guess.
+    pub(crate) fn from_payload(payload: &Bytes) -> Option<(Self, Change)> {
+        if payload.first() != Some(&VERSION) {
+            return None;
+        }
+        let command = Self::decode(payload.slice(1..)).ok()?;
+        let change = command.change.clone()?;
+        Some((command, change))
+    }
+}

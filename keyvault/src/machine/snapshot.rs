@@ -1,0 +1,321 @@
+//! The whole state as bytes: `version u8 = 1 ‖ protobuf ‖ SHA-256 of what precedes`.
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use ensign_proto::pb::vault::v1 as pb;
+use ensign_proto::{KeyVersion, LogIndex, NodeId, Partition, PartitionContext, RingId, Term};
+use ensign_raft::RestoreError;
+use ensign_storage::EntryId;
+use prost::Message as _;
+use sha2::{Digest as _, Sha256};
+
+use super::state::{CustodyKey, Event, Master, Revocation, Ring, Secret, State, Version, VersionState, What};
+use crate::link::Refusal;
+use crate::wire::{self, Dead};
+use crate::wrap::KekId;
+
+const VERSION: u8 = 1;
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Whole {
+    #[prost(bytes = "bytes", tag = "1")]
+    cluster: Bytes,
+    #[prost(message, optional, tag = "2")]
+    master: Option<StoredMaster>,
+    #[prost(message, repeated, tag = "3")]
+    rings: Vec<StoredRing>,
+    #[prost(message, repeated, tag = "4")]
+    custody: Vec<StoredCustody>,
+    #[prost(message, repeated, tag = "5")]
+    secrets: Vec<StoredSecret>,
+    #[prost(uint64, tag = "6")]
+    epoch: u64,
+    #[prost(message, repeated, tag = "7")]
+    events: Vec<StoredEvent>,
+    #[prost(uint64, tag = "8")]
+    events_floor: u64,
+    #[prost(uint64, tag = "9")]
+    audit_seq: u64,
+    #[prost(bytes = "bytes", tag = "10")]
+    audit_head: Bytes,
+    #[prost(uint64, tag = "11")]
+    applied: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredMaster {
+    #[prost(uint64, tag = "1")]
+    epoch: u64,
+    #[prost(bytes = "bytes", tag = "2")]
+    boxed: Bytes,
+    #[prost(bytes = "bytes", tag = "3")]
+    root_id: Bytes,
+    #[prost(uint32, tag = "4")]
+    root_version: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredRing {
+    /// States, names and times, as callers see them.
+    #[prost(message, required, tag = "1")]
+    ring: pb::Ring,
+    /// Of each version, in their order.
+    #[prost(message, repeated, tag = "2")]
+    boxes: Vec<StoredBox>,
+    #[prost(message, repeated, tag = "3")]
+    revocations: Vec<StoredRevocation>,
+    #[prost(message, repeated, tag = "4")]
+    receipts: Vec<pb::Receipt>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredBox {
+    #[prost(bytes = "bytes", tag = "1")]
+    boxed: Bytes,
+    #[prost(uint64, tag = "2")]
+    master_epoch: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredRevocation {
+    #[prost(uint64, tag = "1")]
+    index: u64,
+    #[prost(uint64, tag = "2")]
+    term: u64,
+    #[prost(uint32, repeated, tag = "3")]
+    versions: Vec<u32>,
+    #[prost(bool, tag = "4")]
+    all: bool,
+    #[prost(uint64, tag = "5")]
+    ms: u64,
+    #[prost(string, tag = "6")]
+    actor: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredCustody {
+    #[prost(uint64, tag = "1")]
+    node: u64,
+    #[prost(message, required, tag = "2")]
+    context: pb::Context,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredSecret {
+    #[prost(uint32, tag = "1")]
+    kind: u32,
+    #[prost(bytes = "bytes", tag = "2")]
+    id: Bytes,
+    #[prost(uint64, tag = "3")]
+    revision: u64,
+    #[prost(bytes = "bytes", tag = "4")]
+    boxed: Bytes,
+    #[prost(uint64, tag = "5")]
+    master_epoch: u64,
+    #[prost(uint64, tag = "6")]
+    changed_ms: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredEvent {
+    #[prost(uint64, tag = "1")]
+    index: u64,
+    #[prost(message, optional, tag = "2")]
+    dead: Option<pb::Dead>,
+    #[prost(message, optional, tag = "3")]
+    rotated: Option<pb::RingVersion>,
+}
+
+pub(super) fn encode(state: &State) -> Bytes {
+    let whole = to_stored(state);
+    let mut out = BytesMut::with_capacity(1 + whole.encoded_len() + 32);
+    out.put_u8(VERSION);
+    whole.encode(&mut out).expect("a growing buffer has room");
+    let digest = Sha256::digest(&out);
+    out.put_slice(&digest);
+    out.freeze()
+}
+
+pub(super) fn decode(bytes: &Bytes) -> Result<State, RestoreError> {
+    let Some((body, digest)) = bytes.split_last_chunk::<32>() else {
+        return Err(RestoreError::new("a vault snapshot is cut short"));
+    };
+    if Sha256::digest(body)[..] != digest[..] {
+        return Err(RestoreError::new("a vault snapshot has a wrong checksum"));
+    }
+    if body.first() != Some(&VERSION) {
+        return Err(RestoreError::new("a vault snapshot is of a newer format"));
+    }
+    let whole = Whole::decode(bytes.slice(1..body.len())).map_err(|error| RestoreError::new(error.to_string()))?;
+    from_stored(&whole).map_err(|refusal| RestoreError::new(refusal.message))
+}
+
+fn to_stored(state: &State) -> Whole {
+    Whole {
+        cluster: wire::bytes(state.cluster.as_bytes()),
+        master: state.master.as_ref().map(|master| StoredMaster {
+            epoch: master.epoch,
+            boxed: master.boxed.clone(),
+            root_id: wire::bytes(&master.root_id),
+            root_version: master.root_version,
+        }),
+        rings: state.rings.iter().map(|(id, ring)| ring_to(*id, ring)).collect(),
+        custody: state.custody.iter().map(custody_to).collect(),
+        secrets: state
+            .secrets
+            .iter()
+            .map(|((kind, id), secret)| StoredSecret {
+                kind: u32::from(*kind),
+                id: wire::bytes(id),
+                revision: secret.revision,
+                boxed: secret.boxed.clone(),
+                master_epoch: secret.master_epoch,
+                changed_ms: secret.changed_ms,
+            })
+            .collect(),
+        epoch: state.epoch,
+        events: state.events.iter().map(event_to).collect(),
+        events_floor: state.events_floor.0,
+        audit_seq: state.audit_seq,
+        audit_head: Bytes::copy_from_slice(&state.audit_head),
+        applied: state.applied.0,
+    }
+}
+
+fn from_stored(whole: &Whole) -> Result<State, Refusal> {
+    let cluster = wire::id(&whole.cluster, "cluster")?;
+    let mut state = State {
+        cluster,
+        epoch: whole.epoch,
+        events_floor: LogIndex(whole.events_floor),
+        audit_seq: whole.audit_seq,
+        audit_head: whole.audit_head[..].try_into().map_err(|_| wire::malformed("audit head"))?,
+        applied: LogIndex(whole.applied),
+        ..State::default()
+    };
+    if let Some(master) = &whole.master {
+        state.master = Some(Master {
+            epoch: master.epoch,
+            boxed: master.boxed.clone(),
+            root_id: master.root_id[..].try_into().map_err(|_| wire::malformed("root id"))?,
+            root_version: master.root_version,
+        });
+    }
+    for stored in &whole.rings {
+        let (id, ring) = ring_from(stored)?;
+        state.rings.insert(id, ring);
+    }
+    for stored in &whole.custody {
+        let ctx = wire::context_from(cluster, Some(&stored.context))?;
+        state.custody.insert(CustodyKey::new(NodeId(stored.node), &ctx));
+    }
+    for stored in &whole.secrets {
+        let kind = u8::try_from(stored.kind).map_err(|_| wire::malformed("kind"))?;
+        let id = stored.id[..].try_into().map_err(|_| wire::malformed("id"))?;
+        let secret = Secret {
+            revision: stored.revision,
+            boxed: stored.boxed.clone(),
+            master_epoch: stored.master_epoch,
+            changed_ms: stored.changed_ms,
+        };
+        state.secrets.insert((kind, id), secret);
+    }
+    for stored in &whole.events {
+        let what = match (&stored.dead, &stored.rotated) {
+            (Some(dead), None) => What::Dead(wire::dead_from(cluster, dead)?),
+            (None, Some(rotated)) => What::Rotated(wire::id(&rotated.ring, "ring")?, KeyVersion(rotated.version)),
+            _ => return Err(wire::malformed("event")),
+        };
+        state.events.push_back(Event { index: LogIndex(stored.index), what });
+    }
+    Ok(state)
+}
+
+fn ring_to(id: RingId, ring: &Ring) -> StoredRing {
+    StoredRing {
+        ring: ring.to_wire(id),
+        boxes: ring
+            .versions
+            .values()
+            .map(|version| StoredBox { boxed: version.boxed.clone(), master_epoch: version.master_epoch })
+            .collect(),
+        revocations: ring
+            .revocations
+            .iter()
+            .map(|revocation| StoredRevocation {
+                index: revocation.id.index.0,
+                term: revocation.id.term.0,
+                versions: revocation.versions.iter().map(|version| version.0).collect(),
+                all: revocation.all,
+                ms: revocation.ms,
+                actor: revocation.actor.clone(),
+            })
+            .collect(),
+        receipts: ring.receipts.clone(),
+    }
+}
+
+fn ring_from(stored: &StoredRing) -> Result<(RingId, Ring), Refusal> {
+    let seen = &stored.ring;
+    if seen.versions.len() != stored.boxes.len() {
+        return Err(wire::malformed("boxes"));
+    }
+    let mut ring = Ring {
+        project: wire::id(&seen.project, "project")?,
+        alg: wire::algorithm_from(seen.alg)?,
+        created_ms: seen.created_ms,
+        versions: std::collections::BTreeMap::new(),
+        closed: seen.closed,
+        revocations: Vec::new(),
+        receipts: stored.receipts.clone(),
+    };
+    for (version, stored) in seen.versions.iter().zip(&stored.boxes) {
+        let state = match version.state() {
+            pb::VersionState::Active => VersionState::Active,
+            pb::VersionState::Retired => VersionState::Retired,
+            pb::VersionState::Revoking => VersionState::Revoking,
+            pb::VersionState::Revoked => VersionState::Revoked,
+            pb::VersionState::Disabled | pb::VersionState::Unspecified => return Err(wire::malformed("state")),
+        };
+        let kek_id = KekId(version.kek_id[..].try_into().map_err(|_| wire::malformed("kek id"))?);
+        let whole = Version {
+            state,
+            kek_id,
+            boxed: stored.boxed.clone(),
+            master_epoch: stored.master_epoch,
+            created_ms: version.created_ms,
+            changed_ms: version.changed_ms,
+        };
+        ring.versions.insert(KeyVersion(version.version), whole);
+    }
+    for stored in &stored.revocations {
+        ring.revocations.push(Revocation {
+            id: EntryId { term: Term(stored.term), index: LogIndex(stored.index) },
+            versions: stored.versions.iter().copied().map(KeyVersion).collect(),
+            all: stored.all,
+            ms: stored.ms,
+            actor: stored.actor.clone(),
+        });
+    }
+    Ok((wire::id(&seen.ring, "ring")?, ring))
+}
+
+fn custody_to(key: &CustodyKey) -> StoredCustody {
+    // The cluster is the same for all, so it is stored once.
+    let ctx = PartitionContext {
+        cluster: ensign_proto::ClusterId::default(),
+        project: key.project,
+        topic: key.topic,
+        partition: Partition(key.partition),
+    };
+    StoredCustody { node: key.node.0, context: wire::context_to(&ctx) }
+}
+
+fn event_to(event: &Event) -> StoredEvent {
+    let (dead, rotated): (Option<&Dead>, _) = match &event.what {
+        What::Dead(dead) => (Some(dead), None),
+        What::Rotated(ring, version) => {
+            (None, Some(pb::RingVersion { ring: wire::bytes(ring.as_bytes()), version: version.0 }))
+        }
+    };
+    StoredEvent { index: event.index.0, dead: dead.map(wire::dead_to), rotated }
+}

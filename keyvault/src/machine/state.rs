@@ -1,0 +1,538 @@
+//! The vault's state and its transitions: a pure function of state and command.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use ensign_proto::pb::vault::v1 as pb;
+use ensign_proto::{Algorithm, ClusterId, KeyVersion, LogIndex, NodeId, PartitionContext, ProjectId, RingId};
+use ensign_storage::EntryId;
+use prost::Message as _;
+use sha2::{Digest as _, Sha256};
+
+use super::command::{self, Change, Command};
+use crate::link::{Reason, Refusal};
+use crate::wire::{self, Dead};
+use crate::wrap::KekId;
+
+/// Bounds of what the state may hold.
+const RINGS_MAX: usize = 200_000;
+const VERSIONS_MAX: usize = 4_096;
+const CUSTODY_MAX: usize = 2_000_000;
+const SECRETS_MAX: usize = 1_000_000;
+/// How much history a renewal can be answered from. Older sessions start over.
+pub(crate) const EVENTS_MAX: usize = 4_096;
+
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(crate) struct State {
+    pub(crate) cluster: ClusterId,
+    /// The vault master key, wrapped by the root key; `None` before bootstrap.
+    pub(crate) master: Option<Master>,
+    pub(crate) rings: BTreeMap<RingId, Ring>,
+    pub(crate) custody: BTreeSet<CustodyKey>,
+    pub(crate) secrets: BTreeMap<(u8, [u8; 16]), Secret>,
+    /// Rises with every destruction of a key.
+    pub(crate) epoch: u64,
+    /// What holders need to hear of, oldest first.
+    pub(crate) events: VecDeque<Event>,
+    /// History up to here is gone.
+    pub(crate) events_floor: LogIndex,
+    pub(crate) audit_seq: u64,
+    pub(crate) audit_head: [u8; 32],
+    pub(crate) applied: LogIndex,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Master {
+    pub(crate) epoch: u64,
+    pub(crate) boxed: Bytes,
+    pub(crate) root_id: [u8; 16],
+    pub(crate) root_version: u32,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Ring {
+    pub(crate) project: ProjectId,
+    pub(crate) alg: Algorithm,
+    pub(crate) created_ms: u64,
+    pub(crate) versions: BTreeMap<KeyVersion, Version>,
+    /// Revoked as a whole: no version is made any more.
+    pub(crate) closed: bool,
+    /// Ordered, and not complete yet.
+    pub(crate) revocations: Vec<Revocation>,
+    pub(crate) receipts: Vec<pb::Receipt>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum VersionState {
+    Active,
+    Retired,
+    Revoking,
+    Revoked,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Version {
+    pub(crate) state: VersionState,
+    pub(crate) kek_id: KekId,
+    /// Empty once revoked: that is the destruction.
+    pub(crate) boxed: Bytes,
+    pub(crate) master_epoch: u64,
+    pub(crate) created_ms: u64,
+    pub(crate) changed_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Revocation {
+    pub(crate) id: EntryId,
+    pub(crate) versions: Vec<KeyVersion>,
+    pub(crate) all: bool,
+    pub(crate) ms: u64,
+    pub(crate) actor: String,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Secret {
+    pub(crate) revision: u64,
+    pub(crate) boxed: Bytes,
+    pub(crate) master_epoch: u64,
+    pub(crate) changed_ms: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct CustodyKey {
+    pub(crate) topic: ensign_proto::TopicId,
+    pub(crate) partition: u32,
+    pub(crate) node: NodeId,
+    pub(crate) project: ProjectId,
+}
+
+impl CustodyKey {
+    pub(crate) fn new(node: NodeId, ctx: &PartitionContext) -> Self {
+        Self { topic: ctx.topic, partition: ctx.partition.0, node, project: ctx.project }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Event {
+    pub(crate) index: LogIndex,
+    pub(crate) what: What,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum What {
+    Dead(Dead),
+    Rotated(RingId, KeyVersion),
+}
+
+/// What a command did.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Done {
+    Initialized,
+    Ring(pb::Ring),
+    /// Ordered at this index; complete once a receipt says so.
+    Revoking(LogIndex),
+    Revoked(Box<pb::Receipt>),
+    Custody(LogIndex),
+    Secret(pb::SecretMeta),
+}
+
+pub(crate) type Outcome = Result<Done, Refusal>;
+
+fn refuse<T>(reason: Reason, message: impl Into<String>) -> Result<T, Refusal> {
+    Err(Refusal::new(reason, message))
+}
+
+impl State {
+    pub(crate) fn apply(&mut self, at: EntryId, command: &Command, change: Change) -> Outcome {
+        self.applied = at.index;
+        if self.master.is_none() && !matches!(change, Change::Initialize(_)) {
+            return refuse(Reason::Sealed, "the vault is not initialized");
+        }
+        match change {
+            Change::Initialize(change) => self.initialize(at, command, &change),
+            Change::CreateRing(change) => self.create_ring(at, command, &change),
+            Change::Rotate(change) => self.rotate(at, command, &change),
+            Change::Revoke(change) => self.revoke(at, command, &change),
+            Change::Drain(change) => self.drain(at, command, &change),
+            Change::PutCustody(change) => self.put_custody(at, command, &change),
+            Change::DropCustody(change) => self.drop_custody(at, command, &change),
+            Change::PutSecret(change) => self.put_secret(at, command, change),
+            Change::DeleteSecret(change) => self.delete_secret(at, command, &change),
+        }
+    }
+
+    fn initialize(&mut self, at: EntryId, command: &Command, change: &command::Initialize) -> Outcome {
+        let root_id: [u8; 16] = wire::id::<RingId>(&change.root_id, "root id").map(|id| *id.as_bytes())?;
+        if let Some(master) = &self.master {
+            // The first one wins; a repetition with the same root key changes nothing.
+            return if master.root_id == root_id {
+                Ok(Done::Initialized)
+            } else {
+                refuse(Reason::AlreadyExists, "the vault was initialized with another root key")
+            };
+        }
+        self.cluster = wire::id(&change.cluster, "cluster")?;
+        let boxed = change.master_box.clone();
+        self.master = Some(Master { epoch: 1, boxed, root_id, root_version: change.root_version });
+        self.epoch = 1;
+        self.record(at, command, "initialize", &root_id, 0);
+        Ok(Done::Initialized)
+    }
+
+    fn create_ring(&mut self, at: EntryId, command: &Command, change: &command::CreateRing) -> Outcome {
+        let id: RingId = wire::id(&change.ring, "ring")?;
+        let project: ProjectId = wire::id(&change.project, "project")?;
+        let alg = wire::algorithm_from(change.alg)?;
+        if let Some(ring) = self.rings.get(&id) {
+            let same = ring.project == project && ring.alg == alg;
+            return if same {
+                Ok(Done::Ring(ring.to_wire(id)))
+            } else {
+                refuse(Reason::AlreadyExists, format!("key ring {id} exists and is different"))
+            };
+        }
+        if self.rings.len() >= RINGS_MAX {
+            return refuse(Reason::Exhausted, format!("there are {RINGS_MAX} key rings"));
+        }
+        let version = Version::active(&change.kek, command.ms)?;
+        let ring = Ring {
+            project,
+            alg,
+            created_ms: command.ms,
+            versions: [(KeyVersion(1), version)].into(),
+            closed: false,
+            revocations: Vec::new(),
+            receipts: Vec::new(),
+        };
+        let answer = ring.to_wire(id);
+        self.rings.insert(id, ring);
+        self.record(at, command, "create ring", id.as_bytes(), 1);
+        Ok(Done::Ring(answer))
+    }
+
+    fn rotate(&mut self, at: EntryId, command: &Command, change: &command::Rotate) -> Outcome {
+        let (id, ring) = self.ring_mut(&change.ring)?;
+        if ring.closed {
+            return Err(
+                Refusal::new(Reason::Revoked, format!("key ring {id} is revoked")).of_version(id, KeyVersion(0))
+            );
+        }
+        let active = ring.active().unwrap_or_default();
+        if change.expected != 0 && change.expected != active.0 {
+            return refuse(
+                Reason::Conflict,
+                format!("version {active} of key ring {id} is active, not {}", change.expected),
+            );
+        }
+        // Two leaders, or two callers, may have made the same version: the second one is refused, since its box is for it.
+        if change.version != ring.next_version().0 {
+            return refuse(Reason::Conflict, format!("the next version of key ring {id} is {}", ring.next_version()));
+        }
+        if ring.versions.len() >= VERSIONS_MAX {
+            return refuse(Reason::Exhausted, format!("key ring {id} has {VERSIONS_MAX} versions"));
+        }
+        let version = Version::active(&change.kek, command.ms)?;
+        if let Some(old) = ring.versions.get_mut(&active) {
+            (old.state, old.changed_ms) = (VersionState::Retired, command.ms);
+        }
+        let new = KeyVersion(change.version);
+        ring.versions.insert(new, version);
+        let answer = ring.to_wire(id);
+        self.event(at, What::Rotated(id, new));
+        self.record(at, command, "rotate", id.as_bytes(), new.0);
+        Ok(Done::Ring(answer))
+    }
+
+    /// Step 1 of a revoke: from here on nothing is granted under these versions. Not cancellable.
+    fn revoke(&mut self, at: EntryId, command: &Command, change: &command::Revoke) -> Outcome {
+        let (id, ring) = self.ring_mut(&change.ring)?;
+        let all = change.version == 0;
+        let versions: Vec<KeyVersion> = if all {
+            if ring.closed {
+                return Ok(ring.revocation_outcome(|revocation| revocation.all, |receipt| receipt.all));
+            }
+            let living = ring.versions.iter().filter(|(_, version)| version.is_living());
+            living.map(|(version, _)| *version).collect()
+        } else {
+            let which = KeyVersion(change.version);
+            let Some(version) = ring.versions.get(&which) else {
+                return refuse(Reason::NotFound, format!("key ring {id} has no version {which}"));
+            };
+            if !version.is_living() {
+                return Ok(ring.revocation_outcome(
+                    |revocation| revocation.versions.contains(&which),
+                    |receipt| receipt.versions.iter().any(|revoked| revoked.version == which.0),
+                ));
+            }
+            vec![which]
+        };
+        for which in &versions {
+            if let Some(version) = ring.versions.get_mut(which) {
+                (version.state, version.changed_ms) = (VersionState::Revoking, command.ms);
+            }
+        }
+        ring.closed |= all;
+        ring.revocations.push(Revocation {
+            id: at,
+            versions: versions.clone(),
+            all,
+            ms: command.ms,
+            actor: command.actor.clone(),
+        });
+        if all {
+            self.event(at, What::Dead(Dead::Ring(id)));
+        } else {
+            for version in &versions {
+                self.event(at, What::Dead(Dead::Version(id, *version)));
+            }
+        }
+        self.record(at, command, "revoking", id.as_bytes(), change.version);
+        Ok(Done::Revoking(at.index))
+    }
+
+    /// Step 4: no holder is left, so the wrapped keys leave the state.
+    fn drain(&mut self, at: EntryId, command: &Command, change: &command::Drain) -> Outcome {
+        let (id, ring) = self.ring_mut(&change.ring)?;
+        let revoking = LogIndex(change.revoking);
+        let Some(place) = ring.revocations.iter().position(|revocation| revocation.id.index == revoking) else {
+            // A new leader and an old one may both have waited; the second finds it done.
+            let done = ring.receipts.iter().find(|receipt| receipt.revoking_index == revoking.0);
+            return done.cloned().map(Box::new).map(Done::Revoked).ok_or_else(|| {
+                Refusal::new(Reason::NotFound, format!("no revocation of key ring {id} was ordered at {revoking}"))
+            });
+        };
+        let revocation = ring.revocations.remove(place);
+        let mut receipt = pb::Receipt {
+            v: 1,
+            project: wire::bytes(ring.project.as_bytes()),
+            ring: wire::bytes(id.as_bytes()),
+            all: revocation.all,
+            revoking_index: revocation.id.index.0,
+            revoking_term: revocation.id.term.0,
+            drained_index: at.index.0,
+            drained_term: at.term.0,
+            surrendered: change.surrendered.clone(),
+            waited: change.waited.clone(),
+            w_ms: change.w_ms,
+            actor: revocation.actor.clone(),
+            revoking_ms: revocation.ms,
+            drained_ms: command.ms,
+            ..pb::Receipt::default()
+        };
+        for which in &revocation.versions {
+            let Some(version) = ring.versions.get_mut(which) else { continue };
+            version.boxed = Bytes::new();
+            (version.state, version.changed_ms) = (VersionState::Revoked, command.ms);
+            let kek_id = Bytes::copy_from_slice(&version.kek_id.0);
+            receipt.versions.push(pb::RevokedVersion { version: which.0, kek_id });
+        }
+        self.epoch += 1;
+        receipt.cluster = wire::bytes(self.cluster.as_bytes());
+        receipt.epoch = self.epoch;
+        receipt.audit_prev = Bytes::copy_from_slice(&self.audit_head);
+        let version = if revocation.all { 0 } else { revocation.versions.first().map_or(0, |version| version.0) };
+        self.record(at, command, "revoked", id.as_bytes(), version);
+        receipt.audit_seq = self.audit_seq;
+        receipt.audit_this = Bytes::copy_from_slice(&self.audit_head);
+        if let Some(ring) = self.rings.get_mut(&id) {
+            ring.receipts.push(receipt.clone());
+        }
+        Ok(Done::Revoked(Box::new(receipt)))
+    }
+
+    fn put_custody(&mut self, at: EntryId, command: &Command, change: &command::Custody) -> Outcome {
+        let (node, ctx) = self.custody_of(change)?;
+        if self.custody.len() >= CUSTODY_MAX {
+            return refuse(Reason::Exhausted, format!("there are {CUSTODY_MAX} custody records"));
+        }
+        if self.custody.insert(CustodyKey::new(node, &ctx)) {
+            self.record(at, command, "put custody", ctx.topic.as_bytes(), change.node as u32);
+        }
+        Ok(Done::Custody(at.index))
+    }
+
+    fn drop_custody(&mut self, at: EntryId, command: &Command, change: &command::Custody) -> Outcome {
+        let (node, ctx) = self.custody_of(change)?;
+        if self.custody.remove(&CustodyKey::new(node, &ctx)) {
+            self.event(at, What::Dead(Dead::Custody(node, ctx)));
+            self.record(at, command, "drop custody", ctx.topic.as_bytes(), change.node as u32);
+        }
+        Ok(Done::Custody(at.index))
+    }
+
+    fn put_secret(&mut self, at: EntryId, command: &Command, change: command::PutSecret) -> Outcome {
+        let key = secret_key(change.kind, &change.id)?;
+        let current = self.secrets.get(&key).map_or(0, |secret| secret.revision);
+        if change.revision != current + 1 {
+            return refuse(Reason::Conflict, format!("the secret is at revision {current}"));
+        }
+        if self.secrets.len() >= SECRETS_MAX && current == 0 {
+            return refuse(Reason::Exhausted, format!("there are {SECRETS_MAX} secrets"));
+        }
+        let secret = Secret {
+            revision: change.revision,
+            boxed: change.boxed,
+            master_epoch: change.master_epoch,
+            changed_ms: command.ms,
+        };
+        let meta = secret.meta(key, at.index);
+        self.secrets.insert(key, secret);
+        self.record(at, command, "put secret", &key.1, u32::from(key.0));
+        Ok(Done::Secret(meta))
+    }
+
+    fn delete_secret(&mut self, at: EntryId, command: &Command, change: &command::DeleteSecret) -> Outcome {
+        let key = secret_key(change.kind, &change.id)?;
+        let current = self.secrets.get(&key).map_or(0, |secret| secret.revision);
+        if change.expected != 0 && change.expected != current && current != 0 {
+            return refuse(Reason::Conflict, format!("the secret is at revision {current}"));
+        }
+        if self.secrets.remove(&key).is_some() {
+            self.record(at, command, "delete secret", &key.1, u32::from(key.0));
+        }
+        let id = wire::bytes(&key.1);
+        Ok(Done::Secret(pb::SecretMeta {
+            kind: u32::from(key.0),
+            id,
+            revision: 0,
+            changed_ms: command.ms,
+            index: at.index.0,
+        }))
+    }
+
+    fn ring_mut(&mut self, id: &[u8]) -> Result<(RingId, &mut Ring), Refusal> {
+        let id: RingId = wire::id(id, "ring")?;
+        let ring = self.rings.get_mut(&id);
+        ring.map(|ring| (id, ring)).ok_or_else(|| Refusal::new(Reason::NotFound, format!("there is no key ring {id}")))
+    }
+
+    fn custody_of(&self, change: &command::Custody) -> Result<(NodeId, PartitionContext), Refusal> {
+        let wire =
+            pb::Context { project: change.project.clone(), topic: change.topic.clone(), partition: change.partition };
+        Ok((NodeId(change.node), wire::context_from(self.cluster, Some(&wire))?))
+    }
+
+    fn event(&mut self, at: EntryId, what: What) {
+        self.events.push_back(Event { index: at.index, what });
+        while self.events.len() > EVENTS_MAX {
+            if let Some(oldest) = self.events.pop_front() {
+                self.events_floor = oldest.index;
+            }
+        }
+    }
+
+    /// Adds a link to the chain of what was changed: H(label ‖ previous ‖ seq ‖ index ‖ term ‖ len ‖ record).
+    fn record(&mut self, at: EntryId, command: &Command, action: &str, object: &[u8; 16], detail: u32) {
+        let record = AuditRecord {
+            ms: command.ms,
+            actor: command.actor.clone(),
+            action: action.to_owned(),
+            object: object.to_vec(),
+            detail,
+        }
+        .encode_to_vec();
+        self.audit_seq += 1;
+        let mut hash = Sha256::new();
+        hash.update(b"ensign/audit/v1");
+        hash.update(self.audit_head);
+        hash.update(self.audit_seq.to_be_bytes());
+        hash.update(at.index.0.to_be_bytes());
+        hash.update(at.term.0.to_be_bytes());
+        hash.update((record.len() as u32).to_be_bytes());
+        hash.update(&record);
+        self.audit_head = hash.finalize().into();
+    }
+}
+
+/// What an audit link covers.
+#[derive(Clone, PartialEq, prost::Message)]
+struct AuditRecord {
+    #[prost(uint64, tag = "1")]
+    ms: u64,
+    #[prost(string, tag = "2")]
+    actor: String,
+    #[prost(string, tag = "3")]
+    action: String,
+    #[prost(bytes = "vec", tag = "4")]
+    object: Vec<u8>,
+    #[prost(uint32, tag = "5")]
+    detail: u32,
+}
+
+fn secret_key(kind: u32, id: &[u8]) -> Result<(u8, [u8; 16]), Refusal> {
+    let kind = u8::try_from(kind).ok().filter(|kind| *kind != 0).ok_or_else(|| wire::malformed("kind"))?;
+    Ok((kind, id.try_into().map_err(|_| wire::malformed("id"))?))
+}
+
+impl Secret {
+    pub(crate) fn meta(&self, key: (u8, [u8; 16]), index: LogIndex) -> pb::SecretMeta {
+        pb::SecretMeta {
+            kind: u32::from(key.0),
+            id: wire::bytes(&key.1),
+            revision: self.revision,
+            changed_ms: self.changed_ms,
+            index: index.0,
+        }
+    }
+}
+
+impl Version {
+    fn active(kek: &command::Kek, ms: u64) -> Result<Self, Refusal> {
+        let kek_id = kek.id[..].try_into().map_err(|_| wire::malformed("kek id"))?;
+        Ok(Self {
+            state: VersionState::Active,
+            kek_id: KekId(kek_id),
+            boxed: kek.boxed.clone(),
+            master_epoch: kek.master_epoch,
+            created_ms: ms,
+            changed_ms: ms,
+        })
+    }
+
+    pub(crate) fn is_living(&self) -> bool {
+        matches!(self.state, VersionState::Active | VersionState::Retired)
+    }
+}
+
+impl Ring {
+    pub(crate) fn active(&self) -> Option<KeyVersion> {
+        let active = self.versions.iter().find(|(_, version)| version.state == VersionState::Active);
+        active.map(|(version, _)| *version)
+    }
+
+    pub(crate) fn next_version(&self) -> KeyVersion {
+        KeyVersion(self.versions.last_key_value().map_or(0, |(version, _)| version.0) + 1)
+    }
+
+    /// What a repeated order to revoke is answered with.
+    fn revocation_outcome(&self, pending: impl Fn(&Revocation) -> bool, done: impl Fn(&pb::Receipt) -> bool) -> Done {
+        let receipt = self.receipts.iter().find(|receipt| done(receipt)).cloned().map(Box::new).map(Done::Revoked);
+        let ordered = self.revocations.iter().find(|revocation| pending(revocation));
+        // A version that is not living was revoked in one of the two ways.
+        ordered.map(|revocation| Done::Revoking(revocation.id.index)).or(receipt).unwrap_or(Done::Revoking(LogIndex(0)))
+    }
+
+    pub(crate) fn to_wire(&self, id: RingId) -> pb::Ring {
+        let version = |(number, version): (&KeyVersion, &Version)| pb::Version {
+            version: number.0,
+            state: match version.state {
+                VersionState::Active => pb::VersionState::Active,
+                VersionState::Retired => pb::VersionState::Retired,
+                VersionState::Revoking => pb::VersionState::Revoking,
+                VersionState::Revoked => pb::VersionState::Revoked,
+            }
+            .into(),
+            kek_id: Bytes::copy_from_slice(&version.kek_id.0),
+            created_ms: version.created_ms,
+            changed_ms: version.changed_ms,
+        };
+        pb::Ring {
+            ring: wire::bytes(id.as_bytes()),
+            project: wire::bytes(self.project.as_bytes()),
+            alg: self.alg as u32,
+            created_ms: self.created_ms,
+            versions: self.versions.iter().map(version).collect(),
+            closed: self.closed,
+        }
+    }
+}

@@ -1,0 +1,342 @@
+use std::collections::BTreeMap;
+
+use ensign_proto::pb::vault::v1 as pb;
+use ensign_proto::{LogIndex, Term};
+use ensign_storage::EntryId;
+use proptest::prelude::*;
+
+use super::*;
+
+fn bytes(byte: u8, len: usize) -> Bytes {
+    vec![byte; len].into()
+}
+
+fn kek(byte: u8) -> Kek {
+    Kek { id: bytes(byte, 32), boxed: bytes(byte, 112), master_epoch: 1 }
+}
+
+struct Driver {
+    machine: VaultMachine,
+    index: u64,
+}
+
+impl Driver {
+    fn new() -> Self {
+        let mut driver = Self { machine: VaultMachine::default(), index: 0 };
+        let initialize =
+            Initialize { cluster: bytes(1, 16), master_box: bytes(2, 112), root_id: bytes(3, 16), root_version: 1 };
+        driver.apply(Change::Initialize(initialize)).unwrap();
+        driver
+    }
+
+    fn apply(&mut self, change: Change) -> Outcome {
+        self.index += 1;
+        let payload = Command::new(1_000 + self.index, "tester", change).to_payload();
+        let id = EntryId { term: Term(1), index: LogIndex(self.index) };
+        self.machine.apply(&CommittedEntry { id, payload })
+    }
+
+    fn state(&self) -> &State {
+        self.machine.state().unwrap()
+    }
+
+    fn create(&mut self, ring: u8) -> Outcome {
+        self.apply(Change::CreateRing(CreateRing {
+            ring: bytes(ring, 16),
+            project: bytes(9, 16),
+            alg: 1,
+            kek: kek(ring),
+        }))
+    }
+
+    fn rotate(&mut self, ring: u8, version: u32, expected: u32) -> Outcome {
+        self.apply(Change::Rotate(Rotate { ring: bytes(ring, 16), version, expected, kek: kek(version as u8) }))
+    }
+
+    fn revoke(&mut self, ring: u8, version: u32) -> Outcome {
+        self.apply(Change::Revoke(Revoke { ring: bytes(ring, 16), version }))
+    }
+
+    fn drain(&mut self, ring: u8, revoking: u64) -> Outcome {
+        self.apply(Change::Drain(Drain {
+            ring: bytes(ring, 16),
+            revoking,
+            surrendered: vec![1],
+            waited: vec![2],
+            w_ms: 14_472,
+        }))
+    }
+}
+
+fn reason(outcome: &Outcome) -> Option<Reason> {
+    outcome.as_ref().err().map(|refusal| refusal.reason)
+}
+
+fn states(outcome: Outcome) -> Vec<pb::VersionState> {
+    let Ok(Done::Ring(ring)) = outcome else { panic!("{outcome:?}") };
+    ring.versions.iter().map(pb::Version::state).collect()
+}
+
+#[test]
+fn nothing_happens_before_the_vault_is_initialized() {
+    let mut driver = Driver { machine: VaultMachine::default(), index: 0 };
+    assert_eq!(reason(&driver.create(1)), Some(Reason::Sealed));
+}
+
+#[test]
+fn the_first_root_key_stays_the_root_key() {
+    let mut driver = Driver::new();
+    let again = |root: u8| {
+        Change::Initialize(Initialize {
+            cluster: bytes(1, 16),
+            master_box: bytes(7, 112),
+            root_id: bytes(root, 16),
+            root_version: 1,
+        })
+    };
+    assert_eq!(driver.apply(again(3)), Ok(Done::Initialized));
+    assert_eq!(reason(&driver.apply(again(4))), Some(Reason::AlreadyExists));
+    assert_eq!(driver.state().master.as_ref().unwrap().boxed, bytes(2, 112));
+}
+
+#[test]
+fn a_rotation_retires_the_active_version_and_a_retry_does_not_rotate_twice() {
+    let mut driver = Driver::new();
+    driver.create(1).unwrap();
+    assert_eq!(states(driver.create(1)), [pb::VersionState::Active], "creating it again changes nothing");
+    assert_eq!(states(driver.rotate(1, 2, 1)), [pb::VersionState::Retired, pb::VersionState::Active]);
+    assert_eq!(reason(&driver.rotate(1, 3, 1)), Some(Reason::Conflict));
+    assert_eq!(reason(&driver.rotate(1, 2, 0)), Some(Reason::Conflict), "its box is for a version that exists");
+    assert_eq!(driver.rotate(1, 3, 0).map(|_| ()), Ok(()));
+    assert_eq!(reason(&driver.rotate(8, 2, 0)), Some(Reason::NotFound));
+}
+
+#[test]
+fn a_revoked_key_leaves_the_state_and_a_receipt_stays() {
+    let mut driver = Driver::new();
+    driver.create(1).unwrap();
+    driver.rotate(1, 2, 0).unwrap();
+    let Ok(Done::Revoking(index)) = driver.revoke(1, 1) else { panic!() };
+    assert_eq!(driver.revoke(1, 1), Ok(Done::Revoking(index)), "ordered once");
+    assert_eq!(driver.state().epoch, 1);
+
+    let Ok(Done::Revoked(receipt)) = driver.drain(1, index.0) else { panic!() };
+    assert_eq!(driver.state().epoch, 2);
+    assert_eq!((receipt.epoch, receipt.versions.len(), receipt.all), (2, 1, false));
+    assert_eq!((receipt.surrendered.clone(), receipt.waited.clone()), (vec![1], vec![2]));
+    assert_eq!(receipt.audit_this, driver.state().audit_head[..]);
+    assert_eq!(driver.drain(1, index.0), Ok(Done::Revoked(receipt.clone())), "drained once");
+    assert_eq!(driver.revoke(1, 1), Ok(Done::Revoked(receipt)));
+    assert_eq!(driver.state().epoch, 2);
+
+    let ring = driver.state().rings.values().next().unwrap();
+    assert!(ring.versions.values().next().unwrap().boxed.is_empty());
+    assert!(!ring.versions.values().nth(1).unwrap().boxed.is_empty());
+    assert_eq!(reason(&driver.drain(1, 77)), Some(Reason::NotFound));
+    assert_eq!(reason(&driver.revoke(1, 9)), Some(Reason::NotFound));
+}
+
+#[test]
+fn a_revoked_ring_is_closed_for_ever() {
+    let mut driver = Driver::new();
+    driver.create(1).unwrap();
+    driver.rotate(1, 2, 0).unwrap();
+    let Ok(Done::Revoking(first)) = driver.revoke(1, 1) else { panic!() };
+    let Ok(Done::Revoking(all)) = driver.revoke(1, 0) else { panic!() };
+    assert_ne!(first, all);
+    assert_eq!(reason(&driver.rotate(1, 3, 0)), Some(Reason::Revoked));
+    let Ok(Done::Revoked(receipt)) = driver.drain(1, all.0) else { panic!() };
+    assert_eq!(receipt.versions.iter().map(|revoked| revoked.version).collect::<Vec<_>>(), [2]);
+    assert_eq!(driver.revoke(1, 0), Ok(Done::Revoked(receipt)));
+    assert!(matches!(driver.drain(1, first.0), Ok(Done::Revoked(_))));
+    assert!(driver.state().rings.values().all(|ring| ring.versions.values().all(|version| version.boxed.is_empty())));
+}
+
+#[test]
+fn a_secret_changes_by_its_revision() {
+    let mut driver = Driver::new();
+    let put = |driver: &mut Driver, revision: u64| {
+        driver.apply(Change::PutSecret(PutSecret {
+            kind: 2,
+            id: bytes(5, 16),
+            revision,
+            boxed: bytes(revision as u8, 100),
+            master_epoch: 1,
+        }))
+    };
+    let delete = |driver: &mut Driver, expected: u64| {
+        driver.apply(Change::DeleteSecret(DeleteSecret { kind: 2, id: bytes(5, 16), expected }))
+    };
+    put(&mut driver, 1).unwrap();
+    assert_eq!(reason(&put(&mut driver, 1)), Some(Reason::Conflict));
+    assert_eq!(reason(&put(&mut driver, 3)), Some(Reason::Conflict));
+    put(&mut driver, 2).unwrap();
+    assert_eq!(reason(&delete(&mut driver, 1)), Some(Reason::Conflict));
+    delete(&mut driver, 2).unwrap();
+    delete(&mut driver, 0).unwrap();
+    put(&mut driver, 1).unwrap();
+}
+
+#[test]
+fn the_chain_of_changes_has_a_link_for_each() {
+    let mut driver = Driver::new();
+    let mut heads = vec![driver.state().audit_head];
+    driver.create(1).unwrap();
+    heads.push(driver.state().audit_head);
+    driver.rotate(1, 2, 0).unwrap();
+    heads.push(driver.state().audit_head);
+    driver.rotate(1, 2, 0).unwrap_err();
+    assert_eq!(driver.state().audit_head, heads[2], "what has no effect has no link");
+    assert_eq!(driver.state().audit_seq, 3);
+    heads.dedup();
+    assert_eq!(heads.len(), 3);
+}
+
+#[test]
+fn a_command_of_a_newer_build_stops_the_machine() {
+    let mut driver = Driver::new();
+    driver.create(1).unwrap();
+    let id = EntryId { term: Term(1), index: LogIndex(9) };
+    let newer = CommittedEntry { id, payload: Bytes::from_static(&[2, 0]) };
+    assert_eq!(reason(&driver.machine.apply(&newer)), Some(Reason::Sealed));
+    assert!(driver.machine.state().is_none());
+    assert_eq!(reason(&driver.create(2)), Some(Reason::Sealed));
+    let snapshot = driver.machine.snapshot();
+    assert!(VaultMachine::default().restore(&snapshot).is_err());
+}
+
+#[test]
+fn a_damaged_snapshot_is_refused() {
+    let mut driver = Driver::new();
+    driver.create(1).unwrap();
+    let good = driver.machine.snapshot();
+    for at in 0..good.len() {
+        let mut bad = good.to_vec();
+        bad[at] ^= 1;
+        assert!(VaultMachine::default().restore(&bad.into()).is_err(), "byte {at}");
+        assert!(VaultMachine::default().restore(&good.slice(..at)).is_err(), "{at} bytes");
+    }
+}
+
+/// What the tests below believe about a ring.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Model {
+    versions: BTreeMap<u32, char>,
+    closed: bool,
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Create(u8),
+    Rotate(u8, u32),
+    Revoke(u8, u32),
+    DrainOldest(u8),
+    Custody(u8, bool),
+    Restart,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let ring = 1..4_u8;
+    let step = prop_oneof![
+        2 => ring.clone().prop_map(Step::Create),
+        4 => (ring.clone(), 0..4_u32).prop_map(|(ring, expected)| Step::Rotate(ring, expected)),
+        3 => (ring.clone(), 0..4_u32).prop_map(|(ring, version)| Step::Revoke(ring, version)),
+        3 => ring.clone().prop_map(Step::DrainOldest),
+        1 => (ring, any::<bool>()).prop_map(|(node, put)| Step::Custody(node, put)),
+        1 => Just(Step::Restart),
+    ];
+    prop::collection::vec(step, 1..60)
+}
+
+fn seen(state: &State) -> BTreeMap<u8, Model> {
+    let ring = |(id, ring): (&ensign_proto::RingId, &state::Ring)| {
+        let letter = |version: &Version| match version.state {
+            state::VersionState::Active => 'A',
+            state::VersionState::Retired => 'T',
+            state::VersionState::Revoking => 'G',
+            state::VersionState::Revoked => 'R',
+        };
+        let versions = ring.versions.iter().map(|(number, version)| (number.0, letter(version))).collect();
+        (id.as_bytes()[0], Model { versions, closed: ring.closed })
+    };
+    state.rings.iter().map(ring).collect()
+}
+
+proptest! {
+    #[test]
+    fn rings_follow_the_model_and_survive_every_restart(steps in steps()) {
+        let mut driver = Driver::new();
+        let mut model: BTreeMap<u8, Model> = BTreeMap::new();
+        let mut epoch = 1;
+        for step in steps {
+            match step {
+                Step::Create(ring) => {
+                    prop_assert!(driver.create(ring).is_ok());
+                    model.entry(ring).or_insert_with(|| Model { versions: [(1, 'A')].into(), closed: false });
+                }
+                Step::Rotate(ring, expected) => {
+                    let known = model.get_mut(&ring);
+                    let next = known.as_ref().map_or(1, |ring| ring.versions.len() as u32 + 1);
+                    let outcome = driver.rotate(ring, next, expected);
+                    let active = known.as_ref().and_then(|ring| ring.versions.iter().find(|(_, s)| **s == 'A')).map_or(0, |(v, _)| *v);
+                    match known {
+                        Some(known) if !known.closed && (expected == 0 || expected == active) => {
+                            prop_assert!(outcome.is_ok());
+                            known.versions.insert(next, 'A');
+                            if active != 0 {
+                                known.versions.insert(active, 'T');
+                            }
+                        }
+                        _ => prop_assert!(outcome.is_err()),
+                    }
+                }
+                Step::Revoke(ring, version) => {
+                    let outcome = driver.revoke(ring, version);
+                    match model.get_mut(&ring) {
+                        Some(known) if version == 0 => {
+                            prop_assert!(outcome.is_ok());
+                            known.closed = true;
+                            known.versions.values_mut().filter(|s| "AT".contains(**s)).for_each(|s| *s = 'G');
+                        }
+                        Some(known) if known.versions.contains_key(&version) => {
+                            prop_assert!(outcome.is_ok());
+                            known.versions.entry(version).and_modify(|s| if "AT".contains(*s) { *s = 'G' });
+                        }
+                        _ => prop_assert!(outcome.is_err()),
+                    }
+                }
+                Step::DrainOldest(ring) => {
+                    let id = ensign_proto::RingId::from_bytes([ring; 16]);
+                    let oldest = driver.state().rings.get(&id).and_then(|ring| ring.revocations.first().cloned());
+                    if let Some(oldest) = oldest {
+                        prop_assert!(matches!(driver.drain(ring, oldest.id.index.0), Ok(Done::Revoked(_))));
+                        epoch += 1;
+                        for version in oldest.versions {
+                            model.get_mut(&ring).unwrap().versions.insert(version.0, 'R');
+                        }
+                    }
+                }
+                Step::Custody(node, put) => {
+                    let custody = Custody { node: u64::from(node), project: bytes(9, 16), topic: bytes(8, 16), partition: 0 };
+                    let change = if put { Change::PutCustody(custody) } else { Change::DropCustody(custody) };
+                    prop_assert!(driver.apply(change).is_ok());
+                    prop_assert_eq!(driver.state().custody.iter().any(|key| key.node.0 == u64::from(node)), put);
+                }
+                Step::Restart => {
+                    let mut restored = VaultMachine::default();
+                    restored.restore(&driver.machine.snapshot()).unwrap();
+                    prop_assert_eq!(restored.state(), driver.machine.state());
+                    driver.machine = restored;
+                }
+            }
+            prop_assert_eq!(&seen(driver.state()), &model);
+            prop_assert_eq!(driver.state().epoch, epoch);
+            for ring in driver.state().rings.values() {
+                for version in ring.versions.values() {
+                    prop_assert_eq!(version.boxed.is_empty(), version.state == state::VersionState::Revoked);
+                }
+                prop_assert!(ring.versions.values().filter(|version| version.state == state::VersionState::Active).count() <= 1);
+            }
+        }
+    }
+}

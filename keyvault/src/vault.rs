@@ -1,0 +1,493 @@
+//! The vault on one of its voters: a Raft group of its own, unsealed with the root key.
+//!
+//! ```text
+//! Lease:   request ──> ReadIndex round begun now ──> decide from state and note the session, in one section ──> keys, sealed to it
+//! Revoke:  commit Revoking ──> push Surrender to every known session ──> all acked and start + W over, or W over
+//!          ──> commit Drained: the wrapped key leaves the state ──> answer with the receipt
+//! ```
+//!
+//! Invariants: nothing is granted on a leader's lease; a revoke is answered only when no node can open; a new leader waits W
+//! from its own start, and resumes what it finds in `Revoking`. Without the right root key a voter replicates and votes, hands
+//! leadership away, grants nothing and says why. Not here: what the state becomes (`machine`), who may call (the node).
+
+mod book;
+mod grants;
+mod keys;
+mod revoke;
+mod secrets;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ensign_proto::pb::vault::v1 as pb;
+use ensign_proto::{Algorithm, ClusterId, GroupId, KeyVersion, LogIndex, NodeId, ProjectId, RingId, SessionId, Term};
+use ensign_raft::env::{Clock, Stop, Tasks};
+use ensign_raft::{Committed, Group, GroupSpec, ProposeError, ReadError, Runtime, StartError};
+use ensign_storage::GroupLog;
+use thiserror::Error;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep};
+use tracing::{error, info, warn};
+
+pub(crate) use self::book::LeaseBook;
+pub(crate) use self::grants::{LeaseCall, fulfil, plan};
+pub(crate) use self::keys::{MasterKey, first_master};
+pub(crate) use self::secrets::read_aad;
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use self::secrets::{name as secret_name, seal_reply};
+use crate::entropy::Entropy;
+use crate::lease::{InvalidLease, LeaseConfig};
+use crate::link::{Reason, Refusal, SurrenderLink};
+use crate::machine::{Change, Command, CreateRing, Custody, Done, Outcome, Rotate, State, VaultMachine};
+use crate::metrics;
+use crate::root::RootKey;
+use crate::wire;
+
+/// After how many entries the log is compacted, and how many are kept for voters that lag a little.
+const COMPACT_EVERY: u64 = 4_096;
+const COMPACT_KEEP: u64 = 256;
+/// How often a voter looks after itself.
+const UPKEEP: Duration = Duration::from_secs(1);
+const ACTOR_MAX: usize = 128;
+const PAGE_MAX: usize = 1_000;
+
+/// Settings of a vault voter.
+#[derive(Debug, Clone)]
+pub struct VaultConfig {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// This node.
+    pub node: NodeId,
+    /// The vault's first voters, the same on all of them.
+    pub voters: BTreeSet<NodeId>,
+    /// Whether this node may create the group.
+    pub create: bool,
+    /// The same on every node of the cluster.
+    pub lease: LeaseConfig,
+    /// The longest election timeout of the vault's group.
+    pub election_max: Duration,
+    /// Where salts and keys come from.
+    pub entropy: Entropy,
+}
+
+/// Who calls, as its certificate says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caller {
+    /// The node.
+    pub node: NodeId,
+}
+
+/// Why the vault did not start.
+#[derive(Debug, Error)]
+pub enum VaultStartError {
+    /// The settings would not be safe.
+    #[error(transparent)]
+    Lease(#[from] InvalidLease),
+    /// The group did not start.
+    #[error("the vault's group did not start")]
+    Group(#[from] StartError),
+}
+
+/// Why the vault could not be initialized.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum InitializeError {
+    /// It is initialized already, and this node cannot unseal it.
+    #[error("the vault cannot be unsealed: {why}")]
+    Sealed {
+        /// For people.
+        why: String,
+    },
+    /// No leader came to be in time. Retry.
+    #[error("the vault elected no leader in time")]
+    NoLeader,
+}
+
+/// The vault, as one voter runs it. Clones are cheap and share it.
+#[derive(Clone)]
+pub struct Vault(Arc<Inner>);
+
+struct Inner {
+    config: VaultConfig,
+    group: Group<VaultMachine>,
+    root: Option<RootKey>,
+    clock: Arc<dyn Clock>,
+    surrender: Arc<dyn SurrenderLink>,
+    seal: Mutex<Seal>,
+    book: Mutex<LeaseBook>,
+    /// A revocation was ordered.
+    ordered: Notify,
+}
+
+enum Seal {
+    Sealed { why: String },
+    Open(Arc<MasterKey>),
+}
+
+impl Vault {
+    /// Starts this node's voter. Without a root key, or with a wrong one, it starts sealed.
+    ///
+    /// # Errors
+    /// See [`VaultStartError`].
+    pub async fn start(
+        config: VaultConfig,
+        runtime: &Runtime,
+        log: Arc<dyn GroupLog>,
+        root: Option<RootKey>,
+        surrender: Arc<dyn SurrenderLink>,
+        clock: Arc<dyn Clock>,
+        tasks: &Tasks,
+    ) -> Result<Self, VaultStartError> {
+        config.lease.check(config.election_max)?;
+        let spec = GroupSpec { id: GroupId::VAULT, voters: config.voters.clone(), initialize: config.create };
+        let group = runtime.start(spec, log, VaultMachine::default()).await?;
+        let vault = Self(Arc::new(Inner {
+            group,
+            root,
+            clock,
+            surrender,
+            seal: Mutex::new(Seal::Sealed { why: "the vault is not initialized yet".to_owned() }),
+            book: Mutex::default(),
+            ordered: Notify::new(),
+            config,
+        }));
+        let (draining, upkeep) = (vault.clone(), vault.clone());
+        tasks.spawn("vault-revocations", |stop| draining.drain_until(stop));
+        tasks.spawn("vault-upkeep", |stop| upkeep.upkeep_until(stop));
+        Ok(vault)
+    }
+
+    /// Creates the vault master key, unless there is one. Every voter may be asked; the leader does it, the others wait for it.
+    ///
+    /// # Errors
+    /// See [`InitializeError`]. Safe to repeat.
+    pub async fn initialize(&self, deadline: Duration) -> Result<(), InitializeError> {
+        let deadline = Instant::now() + deadline;
+        let inner = &self.0;
+        loop {
+            if inner.group.inspect(|machine| machine.state().is_some_and(|state| state.master.is_some())) {
+                return self.master().map(drop).map_err(|refusal| InitializeError::Sealed { why: refusal.message });
+            }
+            let leadership = *inner.group.leadership().borrow();
+            if leadership.ready
+                && let Some(root) = &inner.root
+            {
+                let change = first_master(inner.config.cluster, root, &inner.config.entropy);
+                // Whatever became of it is looked at next time round.
+                if let Err(refusal) = self.propose_in(Some(leadership.term), "bootstrap", change).await {
+                    info!(%refusal, "the vault is not initialized yet");
+                }
+                continue;
+            }
+            if Instant::now() >= deadline {
+                return Err(InitializeError::NoLeader);
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Why the vault is sealed on this node; `None` when it is not.
+    pub fn sealed(&self) -> Option<String> {
+        self.master().err().map(|refusal| refusal.message)
+    }
+
+    /// The group, for its status.
+    pub fn group_status(&self) -> ensign_raft::GroupStatus {
+        self.0.group.status()
+    }
+
+    /// Answers one call. A refusal is a reply, and a proof that nothing happened unless it says that the outcome is unknown.
+    /// Dropping the future may leave a change committed.
+    pub async fn handle(&self, caller: Caller, request: pb::Request) -> pb::Reply {
+        let result = match self.dispatch(caller, request).await {
+            Ok(result) => result,
+            Err(mut refusal) => {
+                if refusal.reason == Reason::NotLeader {
+                    refusal.leader =
+                        self.0.group.leadership().borrow().leader.filter(|node| *node != self.0.config.node);
+                }
+                metrics::vault_refusal(refusal.reason);
+                pb::reply::Result::Refusal(refusal.into())
+            }
+        };
+        pb::Reply { result: Some(result) }
+    }
+
+    async fn dispatch(&self, caller: Caller, request: pb::Request) -> Result<pb::reply::Result, Refusal> {
+        use pb::reply::Result as Answer;
+        use pb::request::Call;
+        if request.actor.len() > ACTOR_MAX {
+            return Err(wire::malformed("actor"));
+        }
+        let actor = &request.actor;
+        match request.call.ok_or_else(|| wire::malformed("call"))? {
+            Call::Lease(request) => self.lease(caller, &request).await.map(Answer::Lease),
+            Call::Release(request) => {
+                let session: SessionId = wire::id(&request.session, "session")?;
+                self.must_lead()?;
+                self.book().release(session, caller.node);
+                Ok(Answer::Release(pb::ReleaseReply {}))
+            }
+            Call::CreateRing(request) => self.create_ring(actor, &request).await.map(Answer::Ring),
+            Call::ListRings(request) => self.list_rings(&request).await.map(Answer::ListRings),
+            Call::Rotate(request) => self.rotate(actor, &request).await.map(Answer::Ring),
+            Call::Revoke(request) => self.revoke(actor, &request).await.map(Answer::Receipt),
+            Call::PutCustody(request) => self.custody(actor, &request, Change::PutCustody).await.map(Answer::Custody),
+            Call::DropCustody(request) => self.custody(actor, &request, Change::DropCustody).await.map(Answer::Custody),
+            Call::PutSecret(request) => self.put_secret(actor, request).await.map(Answer::SecretMeta),
+            Call::Secret(request) => self.secret(caller, &request).await.map(Answer::Secret),
+            Call::DeleteSecret(request) => self.delete_secret(actor, &request).await.map(Answer::SecretMeta),
+            Call::ListSecrets(request) => self.list_secrets(&request).await.map(Answer::ListSecrets),
+            Call::Status(_) => Ok(Answer::Status(self.status())),
+        }
+    }
+
+    async fn lease(&self, caller: Caller, request: &pb::LeaseRequest) -> Result<pb::LeaseReply, Refusal> {
+        let inner = &self.0;
+        let call = LeaseCall::parse(inner.config.cluster, request)?;
+        let master = self.master()?;
+        // Begun after the request arrived: its t0 is before this round, so a newer leader's wait covers what we grant.
+        self.read_index().await?;
+        let plan = self.inspect(|state| {
+            let plan = plan(state, caller.node, &call);
+            // Noted under the state's lock: a revoke that is applied next finds this session.
+            self.book().note(call.session, caller.node, inner.clock.boot(), inner.config.lease.wait())?;
+            Ok(plan)
+        })?;
+        let now_ms = inner.clock.wall().as_millis();
+        let reply = fulfil(plan, caller.node, &call, &master, &inner.config.lease, now_ms, &inner.config.entropy)?;
+        metrics::vault_lease(reply.results.len());
+        Ok(reply)
+    }
+
+    async fn create_ring(&self, actor: &str, request: &pb::CreateRingRequest) -> Result<pb::Ring, Refusal> {
+        self.must_lead()?;
+        let ring: RingId = wire::id(&request.ring, "ring")?;
+        let project: ProjectId = wire::id(&request.project, "project")?;
+        if ring.is_zero() || project.is_zero() {
+            return Err(wire::malformed("ring"));
+        }
+        let alg = if request.alg == 0 { Algorithm::default() } else { wire::algorithm_from(request.alg)? };
+        let master = self.master()?;
+        let kek = master.make_kek(project, ring, KeyVersion(1), alg, &self.0.config.entropy)?;
+        let change = CreateRing { ring: request.ring.clone(), project: request.project.clone(), alg: alg as u32, kek };
+        expect_ring(self.propose(actor, Change::CreateRing(change)).await?)
+    }
+
+    async fn list_rings(&self, request: &pb::ListRingsRequest) -> Result<pb::ListRingsReply, Refusal> {
+        let one = optional::<RingId>(&request.ring, "ring")?;
+        let project = optional::<ProjectId>(&request.project, "project")?;
+        let after = optional::<RingId>(&request.after, "after")?;
+        self.read_index().await?;
+        self.inspect(|state| {
+            let matching = state.rings.iter().filter(|(id, ring)| {
+                one.is_none_or(|one| **id == one)
+                    && project.is_none_or(|project| ring.project == project)
+                    && after.is_none_or(|after| **id > after)
+            });
+            let (rings, more) = page(matching.map(|(id, ring)| ring.to_wire(*id)), request.limit);
+            Ok(pb::ListRingsReply { rings, more, index: state.applied.0 })
+        })
+    }
+
+    async fn rotate(&self, actor: &str, request: &pb::RotateRequest) -> Result<pb::Ring, Refusal> {
+        let id: RingId = wire::id(&request.ring, "ring")?;
+        let master = self.master()?;
+        let mut tries = 0;
+        loop {
+            self.read_index().await?;
+            let (project, alg, version) = self.inspect(|state| {
+                let ring = state.rings.get(&id);
+                let ring = ring.ok_or_else(|| Refusal::new(Reason::NotFound, format!("there is no key ring {id}")))?;
+                Ok((ring.project, ring.alg, ring.next_version()))
+            })?;
+            let kek = master.make_kek(project, id, version, alg, &self.0.config.entropy)?;
+            let change = Rotate { ring: request.ring.clone(), version: version.0, expected: request.expected, kek };
+            match self.propose(actor, Change::Rotate(change)).await {
+                // Another rotation took the number; with nothing expected this one may be the next.
+                Err(refusal) if refusal.reason == Reason::Conflict && request.expected == 0 && tries < 3 => tries += 1,
+                outcome => return expect_ring(outcome?),
+            }
+        }
+    }
+
+    async fn custody(
+        &self,
+        actor: &str,
+        request: &pb::CustodyRequest,
+        change: fn(Custody) -> Change,
+    ) -> Result<pb::CustodyReply, Refusal> {
+        self.must_lead()?;
+        let ctx = wire::context_from(self.0.config.cluster, request.context.as_ref())?;
+        if request.node == 0 {
+            return Err(wire::malformed("node"));
+        }
+        let custody = Custody {
+            node: request.node,
+            project: wire::bytes(ctx.project.as_bytes()),
+            topic: wire::bytes(ctx.topic.as_bytes()),
+            partition: ctx.partition.0,
+        };
+        match self.propose(actor, change(custody)).await? {
+            Done::Custody(LogIndex(index)) => Ok(pb::CustodyReply { index }),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn status(&self) -> pb::StatusReply {
+        let inner = &self.0;
+        let leadership = *inner.group.leadership().borrow();
+        let known = self.book().known(inner.clock.boot(), inner.config.lease.wait()).len();
+        let mut status = pb::StatusReply {
+            node: inner.config.node.0,
+            leader: leadership.leader.map_or(0, |node| node.0),
+            term: leadership.term.0,
+            sealed: self.sealed().unwrap_or_default(),
+            sessions: known as u64,
+            ..pb::StatusReply::default()
+        };
+        inner.group.inspect(|machine| {
+            if let Some(state) = machine.state() {
+                status.applied = state.applied.0;
+                status.epoch = state.epoch;
+                status.rings = state.rings.len() as u64;
+                status.secrets = state.secrets.len() as u64;
+                status.audit_seq = state.audit_seq;
+                status.audit_head = state.audit_head.to_vec().into();
+            }
+        });
+        status
+    }
+
+    /// The master key, unwrapped now if it was not before.
+    fn master(&self) -> Result<Arc<MasterKey>, Refusal> {
+        let inner = &self.0;
+        let mut seal = inner.seal.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Seal::Open(master) = &*seal {
+            return Ok(Arc::clone(master));
+        }
+        let unsealed = inner.group.inspect(|machine| {
+            let state = machine.state().ok_or("a newer build wrote to the vault: upgrade this node")?;
+            MasterKey::unseal(inner.config.cluster, state, inner.root.as_ref())
+        });
+        match unsealed {
+            Ok(master) => {
+                info!("the vault is unsealed");
+                let master = Arc::new(master);
+                *seal = Seal::Open(Arc::clone(&master));
+                Ok(master)
+            }
+            Err(why) => {
+                if let Seal::Sealed { why: before } = &*seal
+                    && *before != why
+                {
+                    error!(%why, "the vault is sealed on this node: it grants no keys");
+                }
+                *seal = Seal::Sealed { why: why.clone() };
+                Err(Refusal::new(Reason::Sealed, format!("the vault is sealed on node {}: {why}", inner.config.node)))
+            }
+        }
+    }
+
+    fn must_lead(&self) -> Result<Term, Refusal> {
+        let leadership = *self.0.group.leadership().borrow();
+        if leadership.ready { Ok(leadership.term) } else { Err(Refusal::new(Reason::NotLeader, "another voter leads")) }
+    }
+
+    async fn read_index(&self) -> Result<LogIndex, Refusal> {
+        self.0.group.read_index().await.map_err(|error| match error {
+            ReadError::NotLeader { .. } => Refusal::new(Reason::NotLeader, "another voter leads"),
+            other => Refusal::new(Reason::Unavailable, other.to_string()),
+        })
+    }
+
+    fn inspect<T>(&self, look: impl FnOnce(&State) -> Result<T, Refusal>) -> Result<T, Refusal> {
+        let sealed = || Refusal::new(Reason::Sealed, "a newer build wrote to the vault: upgrade this node");
+        self.0.group.inspect(|machine| look(machine.state().ok_or_else(sealed)?))
+    }
+
+    async fn propose(&self, actor: &str, change: Change) -> Outcome {
+        self.propose_in(None, actor, change).await
+    }
+
+    async fn propose_in(&self, term: Option<Term>, actor: &str, change: Change) -> Outcome {
+        let payload = Command::new(self.0.clock.wall().as_millis(), actor, change).to_payload();
+        match self.0.group.propose(term, payload).await {
+            Ok(Committed { response, .. }) => response,
+            Err(ProposeError::NotLeader { .. }) => Err(Refusal::new(Reason::NotLeader, "another voter leads")),
+            Err(error @ ProposeError::OutcomeUnknown) => Err(Refusal::new(Reason::OutcomeUnknown, error.to_string())),
+            Err(error @ ProposeError::TooLarge { .. }) => Err(Refusal::new(Reason::Invalid, error.to_string())),
+            Err(error @ ProposeError::DiskFull) => Err(Refusal::new(Reason::Exhausted, error.to_string())),
+            Err(error @ (ProposeError::Stopped | ProposeError::Fenced { .. })) => {
+                Err(Refusal::new(Reason::Unavailable, error.to_string()))
+            }
+        }
+    }
+
+    fn book(&self) -> MutexGuard<'_, LeaseBook> {
+        self.0.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Unseals as soon as that is possible, hands leadership away while it is not, and keeps the log short.
+    async fn upkeep_until(self, stop: Stop) {
+        let inner = &self.0;
+        let mut successors = inner.config.voters.iter().copied().filter(|node| *node != inner.config.node).cycle();
+        while stop.run_until_cancelled(sleep(UPKEEP)).await.is_some() {
+            let sealed = self.master().is_err();
+            let initialized = inner.group.inspect(|machine| machine.state().is_none_or(|state| state.master.is_some()));
+            let status = inner.group.status();
+            metrics::vault_state(status.leadership.ready, sealed);
+            if sealed
+                && initialized
+                && status.leadership.ready
+                && let Some(successor) = successors.next()
+            {
+                warn!(%successor, "a sealed voter leads the vault: it hands its leadership over");
+                if let Err(error) = inner.group.transfer_leader(successor).await {
+                    warn!(%error, "leadership was not handed over");
+                }
+            }
+            let readable = inner.group.inspect(|machine| machine.state().is_some());
+            if readable && status.applied.0 >= status.snapshot.0 + COMPACT_EVERY {
+                match inner.group.compact(COMPACT_KEEP).await {
+                    Ok(index) => info!(%index, "the vault's log is compacted"),
+                    Err(error) => warn!(%error, "the vault's log was not compacted"),
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Vault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vault").field("node", &self.0.config.node).finish_non_exhaustive()
+    }
+}
+
+fn expect_ring(done: Done) -> Result<pb::Ring, Refusal> {
+    match done {
+        Done::Ring(ring) => Ok(ring),
+        other => Err(unexpected(&other)),
+    }
+}
+
+fn unexpected(done: &Done) -> Refusal {
+    // The machine answers each command with its own kind of outcome; this is for a build that broke that.
+    Refusal::new(Reason::OutcomeUnknown, format!("the vault answered something else: {done:?}"))
+}
+
+/// An id that may be left out.
+fn optional<T: for<'a> TryFrom<&'a [u8]>>(bytes: &[u8], field: &'static str) -> Result<Option<T>, Refusal> {
+    if bytes.is_empty() { Ok(None) } else { wire::id(bytes, field).map(Some) }
+}
+
+/// The first of `items`, and whether there are more.
+fn page<T>(mut items: impl Iterator<Item = T>, limit: u32) -> (Vec<T>, bool) {
+    let limit = if limit == 0 { PAGE_MAX } else { (limit as usize).min(PAGE_MAX) };
+    let page = items.by_ref().take(limit).collect();
+    (page, items.next().is_some())
+}
+
+#[cfg(test)]
+mod tests;

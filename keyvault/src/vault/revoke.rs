@@ -1,0 +1,225 @@
+//! Revoking: order it, have every holder surrender or outwait it, then destroy.
+
+use std::collections::{BTreeSet, HashSet};
+use std::time::Duration;
+
+use ensign_proto::pb::vault::v1 as pb;
+use ensign_proto::{LogIndex, NodeId, RingId, SessionId, Term};
+use ensign_raft::env::{BootTime, Stop};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{info, warn};
+
+use super::{Vault, unexpected};
+use crate::link::{Reason, Refusal};
+use crate::machine::{Change, Done, Drain, Revocation, Revoke, Ring};
+use crate::metrics;
+use crate::wire::{self, Dead};
+
+/// How long one call waits for the destruction; the caller asks again.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// Between two looks at the clock.
+const LOOK: Duration = Duration::from_millis(10);
+/// Between two tries to reach a holder.
+const PUSH_AGAIN: Duration = Duration::from_millis(200);
+/// One try: a holder waits up to three seconds for its streams.
+const PUSH_DEADLINE: Duration = Duration::from_secs(4);
+
+impl Vault {
+    /// Orders a revocation and answers with its receipt, or with `Pending` when it takes longer than a call may.
+    pub(super) async fn revoke(&self, actor: &str, request: &pb::RevokeRequest) -> Result<pb::Receipt, Refusal> {
+        self.must_lead()?;
+        let ring: RingId = wire::id(&request.ring, "ring")?;
+        let version = match request.target {
+            Some(pb::revoke_request::Target::Version(version)) if version != 0 => version,
+            Some(pb::revoke_request::Target::All(true)) => 0,
+            _ => return Err(wire::malformed("target")),
+        };
+        let change = Revoke { ring: request.ring.clone(), version };
+        let index = match self.propose(actor, Change::Revoke(change)).await? {
+            Done::Revoked(receipt) if version != 0 => return Ok(*receipt),
+            Done::Revoked(receipt) => LogIndex(receipt.revoking_index),
+            Done::Revoking(index) => index,
+            other => return Err(unexpected(&other)),
+        };
+        self.0.ordered.notify_one();
+        let mut applied = self.0.group.applied();
+        let deadline = Instant::now() + ANSWER_WITHIN;
+        loop {
+            applied.borrow_and_update();
+            let receipt =
+                self.inspect(|state| Ok(state.rings.get(&ring).and_then(|ring| complete(ring, version, index))))?;
+            if let Some(receipt) = receipt {
+                return Ok(receipt);
+            }
+            let changed = tokio::time::timeout_at(deadline, applied.changed()).await;
+            if !matches!(changed, Ok(Ok(()))) {
+                let message = "the key is dead to the vault; its holders are being waited for";
+                return Err(Refusal::new(Reason::Pending, message));
+            }
+        }
+    }
+
+    /// Carries out what is ordered, while this node leads: also what an older leader left behind.
+    pub(super) async fn drain_until(self, stop: Stop) {
+        let mut leadership = self.0.group.leadership();
+        let mut drains = JoinSet::new();
+        let mut running: HashSet<(RingId, LogIndex)> = HashSet::new();
+        let mut term = None;
+        loop {
+            let now = *leadership.borrow_and_update();
+            let leading = now.ready.then_some(now.term);
+            if leading != term {
+                // What an older leadership knew about sessions and times is worth nothing in this one.
+                drains.shutdown().await;
+                running.clear();
+                term = leading;
+            }
+            if let Some(term) = term {
+                self.book().leading_since(term, self.0.clock.boot());
+                for (ring, revocation) in self.ordered() {
+                    if running.insert((ring, revocation.id.index)) {
+                        drains.spawn(self.clone().drain(term, ring, revocation));
+                    }
+                }
+            }
+            let next = async {
+                tokio::select! {
+                    changed = leadership.changed() => changed.is_ok(),
+                    () = self.0.ordered.notified() => true,
+                    () = sleep(Duration::from_secs(1)) => true,
+                    Some(done) = drains.join_next(), if !drains.is_empty() => {
+                        if let Ok(done) = done {
+                            running.remove(&done);
+                        }
+                        true
+                    }
+                }
+            };
+            if stop.run_until_cancelled(next).await != Some(true) {
+                break;
+            }
+        }
+        drains.shutdown().await;
+    }
+
+    fn ordered(&self) -> Vec<(RingId, Revocation)> {
+        self.0.group.inspect(|machine| {
+            let rings = machine.state().into_iter().flat_map(|state| &state.rings);
+            rings.flat_map(|(id, ring)| ring.revocations.iter().map(|ordered| (*id, ordered.clone()))).collect()
+        })
+    }
+
+    async fn drain(self, term: Term, ring: RingId, revocation: Revocation) -> (RingId, LogIndex) {
+        let done = (ring, revocation.id.index);
+        let wait = self.0.config.lease.wait();
+        // This runs after the order was applied here, so `begun` is not before that.
+        let begun = self.0.clock.boot();
+        let (start, sessions) = {
+            let mut book = self.book();
+            (book.leading_since(term, begun), book.known(begun, wait))
+        };
+        let dead: Vec<Dead> = if revocation.all {
+            vec![Dead::Ring(ring)]
+        } else {
+            revocation.versions.iter().map(|version| Dead::Version(ring, *version)).collect()
+        };
+        let mut pushes = JoinSet::new();
+        for (session, node) in &sessions {
+            pushes.spawn(self.clone().push(*session, *node, revocation.id.index, dead.clone()));
+        }
+        let mut acked: BTreeSet<SessionId> = BTreeSet::new();
+        loop {
+            while let Some(push) = pushes.try_join_next() {
+                acked.extend(push.ok());
+            }
+            if may_destroy(self.0.clock.boot(), start, begun, wait, acked.len() == sessions.len()) {
+                break;
+            }
+            if self.must_lead() != Ok(term) {
+                return done;
+            }
+            sleep(LOOK).await;
+        }
+        let nodes = |holds: &dyn Fn(&SessionId) -> bool| -> Vec<u64> {
+            let nodes: BTreeSet<NodeId> =
+                sessions.iter().filter(|(session, _)| holds(session)).map(|(_, node)| *node).collect();
+            nodes.into_iter().map(|node| node.0).collect()
+        };
+        let drain = Drain {
+            ring: wire::bytes(ring.as_bytes()),
+            revoking: revocation.id.index.0,
+            surrendered: nodes(&|session| acked.contains(session)),
+            waited: nodes(&|session| !acked.contains(session)),
+            w_ms: wait.as_millis() as u64,
+        };
+        let waited = self.0.clock.boot().0.saturating_sub(begun.0);
+        // With the term: the wait was this leadership's, and proves nothing under another.
+        match self.propose_in(Some(term), &revocation.actor, Change::Drain(drain)).await {
+            Ok(_) => {
+                metrics::vault_revoked(waited);
+                info!(%ring, ?waited, holders = sessions.len(), "keys were revoked: no node can open what they sealed");
+            }
+            Err(refusal) => warn!(%ring, %refusal, "a revocation is not complete yet"),
+        }
+        done
+    }
+
+    /// Asks one session until it gives up its keys. Ended by whoever waits for it.
+    async fn push(self, session: SessionId, node: NodeId, index: LogIndex, dead: Vec<Dead>) -> SessionId {
+        let request = pb::SurrenderRequest {
+            session: wire::bytes(session.as_bytes()),
+            index: index.0,
+            dead: dead.iter().map(wire::dead_to).collect(),
+        };
+        loop {
+            let answer = timeout(PUSH_DEADLINE, self.0.surrender.surrender(node, request.clone())).await;
+            // Another process of that node cannot speak for this session, which may be its paused twin.
+            if let Ok(Ok(answer)) = answer
+                && answer.session == request.session
+                && answer.index == request.index
+            {
+                return session;
+            }
+            sleep(PUSH_AGAIN).await;
+        }
+    }
+}
+
+/// Whether no lease can be running that covers the dead keys.
+///
+/// Either every session that this leadership granted has surrendered, and what older leaders granted has run out; or all has
+/// run out, counted from the later of the leadership's start and the order.
+fn may_destroy(now: BootTime, start: BootTime, begun: BootTime, wait: Duration, surrendered: bool) -> bool {
+    (surrendered && now.0 >= start.0 + wait) || now.0 >= start.0.max(begun.0) + wait
+}
+
+/// The receipt, once nothing that the order covers is left.
+fn complete(ring: &Ring, version: u32, index: LogIndex) -> Option<pb::Receipt> {
+    // Revoking a ring is complete when every one of its versions is gone, also those that were ordered one by one before.
+    if version == 0 && !ring.revocations.is_empty() {
+        return None;
+    }
+    ring.receipts.iter().find(|receipt| receipt.revoking_index == index.0).cloned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_destroyed_while_a_lease_may_be_running() {
+        let at = |seconds| BootTime(Duration::from_secs(seconds));
+        let w = Duration::from_secs(15);
+        let may = |now, start, begun, surrendered| may_destroy(at(now), at(start), at(begun), w, surrendered);
+        // A leader of long standing: as soon as all surrendered, else after W from the order.
+        assert!(may(101, 0, 100, true));
+        assert!(!may(101, 0, 100, false) && !may(114, 0, 100, false));
+        assert!(may(115, 0, 100, false));
+        // A new leader knows no session of its predecessors, so an empty book proves nothing before start + W.
+        assert!(!may(101, 100, 100, true) && !may(114, 100, 100, true));
+        assert!(may(115, 100, 100, true));
+        // A leader that found the order in the log waits from its own start.
+        assert!(!may(114, 100, 90, false) && may(115, 100, 90, false));
+    }
+}
