@@ -86,7 +86,16 @@ fn formats_and_regions_have_the_published_numbers() {
 
 #[test]
 fn our_own_fields_are_numbered_from_1001() {
-    let ours = ["producer_session", "producer_epoch", "producer_sequence", "offset", "time", "after_event", "earliest"];
+    let ours = [
+        "producer_session",
+        "producer_epoch",
+        "producer_sequence",
+        "offset",
+        "time",
+        "after_event",
+        "earliest",
+        "next_offsets",
+    ];
     let mut found = 0;
     for file in descriptors().file.iter().filter(|file| file.package() == "ensign.v1beta1") {
         for field in file.message_type.iter().flat_map(|message| &message.field).filter(|field| field.number() > 1000) {
@@ -94,7 +103,7 @@ fn our_own_fields_are_numbered_from_1001() {
             found += 1;
         }
     }
-    assert_eq!(found, 9);
+    assert_eq!(found, 10);
 }
 
 #[test]
