@@ -11,6 +11,7 @@
 //! Invariants: no key is lent outside `base ≤ now < expiry`, asked of the clock at every use; a key that died is never held
 //! again; a surrender is answered only when no use is in progress and the memory is overwritten. Everything fails closed.
 
+mod dictionary;
 mod renew;
 mod table;
 

@@ -16,6 +16,7 @@ mod credentials;
 mod hashing;
 mod http;
 mod limits;
+mod metrics;
 mod secrets;
 mod service;
 mod signing;

@@ -103,6 +103,7 @@ impl HashPool {
                 (verified, clock.boot().0.saturating_sub(start.0))
             })
             .await?;
+        super::metrics::hashed(took);
         self.keep_pace(took);
         Ok(verified)
     }

@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout};
 
+use super::metrics;
 use super::service::{Availability, Identity, LoginError, TokenPair};
 use super::signing::Jwk;
 
@@ -210,6 +211,12 @@ async fn json_body<T: for<'de> Deserialize<'de>>(request: Request) -> Result<T, 
 }
 
 fn login_reply(result: Result<TokenPair, LoginError>) -> Response {
+    metrics::login(match &result {
+        Ok(_) => "ok",
+        Err(LoginError::Refused) => "refused",
+        Err(LoginError::Busy { .. }) => "busy",
+        Err(LoginError::Unavailable) => "unavailable",
+    });
     match result {
         Ok(pair) => {
             let last_login = pair.last_login.and_then(|seconds| {

@@ -21,6 +21,7 @@ use super::cache::Recent;
 use super::credentials::{ClientId, ClientSecret};
 use super::hashing::{HashParams, HashPool};
 use super::limits::FailureLimits;
+use super::metrics;
 use super::secrets::{SecretKind, SecretStore};
 use super::signing::{self, Jwk, SigningKeys};
 use super::token::{AuthError, Claims, RawClaims, Rejection, Unverified};
@@ -207,6 +208,7 @@ impl Identity {
         rng: Arc<dyn Rng>,
         pause: Arc<dyn Pause>,
     ) -> Self {
+        metrics::describe();
         let mut tag_key = zeroize::Zeroizing::new([0; 32]);
         rng.fill(&mut *tag_key);
         let inner = Inner {
@@ -380,7 +382,6 @@ impl Identity {
 
     async fn refuse<T>(&self, from: Option<IpAddr>, client: [u8; 32], arrived: Instant) -> Result<T, LoginError> {
         self.limits().failed(from, client, self.inner.clock.boot());
-        metrics::counter!("ensign_login_failures_total").increment(1);
         self.delay(arrived).await?;
         Err(LoginError::Refused)
     }
@@ -437,7 +438,9 @@ impl Identity {
         let known = if let Some(known) = hit {
             known
         } else {
-            let known = Arc::new(self.verify_anew(bearer).await?);
+            let verified = self.verify_anew(bearer).await;
+            metrics::token(if verified.is_ok() { "ok" } else { "refused" });
+            let known = Arc::new(verified?);
             lock(&self.inner.known_tokens).insert(digest, Arc::clone(&known));
             known
         };
@@ -549,7 +552,6 @@ impl Identity {
             warn!("a token could not be signed");
             return Err(LoginError::Unavailable);
         };
-        metrics::counter!("ensign_logins_total").increment(1);
         Ok(TokenPair { access, refresh, last_login })
     }
 

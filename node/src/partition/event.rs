@@ -1,0 +1,116 @@
+//! An event on its way in: what of its envelope is kept, and what it is counted by.
+
+use bytes::{Buf as _, Bytes};
+use ensign_proto::pb::ensign::peer::v1::EventKind;
+use ensign_proto::pb::ensign::v1beta1 as api;
+use prost::Message as _;
+use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
+
+/// The name under which events without a type are counted.
+const UNSPECIFIED: &str = "Unspecified";
+
+/// The envelope fields that belong to the publisher: key, event, and how its author encrypted and compressed it.
+///
+/// Everything else in an envelope is the server's: a publisher's values for it are dropped, never stored.
+pub(crate) fn encode_body(wrapper: api::EventWrapper, out: &mut Vec<u8>) {
+    let kept = api::EventWrapper {
+        key: wrapper.key,
+        event: wrapper.event,
+        encryption: wrapper.encryption,
+        compression: wrapper.compression,
+        ..api::EventWrapper::default()
+    };
+    kept.encode_raw(out);
+}
+
+/// What an encoded `Event` is counted by: its type and mimetype. None if the bytes are not an `Event`, or are empty.
+///
+/// Only the outermost fields are looked at; payload and metadata are skipped, not decoded.
+pub(crate) fn kind_of(event: &Bytes) -> Option<EventKind> {
+    if event.is_empty() {
+        return None;
+    }
+    let mut rest: &[u8] = event;
+    let mut kind = EventKind { name: UNSPECIFIED.to_owned(), ..EventKind::default() };
+    while rest.has_remaining() {
+        let (tag, wire_type) = decode_key(&mut rest).ok()?;
+        match (tag, wire_type) {
+            (4, WireType::Varint) => kind.mimetype = decode_varint(&mut rest).ok()? as i32,
+            (5, WireType::LengthDelimited) => {
+                let length = usize::try_from(decode_varint(&mut rest).ok()?).ok()?;
+                let (encoded, after) = rest.split_at_checked(length)?;
+                rest = after;
+                let declared = api::Type::decode(encoded).ok()?;
+                let versioned = (declared.major_version, declared.minor_version, declared.patch_version) != (0, 0, 0);
+                if !declared.name.is_empty() || versioned {
+                    kind.name = declared.name;
+                }
+                (kind.major, kind.minor, kind.patch) =
+                    (declared.major_version, declared.minor_version, declared.patch_version);
+            }
+            _ => skip_field(wire_type, tag, &mut rest, DecodeContext::default()).ok()?,
+        }
+    }
+    Some(kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(r#type: Option<api::Type>, mimetype: i32) -> Bytes {
+        let metadata = [("a".to_owned(), "b".to_owned())].into();
+        let event = api::Event { data: Bytes::from_static(b"payload"), metadata, mimetype, r#type, created: None };
+        event.encode_to_vec().into()
+    }
+
+    #[test]
+    fn an_event_is_counted_by_its_type_and_mimetype() {
+        let declared = api::Type { name: "Play".to_owned(), major_version: 1, minor_version: 2, patch_version: 3 };
+        let expected = EventKind { name: "Play".to_owned(), major: 1, minor: 2, patch: 3, mimetype: 50 };
+        assert_eq!(kind_of(&event(Some(declared), 50)), Some(expected));
+    }
+
+    #[test]
+    fn an_absent_type_and_an_empty_one_count_alike() {
+        let unspecified = EventKind { name: "Unspecified".to_owned(), mimetype: 1, ..EventKind::default() };
+        assert_eq!(kind_of(&event(None, 1)), Some(unspecified.clone()));
+        assert_eq!(kind_of(&event(Some(api::Type::default()), 1)), Some(unspecified));
+    }
+
+    #[test]
+    fn bytes_that_are_no_event_have_no_kind() {
+        assert_eq!(kind_of(&Bytes::new()), None);
+        assert_eq!(kind_of(&Bytes::from_static(b"\xff\xff\xff not protobuf")), None);
+        assert_eq!(kind_of(&Bytes::from_static(b"\x2a\x7f short")), None);
+    }
+
+    #[test]
+    fn a_publisher_cannot_forge_what_is_the_servers() {
+        let forged = api::EventWrapper {
+            id: Bytes::from_static(b"0123456789"),
+            topic_id: Bytes::from_static(b"0123456789abcdef"),
+            offset: 7,
+            epoch: 9,
+            shard: 3,
+            publisher: Some(api::Publisher::default()),
+            is_duplicate: true,
+            duplicate_id: Bytes::from_static(b"0123456789"),
+            local_id: Bytes::from_static(b"local"),
+            key: Bytes::from_static(b"key"),
+            event: Bytes::from_static(b"event"),
+            compression: Some(api::Compression { algorithm: 1, level: 3 }),
+            ..api::EventWrapper::default()
+        };
+        let mut body = Vec::new();
+        encode_body(forged, &mut body);
+        let kept = api::EventWrapper::decode(&body[..]).unwrap();
+        let expected = api::EventWrapper {
+            key: Bytes::from_static(b"key"),
+            event: Bytes::from_static(b"event"),
+            compression: Some(api::Compression { algorithm: 1, level: 3 }),
+            ..api::EventWrapper::default()
+        };
+        assert_eq!(kept, expected);
+    }
+}

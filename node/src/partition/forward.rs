@@ -1,0 +1,162 @@
+//! Between nodes: appends that arrive where the partition's leader is not, and barriers for reads.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use ensign_proto::pb::ensign::peer::v1 as peer;
+use ensign_proto::pb::ensign::peer::v1::forward_client::ForwardClient;
+use ensign_proto::pb::ensign::peer::v1::forward_server::{Forward, ForwardServer};
+use ensign_proto::{LogIndex, NodeId, TopicId};
+use ensign_raft::env::Tasks;
+use futures::future::BoxFuture;
+use futures::{Stream, StreamExt as _};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::append::{self, AppendError, Chunk, Outcome};
+use super::handle::BarrierLink;
+use super::registry::Partitions;
+use super::route::{ForwardLink, Route};
+
+/// The largest message of a forward stream: a chunk with one event of the largest size fits well.
+const MESSAGE_MAX: usize = 16 << 20;
+
+/// Unanswered chunks of one stream.
+const WINDOW: usize = 64;
+
+/// The connections to other nodes.
+pub trait Channels: Send + Sync + 'static {
+    /// The connection to `peer` for event data; none for strangers.
+    fn bulk(&self, peer: NodeId) -> Option<Channel>;
+
+    /// The connection to `peer` for small calls; none for strangers.
+    fn control(&self, peer: NodeId) -> Option<Channel>;
+}
+
+/// Calls [`Forward`] on other nodes.
+#[derive(Clone)]
+pub struct PeerForward(Arc<dyn Channels>);
+
+impl std::fmt::Debug for PeerForward {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PeerForward")
+    }
+}
+
+impl PeerForward {
+    /// Over these connections.
+    pub fn new(channels: Arc<dyn Channels>) -> Self {
+        Self(channels)
+    }
+}
+
+fn client(channel: Channel) -> ForwardClient<Channel> {
+    ForwardClient::new(channel).max_decoding_message_size(MESSAGE_MAX).max_encoding_message_size(MESSAGE_MAX)
+}
+
+impl ForwardLink for PeerForward {
+    fn open(&self, leader: NodeId, topic: TopicId) -> BoxFuture<'static, Result<Route, String>> {
+        let channel = self.0.bulk(leader);
+        Box::pin(async move {
+            let channel = channel.ok_or("it is not a node of this cluster")?;
+            let (requests, outgoing) = mpsc::channel(4);
+            let topic_id = Bytes::copy_from_slice(topic.as_bytes());
+            let open = peer::AppendOpen { topic_id, partition: 0 };
+            let open = peer::AppendRequest { kind: Some(peer::append_request::Kind::Open(open)) };
+            requests.send(open).await.map_err(|_| "the stream closed at once")?;
+            let replies = client(channel).append(ReceiverStream::new(outgoing)).await;
+            Ok(Route::remote(requests, replies.map_err(|status| status.to_string())?.into_inner()))
+        })
+    }
+}
+
+impl BarrierLink for PeerForward {
+    fn barrier(&self, leader: NodeId, topic: TopicId) -> BoxFuture<'static, Result<LogIndex, String>> {
+        let channel = self.0.control(leader);
+        Box::pin(async move {
+            let channel = channel.ok_or("it is not a node of this cluster")?;
+            let mut request =
+                Request::new(peer::BarrierRequest { topic_id: Bytes::copy_from_slice(topic.as_bytes()), partition: 0 });
+            request.set_timeout(Duration::from_secs(2));
+            let reply = client(channel).barrier(request).await.map_err(|status| status.message().to_owned())?;
+            Ok(LogIndex(reply.into_inner().applied))
+        })
+    }
+}
+
+/// Serves [`Forward`] to other nodes.
+#[derive(Debug, Clone)]
+pub struct ForwardService {
+    partitions: Partitions,
+    tasks: Tasks,
+}
+
+impl ForwardService {
+    /// The service, ready to be added to the peer server.
+    pub fn server(partitions: Partitions, tasks: Tasks) -> ForwardServer<Self> {
+        ForwardServer::new(Self { partitions, tasks })
+            .max_decoding_message_size(MESSAGE_MAX)
+            .max_encoding_message_size(MESSAGE_MAX)
+    }
+}
+
+fn topic_of(bytes: &[u8]) -> Result<TopicId, Status> {
+    TopicId::try_from(bytes).map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+#[tonic::async_trait]
+impl Forward for ForwardService {
+    type AppendStream = Pin<Box<dyn Stream<Item = Result<peer::AppendReply, Status>> + Send>>;
+
+    async fn append(
+        &self,
+        request: Request<Streaming<peer::AppendRequest>>,
+    ) -> Result<Response<Self::AppendStream>, Status> {
+        let mut requests = request.into_inner();
+        let Some(peer::append_request::Kind::Open(open)) = requests.message().await?.and_then(|first| first.kind)
+        else {
+            return Err(Status::invalid_argument("a forward stream begins with its opening"));
+        };
+        let topic = topic_of(&open.topic_id)?;
+        let handle = self.partitions.wait_for(topic, Duration::from_secs(1)).await;
+        let handle = handle.ok_or_else(|| Status::not_found("the partition does not run on this node"))?;
+        let (outcomes, answers) = mpsc::channel::<oneshot::Receiver<Outcome>>(WINDOW);
+        self.tasks.spawn("forward-append", move |stop| async move {
+            // Ends with the stream; what was queued is appended all the same.
+            while let Some(Ok(Some(request))) = stop.run_until_cancelled(requests.message()).await {
+                let Some(peer::append_request::Kind::Chunk(chunk)) = request.kind else { return };
+                let Ok(outcome) = queue(&handle, chunk).await else { return };
+                if outcomes.send(outcome).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let replies = ReceiverStream::new(answers).then(|outcome| async move {
+            let outcome = outcome.await.unwrap_or(Err(AppendError::OutcomeUnknown));
+            Ok(append::to_reply(&outcome))
+        });
+        Ok(Response::new(Box::pin(replies)))
+    }
+
+    async fn barrier(&self, request: Request<peer::BarrierRequest>) -> Result<Response<peer::BarrierReply>, Status> {
+        let topic = topic_of(&request.get_ref().topic_id)?;
+        let handle = self.partitions.get(topic);
+        let handle = handle.ok_or_else(|| Status::not_found("the partition does not run on this node"))?;
+        let index = handle.confirm().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        Ok(Response::new(peer::BarrierReply { applied: index.0 }))
+    }
+}
+
+/// Queues a peer's chunk. Its event bytes are copied out of the message that they came in, which is freed sooner for it.
+async fn queue(
+    handle: &super::handle::PartitionHandle,
+    chunk: peer::AppendChunk,
+) -> Result<oneshot::Receiver<Outcome>, AppendError> {
+    let chunk = Chunk::try_from(chunk).map_err(|error| AppendError::Busy { detail: error.to_string() })?;
+    let slot = handle.batcher().reserve(chunk.size()).await?;
+    Ok(slot.send(chunk))
+}

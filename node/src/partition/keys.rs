@@ -1,0 +1,152 @@
+//! The keys, as a partition uses them. The one implementation outside of tests is `keyvault`'s holder.
+
+use bytes::Bytes;
+use ensign_keyvault::{Holder, KeyError, PlainBatch, WrappedDek};
+use ensign_proto::{BatchHeader, DekId, PartitionContext, RingId, SealedBytes};
+use futures::future::BoxFuture;
+use thiserror::Error;
+
+/// Why a key could not be used; nothing was sealed or opened.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum KeysError {
+    /// No lease, or no vault to get one from. Retry later.
+    #[error("encryption keys are not available now: {0}")]
+    Unavailable(String),
+    /// The key was revoked or disabled, or was never this project's. Retrying is of no use.
+    #[error("{0}")]
+    Unusable(String),
+    /// The process does not hold the key: [`Keys::ensure`] it, then try again.
+    #[error("the data key is not held by this process")]
+    NotHeld(DekId),
+    /// The bytes do not open: damaged, or not from this place.
+    #[error("a sealed batch fails its authentication")]
+    Damaged,
+    /// A limit of the construction was passed: our bug.
+    #[error("sealing failed: {0}")]
+    Failed(String),
+}
+
+/// A data key as it was created: for [`super::machine::PartitionMachine`] to remember.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewDek {
+    /// Its id.
+    pub dek: DekId,
+    /// The wrapped key, encoded.
+    pub wrapped: Bytes,
+}
+
+/// Holds a key in use: a surrender of the key waits until it is dropped.
+pub type KeyUse = Box<dyn Send + Sync>;
+
+/// Creates, fetches and uses data keys under the process's lease.
+pub trait Keys: Send + Sync + 'static {
+    /// Creates a key under the ring's active version and holds it.
+    fn create_dek(&self, context: PartitionContext, ring: RingId) -> BoxFuture<'static, Result<NewDek, KeysError>>;
+
+    /// Holds a key that the partition's log introduced.
+    fn ensure(&self, context: PartitionContext, wrapped: Bytes) -> BoxFuture<'static, Result<(), KeysError>>;
+
+    /// Seals a batch with this header. CPU only; checks the lease.
+    fn seal(
+        &self,
+        context: &PartitionContext,
+        dek: DekId,
+        header: BatchHeader,
+        payload: PlainBatch,
+    ) -> Result<SealedBytes, KeysError>;
+
+    /// Opens a batch that is expected at this partition. CPU only; checks the lease.
+    fn open(&self, context: &PartitionContext, sealed: &Bytes) -> Result<PlainBatch, KeysError>;
+
+    /// Seals a type's name.
+    fn seal_type(&self, context: &PartitionContext, dek: DekId, handle: u32, name: &[u8]) -> Result<Bytes, KeysError>;
+
+    /// Opens a type's name.
+    fn open_type(
+        &self,
+        context: &PartitionContext,
+        dek: DekId,
+        handle: u32,
+        sealed: &Bytes,
+    ) -> Result<Bytes, KeysError>;
+
+    /// Whether the key may be used at this very moment: asked again right before plaintext leaves.
+    fn usable(&self, dek: DekId) -> bool;
+
+    /// Whether a new key should take over for sealing.
+    fn should_roll_over(&self, dek: DekId) -> bool;
+
+    /// Begins a use of the key.
+    fn begin_use(&self, dek: DekId) -> Result<KeyUse, KeysError>;
+}
+
+impl From<KeyError> for KeysError {
+    fn from(error: KeyError) -> Self {
+        let message = error.to_string();
+        match error {
+            KeyError::Revoked { .. } | KeyError::NotGranted { .. } => Self::Unusable(message),
+            KeyError::Unknown { dek } => Self::NotHeld(dek),
+            KeyError::NoLease | KeyError::Busy { .. } | KeyError::Vault(_) => Self::Unavailable(message),
+            KeyError::Damaged | KeyError::Newer(_) => Self::Damaged,
+            KeyError::Unsealable { .. } => Self::Failed(message),
+        }
+    }
+}
+
+impl Keys for Holder {
+    fn create_dek(&self, context: PartitionContext, ring: RingId) -> BoxFuture<'static, Result<NewDek, KeysError>> {
+        let holder = self.clone();
+        Box::pin(async move {
+            let wrapped = holder.create_dek(&context, ring).await?;
+            Ok(NewDek { dek: wrapped.dek, wrapped: wrapped.encode() })
+        })
+    }
+
+    fn ensure(&self, context: PartitionContext, wrapped: Bytes) -> BoxFuture<'static, Result<(), KeysError>> {
+        let holder = self.clone();
+        Box::pin(async move {
+            let wrapped = WrappedDek::decode(&wrapped).map_err(|_| KeysError::Damaged)?;
+            Ok(holder.ensure(&context, &wrapped).await?)
+        })
+    }
+
+    fn seal(
+        &self,
+        context: &PartitionContext,
+        dek: DekId,
+        header: BatchHeader,
+        payload: PlainBatch,
+    ) -> Result<SealedBytes, KeysError> {
+        Ok(Holder::seal(self, context, dek, header, payload)?.parts().clone())
+    }
+
+    fn open(&self, context: &PartitionContext, sealed: &Bytes) -> Result<PlainBatch, KeysError> {
+        Ok(Holder::open(self, context, sealed)?)
+    }
+
+    fn seal_type(&self, context: &PartitionContext, dek: DekId, handle: u32, name: &[u8]) -> Result<Bytes, KeysError> {
+        Ok(self.seal_name(context, dek, handle, name)?.into())
+    }
+
+    fn open_type(
+        &self,
+        context: &PartitionContext,
+        dek: DekId,
+        handle: u32,
+        sealed: &Bytes,
+    ) -> Result<Bytes, KeysError> {
+        Ok(Bytes::copy_from_slice(&self.open_name(context, dek, handle, sealed)?))
+    }
+
+    fn usable(&self, dek: DekId) -> bool {
+        Holder::usable(self, dek)
+    }
+
+    fn should_roll_over(&self, dek: DekId) -> bool {
+        Holder::should_roll_over(self, dek)
+    }
+
+    fn begin_use(&self, dek: DekId) -> Result<KeyUse, KeysError> {
+        Ok(Box::new(Holder::begin_use(self, dek)?))
+    }
+}

@@ -1,0 +1,58 @@
+//! What the data plane counts. Names, units and help live here and nowhere else.
+
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+
+/// Registers help texts. Call once, after the recorder is installed.
+pub fn describe() {
+    describe_counter!("ensign_events", "Events committed by this node as a leader");
+    describe_histogram!("ensign_batch_events", "Events in a sealed batch");
+    describe_histogram!("ensign_batch_bytes", "Plaintext bytes of a sealed batch");
+    describe_histogram!("ensign_publish_ack_seconds", "From an event's arrival to its acknowledgement");
+    describe_counter!("ensign_sealed_bytes_total", "Plaintext bytes sealed");
+    describe_counter!("ensign_opened_bytes_total", "Ciphertext bytes opened");
+    describe_gauge!("ensign_online_publishers", "Open publish streams");
+    describe_gauge!("ensign_online_subscribers", "Open subscribe streams");
+}
+
+pub(super) fn observe_batch(events: u32, bytes: usize) {
+    histogram!("ensign_batch_events").record(f64::from(events));
+    histogram!("ensign_batch_bytes").record(bytes as f64);
+    counter!("ensign_sealed_bytes_total").increment(bytes as u64);
+}
+
+pub(super) fn observe_committed(events: u64) {
+    counter!("ensign_events", "node" => "unk", "region" => "unk").increment(events);
+}
+
+pub(super) fn observe_opened(bytes: usize) {
+    counter!("ensign_opened_bytes_total").increment(bytes as u64);
+}
+
+pub(crate) fn observe_ack(latency: std::time::Duration) {
+    histogram!("ensign_publish_ack_seconds").record(latency.as_secs_f64());
+}
+
+/// Counts an open stream for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Online(&'static str);
+
+impl Online {
+    pub(crate) fn publisher() -> Self {
+        Self::new("ensign_online_publishers")
+    }
+
+    pub(crate) fn subscriber() -> Self {
+        Self::new("ensign_online_subscribers")
+    }
+
+    fn new(name: &'static str) -> Self {
+        gauge!(name).increment(1.0);
+        Self(name)
+    }
+}
+
+impl Drop for Online {
+    fn drop(&mut self) {
+        gauge!(self.0).decrement(1.0);
+    }
+}

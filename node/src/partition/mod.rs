@@ -1,0 +1,44 @@
+//! A partition: one ordered, replicated, sealed sequence of events.
+//!
+//! ```text
+//! publish stream ─> appender ─┬─> batcher (on the leader) ─seal─> raft ─> machine ─> tail ─> reader ─open─> subscriber, query
+//!                             └─forward─> batcher (on another node)            └─> log ──┘
+//! ```
+//!
+//! Left of `seal` and right of `open` are the only places where event bytes are readable.
+
+mod append;
+mod appender;
+mod batch;
+mod batcher;
+mod block;
+mod checkpoint;
+mod entry;
+mod event;
+pub mod forward;
+mod handle;
+mod index;
+mod keys;
+mod machine;
+pub mod metrics;
+mod open;
+mod producers;
+mod registry;
+mod rlid;
+mod route;
+mod tail;
+mod types;
+
+pub use append::{AppendError, Appended, AppendedRun, Chunk, Outcome};
+pub use appender::{Appender, Numbering, PublishError, Submission};
+pub use batcher::{Admission, BatchLimits, Batcher, BatcherParts, Slot};
+pub use block::{BodyShape, Envelope, MalformedBlock};
+pub use handle::{BarrierLink, Counters, LogPlace, PartitionHandle, ReadError};
+pub use keys::{KeyUse, Keys, KeysError, NewDek};
+pub use machine::{Applied, DekRow, PartitionMachine, TypeCount};
+pub use producers::{Sequenced, Verdict};
+pub use registry::{Partitions, PartitionsParts};
+pub use route::{ForwardLink, Route};
+pub use tail::{StoredBatch, Tail, TailBudget};
+
+pub(crate) use event::{encode_body, kind_of};

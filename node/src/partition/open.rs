@@ -1,0 +1,71 @@
+//! An opened batch and its delivery.
+
+use bytes::BufMut;
+use ensign_keyvault::PlainBatch;
+use ensign_proto::{BatchHeader, DekId, Offset, TopicId};
+
+use super::block::{BlockCursor, BlockMap, Envelope, StoredEvent};
+use super::tail::StoredBatch;
+
+/// A batch whose plaintext is in memory: as short as possible, and wiped by its owner when it goes.
+pub(crate) struct OpenBatch {
+    plaintext: PlainBatch,
+    map: BlockMap,
+    cursor: BlockCursor,
+    envelope: Envelope,
+    dek: DekId,
+}
+
+impl std::fmt::Debug for OpenBatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OpenBatch").field("envelope", &self.envelope).field("dek", &self.dek).finish_non_exhaustive()
+    }
+}
+
+/// An event of an open batch, encoded on demand.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OpenEvent<'a> {
+    envelope: &'a Envelope,
+    stored: StoredEvent<'a>,
+}
+
+impl OpenEvent<'_> {
+    pub(crate) fn offset(&self) -> Offset {
+        self.envelope.base.plus(u64::from(self.stored.ordinal))
+    }
+
+    /// Whether it carries event bytes. Clients choke on one that does not.
+    pub(crate) fn has_event(&self) -> bool {
+        self.stored.has_event
+    }
+
+    /// The length of the encoded `EventWrapper`.
+    pub(crate) fn wrapper_len(&self) -> usize {
+        self.envelope.wrapper_len(self.stored.ordinal, self.stored.publisher.len(), self.stored.body.len())
+    }
+
+    /// Writes the encoded `EventWrapper`.
+    pub(crate) fn write_wrapper(&self, out: &mut impl BufMut) {
+        self.envelope.write_wrapper(&self.stored, out);
+    }
+}
+
+impl OpenBatch {
+    pub(super) fn new(topic: TopicId, batch: &StoredBatch, plaintext: PlainBatch) -> Result<Self, String> {
+        let header = BatchHeader::decode(&batch.sealed).map_err(|error| error.to_string())?.header;
+        let map = BlockMap::read(plaintext.blocks(), header.count).map_err(|error| error.to_string())?;
+        let envelope = Envelope { topic, term: header.term, base: header.base_offset, first_rlid: header.first_id };
+        Ok(Self { cursor: map.start(), plaintext, map, envelope, dek: header.dek })
+    }
+
+    /// The key that it was sealed under.
+    pub(crate) fn dek(&self) -> DekId {
+        self.dek
+    }
+
+    /// The next event; none after the last.
+    pub(crate) fn next(&mut self) -> Option<OpenEvent<'_>> {
+        let stored = self.cursor.next(&self.map, self.plaintext.blocks())?;
+        Some(OpenEvent { envelope: &self.envelope, stored })
+    }
+}

@@ -1,0 +1,308 @@
+//! Which partitions run on this node: those of the catalog's topics, started and stopped as it says.
+//!
+//! A topic that is being destroyed, or that the catalog does not know any more, is stopped and its log removed. Every node does so
+//! by itself whenever it looks, also after a restart, so a crash in between costs nothing but time.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use ensign_proto::{ByteCount, ClusterId, GroupId, NodeId, PartitionContext, TopicId};
+use ensign_raft::env::{Clock, Rng, Stop, Tasks};
+use ensign_raft::{GroupSpec, Runtime, StartError};
+use ensign_storage::NodeLog;
+use tokio::sync::{oneshot, watch};
+use tracing::{error, info, warn};
+
+use super::batcher::{Admission, BatchLimits, BatcherParts};
+use super::handle::{BarrierLink, PartitionHandle, Parts};
+use super::keys::Keys;
+use super::machine::PartitionMachine;
+use super::route::ForwardLink;
+use super::tail::{Tail, TailBudget};
+use crate::catalog::{Catalog, Topic, TopicState};
+
+/// How long a topic is seen as being deleted before it is gone: long enough for streams to learn of it.
+const DELETING_FOR: Duration = Duration::from_secs(2);
+
+/// What the partitions of a node need.
+pub struct PartitionsParts {
+    /// This node.
+    pub me: NodeId,
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// The nodes that hold a replica of every partition.
+    pub voters: BTreeSet<NodeId>,
+    /// Runs the groups.
+    pub runtime: Runtime,
+    /// Holds their logs.
+    pub log: Arc<dyn NodeLog>,
+    /// Says which topics there are.
+    pub catalog: Catalog,
+    /// Seals and opens.
+    pub keys: Arc<dyn Keys>,
+    /// The way to leaders on other nodes.
+    pub forward: Arc<dyn ForwardLink>,
+    /// The way to what they have committed.
+    pub barrier: Arc<dyn BarrierLink>,
+    /// For commit times.
+    pub clock: Arc<dyn Clock>,
+    /// For producer sessions.
+    pub rng: Arc<dyn Rng>,
+    /// Owner of the partitions' tasks.
+    pub tasks: Tasks,
+    /// Bounds of the batchers.
+    pub limits: BatchLimits,
+    /// Memory for the tails of all partitions.
+    pub tail_bytes: ByteCount,
+}
+
+/// The partitions of this node. Clones share them.
+#[derive(Clone)]
+pub struct Partitions {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    parts: PartitionsParts,
+    budget: Arc<TailBudget>,
+    running: RwLock<HashMap<TopicId, Running>>,
+    changes: watch::Sender<u64>,
+}
+
+struct Running {
+    group: GroupId,
+    handle: PartitionHandle,
+    admission: watch::Sender<Admission>,
+    tasks: Tasks,
+}
+
+impl std::fmt::Debug for Partitions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Partitions").field("node", &self.inner.parts.me).finish_non_exhaustive()
+    }
+}
+
+impl Partitions {
+    /// Follows the catalog from now on.
+    pub fn start(parts: PartitionsParts) -> Self {
+        let partition = ByteCount((parts.tail_bytes.0 / 8).max(1 << 20));
+        let budget = TailBudget::new(parts.tail_bytes, partition);
+        let tasks = parts.tasks.clone();
+        let inner = Inner { parts, budget, running: RwLock::default(), changes: watch::Sender::new(0) };
+        let partitions = Self { inner: Arc::new(inner) };
+        let follower = partitions.clone();
+        tasks.spawn("partitions", |stop| follower.follow(stop));
+        partitions
+    }
+
+    /// The partition of a topic, if it runs here.
+    pub fn get(&self, topic: TopicId) -> Option<PartitionHandle> {
+        let running = self.inner.running.read().unwrap_or_else(PoisonError::into_inner);
+        running.get(&topic).map(|running| running.handle.clone())
+    }
+
+    /// The partition of a topic, once it runs here: a topic's group starts a moment after the topic is made.
+    pub async fn wait_for(&self, topic: TopicId, patience: Duration) -> Option<PartitionHandle> {
+        let mut changes = self.inner.changes.subscribe();
+        let found = async {
+            loop {
+                changes.mark_unchanged();
+                if let Some(handle) = self.get(topic) {
+                    return Some(handle);
+                }
+                changes.changed().await.ok()?;
+            }
+        };
+        tokio::time::timeout(patience, found).await.ok().flatten()
+    }
+
+    /// The way to leaders on other nodes.
+    pub(crate) fn forward(&self) -> Arc<dyn ForwardLink> {
+        Arc::clone(&self.inner.parts.forward)
+    }
+
+    /// How many partitions run here.
+    pub fn count(&self) -> usize {
+        self.inner.running.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    async fn follow(self, stop: Stop) {
+        let mut changes = self.inner.parts.catalog.view().changes();
+        let mut swept = false;
+        loop {
+            changes.mark_unchanged();
+            let complete = self.reconcile(&stop).await;
+            if !swept {
+                swept = self.sweep(&stop).await;
+            }
+            // What failed is tried again even if nothing changes.
+            let patience = if complete && swept { Duration::from_secs(30) } else { Duration::from_millis(500) };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = changes.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(patience) => {}
+            }
+        }
+    }
+
+    /// Makes what runs match what the catalog says. Whether everything does.
+    async fn reconcile(&self, stop: &Stop) -> bool {
+        let topics = self.inner.parts.catalog.view().all_topics();
+        let mut complete = true;
+        for topic in &topics {
+            if stop.is_cancelled() {
+                return false;
+            }
+            complete &= match topic.state {
+                TopicState::Ready => self.ensure_running(topic, Admission::Open).await,
+                TopicState::Readonly => self.ensure_running(topic, Admission::Archived).await,
+                TopicState::Deleting => self.destroy(topic, stop).await,
+            };
+        }
+        let known: BTreeSet<TopicId> = topics.iter().map(|topic| topic.id).collect();
+        let gone: Vec<_> = {
+            let running = self.inner.running.read().unwrap_or_else(PoisonError::into_inner);
+            running.iter().filter(|(id, _)| !known.contains(*id)).map(|(id, running)| (*id, running.group)).collect()
+        };
+        for (topic, group) in gone {
+            complete &= self.stop_and_remove(topic, group).await;
+        }
+        complete
+    }
+
+    async fn ensure_running(&self, topic: &Topic, admission: Admission) -> bool {
+        {
+            let running = self.inner.running.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some(running) = running.get(&topic.id) {
+                running.admission.send_if_modified(|now| std::mem::replace(now, admission) != admission);
+                return true;
+            }
+        }
+        match self.start_partition(topic, admission).await {
+            Ok(()) => true,
+            Err(error) => {
+                error!(topic = %topic.id, group = %topic.group, %error, "a partition does not start on this node");
+                false
+            }
+        }
+    }
+
+    async fn start_partition(&self, topic: &Topic, admission: Admission) -> Result<(), StartError> {
+        let parts = &self.inner.parts;
+        let context = PartitionContext {
+            cluster: parts.cluster,
+            project: topic.project,
+            topic: topic.id,
+            partition: topic.partition,
+        };
+        let tail = Tail::new(Arc::clone(&self.inner.budget));
+        let machine = PartitionMachine::new(context, Arc::clone(&tail));
+        let spec = GroupSpec { id: topic.group, voters: parts.voters.clone(), initialize: true };
+        let group = parts.runtime.start(spec, parts.log.group(topic.group), machine).await?;
+        let (admission, admitted) = watch::channel(admission);
+        let (batcher, task) = BatcherParts {
+            me: parts.me,
+            context,
+            group: group.clone(),
+            ring: topic.ring,
+            keys: Arc::clone(&parts.keys),
+            clock: Arc::clone(&parts.clock),
+            admission: admitted.clone(),
+            limits: parts.limits,
+        }
+        .start();
+        let tasks = parts.tasks.child();
+        tasks.spawn("batcher", task);
+        let handle_parts = Parts { me: parts.me, context, ring: topic.ring, group, tail, batcher, admission: admitted };
+        let handle = PartitionHandle::new(handle_parts, Arc::clone(&parts.keys), Arc::clone(&parts.barrier));
+        let running = Running { group: topic.group, handle, admission, tasks };
+        self.inner.running.write().unwrap_or_else(PoisonError::into_inner).insert(topic.id, running);
+        self.inner.changes.send_modify(|changes| *changes += 1);
+        Ok(())
+    }
+
+    /// Stops a topic that is being destroyed, removes its log here, and makes an end of it in the catalog.
+    async fn destroy(&self, topic: &Arc<Topic>, stop: &Stop) -> bool {
+        let removed = self.stop_and_remove(topic.id, topic.group).await;
+        if removed {
+            // Not awaited here: other topics need not wait for this one. A node that is down now finds the topic gone when it
+            // comes back, and removes what it has.
+            let (this, topic, stop) = (self.clone(), topic.id, stop.clone());
+            self.inner.parts.tasks.spawn("destroy-topic", move |_| async move {
+                let _ = tokio::time::timeout(DELETING_FOR, stop.cancelled()).await;
+                if stop.is_cancelled() || this.inner.parts.catalog.view().topic(topic).is_none() {
+                    return;
+                }
+                if let Err(error) = this.inner.parts.catalog.finish_destroy(topic).await {
+                    warn!(%topic, %error, "a destroyed topic is still listed; tried again later");
+                }
+            });
+        }
+        // Until the catalog forgets it, look again.
+        false
+    }
+
+    async fn stop_and_remove(&self, topic: TopicId, group: GroupId) -> bool {
+        let running = {
+            let running = self.inner.running.read().unwrap_or_else(PoisonError::into_inner);
+            running.get(&topic).map(|running| {
+                running.admission.send_replace(Admission::Deleted);
+                running.tasks.clone()
+            })
+        };
+        if let Some(tasks) = running {
+            info!(%topic, %group, "a topic is destroyed");
+            tasks.shut_down(Duration::from_secs(5)).await;
+            self.inner.parts.runtime.stop(group).await;
+            self.inner.running.write().unwrap_or_else(PoisonError::into_inner).remove(&topic);
+            self.inner.changes.send_modify(|changes| *changes += 1);
+        }
+        self.remove_log(group).await
+    }
+
+    async fn remove_log(&self, group: GroupId) -> bool {
+        if !self.inner.parts.log.groups().contains(&group) {
+            return true;
+        }
+        let (sender, done) = oneshot::channel();
+        self.inner.parts.log.remove(
+            group,
+            Box::new(move |outcome| {
+                // Whoever waited may be gone.
+                let _ = sender.send(outcome);
+            }),
+        );
+        match done.await {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
+                error!(%group, %error, "the log of a destroyed topic is not removed yet");
+                false
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Removes logs of topics that were destroyed while this node was down. Only after the catalog is known to be up to date:
+    /// a replica that trails may not know a topic yet whose log is here.
+    async fn sweep(&self, stop: &Stop) -> bool {
+        match stop.run_until_cancelled(self.inner.parts.catalog.refresh()).await {
+            None => return false,
+            Some(Err(error)) => {
+                warn!(%error, "leftovers of destroyed topics stay until the catalog can be read");
+                return false;
+            }
+            Some(Ok(())) => {}
+        }
+        let known: BTreeSet<GroupId> =
+            self.inner.parts.catalog.view().all_topics().iter().map(|topic| topic.group).collect();
+        let mut complete = true;
+        for group in self.inner.parts.log.groups() {
+            if group >= GroupId::FIRST_PARTITION && !known.contains(&group) {
+                info!(%group, "the log of a topic that was destroyed meanwhile is removed");
+                complete &= self.remove_log(group).await;
+            }
+        }
+        complete
+    }
+}

@@ -1,0 +1,87 @@
+//! Who may call what.
+
+use std::sync::Arc;
+
+use ensign_proto::{Permission, ProjectId};
+use tonic::Status;
+use tonic::metadata::MetadataMap;
+
+use super::Shared;
+use crate::identity::Claims;
+use crate::status::{self, text};
+
+/// What a call needs its caller to be allowed.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Need {
+    /// All of these.
+    All(&'static [Permission]),
+    /// One of these.
+    Any(&'static [Permission]),
+}
+
+/// A caller who may do what it asks for.
+#[derive(Debug, Clone)]
+pub(super) struct Caller {
+    pub(super) claims: Arc<Claims>,
+}
+
+impl Caller {
+    /// The one project that the caller can see.
+    pub(super) fn project(&self) -> Result<ProjectId, Status> {
+        self.claims.project.ok_or_else(|| Status::permission_denied(text::NOT_AUTHORIZED))
+    }
+
+    pub(super) fn permits(&self, permission: Permission) -> Result<(), Status> {
+        let denied = || Status::permission_denied(text::NOT_AUTHORIZED);
+        self.claims.permits(permission).then_some(()).ok_or_else(denied)
+    }
+}
+
+/// Verifies the caller's token. Several may be sent; the first that verifies counts.
+pub(super) async fn authenticate(shared: &Shared, metadata: &MetadataMap) -> Result<Caller, Status> {
+    let mut refusal = None;
+    for value in metadata.get_all("authorization") {
+        let Some(token) = value.to_str().ok().and_then(|value| value.strip_prefix("Bearer ")) else {
+            refusal.get_or_insert_with(|| Status::unauthenticated("invalid credentials"));
+            continue;
+        };
+        match shared.parts.identity.verify(token).await {
+            Ok(claims) => return Ok(Caller { claims }),
+            Err(error) => refusal = Some(status::unauthenticated(&error)),
+        }
+    }
+    Err(refusal.unwrap_or_else(|| Status::unauthenticated(text::NO_CREDENTIALS)))
+}
+
+/// Verifies the caller's token and what it permits.
+pub(super) async fn authorize(shared: &Shared, metadata: &MetadataMap, need: Need) -> Result<Caller, Status> {
+    let caller = authenticate(shared, metadata).await?;
+    let granted = match need {
+        Need::All(permissions) => permissions.iter().all(|permission| caller.claims.permits(*permission)),
+        Need::Any(permissions) => permissions.iter().any(|permission| caller.claims.permits(*permission)),
+    };
+    if granted { Ok(caller) } else { Err(Status::permission_denied(text::NOT_AUTHORIZED)) }
+}
+
+/// Ends a stream when its API key is revoked or the node stops. Pending until then.
+pub(super) async fn ended(shared: Arc<Shared>, caller: Caller) -> Status {
+    let mut changes = shared.parts.catalog.view().changes();
+    let mut phase = shared.parts.phase.clone();
+    loop {
+        changes.mark_unchanged();
+        if shared.parts.catalog.view().is_revoked(caller.claims.subject) {
+            return Status::unauthenticated(text::KEY_REVOKED);
+        }
+        if *phase.borrow_and_update() == crate::health::Phase::Stopping {
+            return Status::unavailable(text::STOPPING);
+        }
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() {
+                return Status::unavailable(text::STOPPING);
+            },
+            changed = phase.changed() => if changed.is_err() {
+                return Status::unavailable(text::STOPPING);
+            },
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! EnSQL: a bounded scan of one topic, oldest event first.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use ensign_proto::pb::ensign::v1beta1 as api;
+use ensign_proto::{ByteCount, Offset, Permission, TopicName};
+use futures::StreamExt as _;
+use tonic::Status;
+use tonic::body::Body;
+
+use super::auth::{self, Need};
+use super::scope;
+use super::subscribe::message_limit;
+use super::wire::{self, Call};
+use super::{Shared, auth::Caller};
+use crate::catalog::{Topic, TopicState};
+use crate::ensql::{self, Query};
+use crate::partition::{LogPlace, PartitionHandle, StoredBatch};
+use crate::status::{self, text};
+
+/// The longest query text.
+const QUERY_MAX: usize = 64 << 10;
+
+/// How long a query waits to see everything that was committed before it.
+const CATCH_UP: Duration = Duration::from_secs(5);
+
+pub(super) fn serve(shared: Arc<Shared>, request: http::Request<Body>) -> http::Response<Body> {
+    let (call, mut messages) = wire::open::<api::Query>(request);
+    let frames = futures::stream::once(async move {
+        let query = messages.message().await;
+        match open(shared, call, query).await {
+            Ok(scan) => futures::stream::unfold(Some(scan), step).left_stream(),
+            Err(status) => futures::stream::iter([Err(status)]).right_stream(),
+        }
+    });
+    wire::reply(frames.flatten().boxed())
+}
+
+async fn open(shared: Arc<Shared>, call: Call, query: Result<Option<api::Query>, Status>) -> Result<Scan, Status> {
+    let need = Need::Any(&[Permission::Subscriber, Permission::TopicsRead]);
+    let caller = auth::authorize(&shared, &call.metadata, need).await?;
+    caller.project()?;
+    let query = query?.ok_or_else(|| Status::invalid_argument("invalid query"))?;
+    let (parsed, topic) = resolve(&shared, &caller, &query.query).await?;
+    let handle = shared.parts.partitions.wait_for(topic.id, Duration::from_secs(5)).await;
+    let handle = handle.ok_or_else(|| Status::unavailable("the topic is not served by this node yet"))?;
+    handle.catch_up(CATCH_UP).await.map_err(|error| status::read_failed(&error))?;
+    let (log_start, end) = (handle.log_start(), handle.high_watermark());
+    // Offsets have no holes, so skipping is arithmetic.
+    let next = Offset(log_start.0.saturating_add(parsed.offset).min(end.0));
+    let ended = Box::pin(auth::ended(Arc::clone(&shared), caller));
+    let left = parsed.limit.unwrap_or(u64::MAX);
+    Ok(Scan { handle, next, end, left, place: None, ahead: Vec::new().into(), limit: message_limit(&call), ended })
+}
+
+/// The query and the topic that it is for.
+async fn resolve(shared: &Shared, caller: &Caller, text: &str) -> Result<(Query, Arc<Topic>), Status> {
+    if text.is_empty() || text.len() > QUERY_MAX {
+        return Err(Status::invalid_argument("invalid query"));
+    }
+    let query = ensql::parse(text).map_err(|error| status::invalid_query(&error))?;
+    let project = caller.project()?;
+    let find = |name: &str| {
+        let name: TopicName = name.parse().ok()?;
+        let topic = shared.parts.catalog.view().topic_by_name(project, &name);
+        topic.filter(|topic| topic.state != TopicState::Deleting)
+    };
+    let mut topic = find(&query.from);
+    if topic.is_none() {
+        scope::refresh(shared).await;
+        topic = find(&query.from);
+    }
+    if topic.is_none() && query.topic_prefixes().any(|prefix| find(prefix).is_some()) {
+        let message = "selecting by schema is not supported yet; supported is SELECT * FROM topic [OFFSET n] [LIMIT n]";
+        return Err(Status::unimplemented(message));
+    }
+    let topic = topic.ok_or_else(|| Status::invalid_argument(text::UNKNOWN_TOPIC_IN_QUERY))?;
+    match query.unsupported() {
+        Some(message) => Err(Status::unimplemented(message)),
+        None => Ok((query, topic)),
+    }
+}
+
+/// A scan in progress.
+struct Scan {
+    handle: PartitionHandle,
+    next: Offset,
+    /// Where it ends: the high watermark when it began.
+    end: Offset,
+    /// Events still wanted.
+    left: u64,
+    place: Option<LogPlace>,
+    ahead: std::collections::VecDeque<StoredBatch>,
+    limit: usize,
+    ended: std::pin::Pin<Box<dyn Future<Output = Status> + Send>>,
+}
+
+async fn step(scan: Option<Scan>) -> Option<(Result<Bytes, Status>, Option<Scan>)> {
+    let mut scan = scan?;
+    let frame = tokio::select! {
+        biased;
+        status = &mut scan.ended => Some(Err(status)),
+        frame = next_frame(&scan.handle, &mut scan.next, scan.end, &mut scan.left, &mut scan.place, &mut scan.ahead, scan.limit) => {
+            frame.transpose()
+        }
+    };
+    match frame? {
+        Ok(bytes) => Some((Ok(bytes), Some(scan))),
+        Err(status) => Some((Err(status), None)),
+    }
+}
+
+/// The next batch's events as frames; nothing at the end.
+async fn next_frame(
+    handle: &PartitionHandle,
+    next: &mut Offset,
+    end: Offset,
+    left: &mut u64,
+    place: &mut Option<LogPlace>,
+    ahead: &mut std::collections::VecDeque<StoredBatch>,
+    limit: usize,
+) -> Result<Option<Bytes>, Status> {
+    while *left > 0 && *next < end {
+        if ahead.is_empty() {
+            let read = handle.read(*next, ByteCount(1 << 20), place).await;
+            *ahead = read.map_err(|error| status::read_failed(&error))?.into();
+        }
+        let Some(batch) = ahead.pop_front() else { return Ok(None) };
+        let mut open = handle.open(&batch).await.map_err(|error| status::read_failed(&error))?;
+        let mut out = BytesMut::with_capacity(batch.sealed.len() + batch.count as usize * 96);
+        let mut blocked = None;
+        while let Some(event) = open.next().filter(|event| event.offset() < end) {
+            if event.offset() < *next || !event.has_event() {
+                continue;
+            }
+            if *left == 0 {
+                break;
+            }
+            let length = event.wrapper_len();
+            if length > limit {
+                blocked = Some((event.offset(), length));
+                break;
+            }
+            wire::put_prefix(length, &mut out);
+            event.write_wrapper(&mut out);
+            *left -= 1;
+        }
+        let dek = open.dek();
+        drop(open);
+        if !handle.usable(dek) {
+            return Err(status::read_failed(&handle.why_unusable(&batch).await));
+        }
+        *next = batch.end();
+        if let Some((offset, length)) = blocked {
+            if out.is_empty() {
+                return Err(status::event_too_large(offset.0, length, limit));
+            }
+            *next = offset;
+            ahead.push_front(batch);
+        }
+        if !out.is_empty() {
+            return Ok(Some(out.freeze()));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,349 @@
+//! Subscribe: committed events, from where the client asks, in the order of their partitions.
+//!
+//! The stream is driven by the transport: it reads, opens and encodes the next batch only when the client has room for it. So a
+//! slow subscriber costs one batch of memory and loses nothing; it reads from the log what the tail no longer holds.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use ensign_proto::convert::Start;
+use ensign_proto::pb::ensign::v1beta1 as api;
+use ensign_proto::{ByteCount, DekId, LogIndex, Offset, Permission, TopicId};
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
+use prost::encoding::{encode_varint, encoded_len_varint};
+use tokio::sync::watch;
+use tonic::body::Body;
+use tonic::{Status, Streaming};
+
+use super::auth::{self, Caller, Need};
+use super::scope::{self, Scope};
+use super::wire::{self, Call};
+use super::{REPLY_MAX, Shared};
+use crate::catalog::Topic;
+use crate::partition::metrics::Online;
+use crate::partition::{LogPlace, PartitionHandle, StoredBatch};
+use crate::status::{self, text};
+
+/// Sealed batches read ahead per topic.
+const READ_AHEAD: ByteCount = ByteCount(1 << 20);
+
+/// How long the opening message may take.
+const OPENING: Duration = Duration::from_secs(30);
+
+/// What a client that says nothing can receive, and the most that it can ask for.
+pub(super) const MESSAGE_LIMIT_MAX: usize = 64 << 20;
+
+pub(super) fn serve(shared: Arc<Shared>, request: http::Request<Body>) -> http::Response<Body> {
+    let (call, messages) = wire::open::<api::SubscribeRequest>(request);
+    let frames = futures::stream::once(async move {
+        match open(shared, call, messages).await {
+            Ok(Some((ready, stream))) => {
+                let first = futures::stream::iter([Ok(ready)]);
+                first.chain(futures::stream::unfold(Some(stream), step)).left_stream()
+            }
+            Ok(None) => futures::stream::iter(Vec::new()).right_stream(),
+            Err(status) => futures::stream::iter(vec![Err(status)]).right_stream(),
+        }
+    });
+    wire::reply(frames.flatten().boxed())
+}
+
+/// The largest message that the client takes.
+pub(super) fn message_limit(call: &Call) -> usize {
+    let asked = call.metadata.get("ensign-max-message-bytes").and_then(|value| value.to_str().ok());
+    asked.and_then(|text| text.parse().ok()).map_or(REPLY_MAX, |limit: usize| limit.min(MESSAGE_LIMIT_MAX))
+}
+
+async fn open(
+    shared: Arc<Shared>,
+    call: Call,
+    mut messages: Streaming<api::SubscribeRequest>,
+) -> Result<Option<(Bytes, Subscriber)>, Status> {
+    let caller = auth::authorize(&shared, &call.metadata, Need::All(&[Permission::Subscriber])).await;
+    // Read before anything is refused: a client that has not sent it yet would miss the reason.
+    let opening = tokio::time::timeout(OPENING, messages.message()).await;
+    let caller = caller?;
+    let project = caller.project()?;
+    let subscription = match opening {
+        Ok(Ok(None)) => return Ok(None),
+        Ok(Ok(Some(request))) => match request.embed {
+            Some(api::subscribe_request::Embed::Subscription(subscription)) => subscription,
+            _ => return Err(Status::failed_precondition(text::SUBSCRIBE_FIRST)),
+        },
+        Ok(Err(_)) | Err(_) => return Err(Status::failed_precondition(text::SUBSCRIBE_FIRST)),
+    };
+    let start = Start::try_from(&subscription).map_err(|error| status::invalid_field(&error))?;
+    let scope = Scope::new(project, &subscription.topics);
+    let topics = scope.open(&shared).await?;
+    let mut feeds = Vec::with_capacity(topics.len());
+    for topic in &topics {
+        // Registered before `ready`: what is committed from here on is delivered.
+        feeds.push(Feed::open(&shared, topic.id, start).await?);
+    }
+    let next_offset = |(topic, feed): (&Arc<Topic>, &Feed)| (topic.name.as_str().to_owned(), feed.next.0);
+    let ready = api::StreamReady {
+        client_id: subscription.client_id,
+        server_id: shared.parts.node.to_string(),
+        topics: scope::ready_topics(&topics),
+        next_offsets: topics.iter().zip(&feeds).map(next_offset).collect(),
+    };
+    let ready = api::SubscribeReply { embed: Some(api::subscribe_reply::Embed::Ready(ready)) };
+    let ended = Box::pin(auth::ended(Arc::clone(&shared), caller.clone()));
+    let catalog = shared.parts.catalog.view().changes();
+    let subscriber = Subscriber {
+        limit: match subscription.message_bytes_max {
+            0 => message_limit(&call),
+            asked => (asked as usize).min(MESSAGE_LIMIT_MAX),
+        },
+        shared,
+        _caller: caller,
+        scope,
+        feeds,
+        next: 0,
+        messages,
+        ended,
+        catalog,
+        totals: api::CloseStream::default(),
+        closing: false,
+        _online: Online::subscriber(),
+    };
+    Ok(Some((wire::message(&ready), subscriber)))
+}
+
+/// One topic of a stream: where it is, and what was read ahead, sealed.
+struct Feed {
+    handle: PartitionHandle,
+    next: Offset,
+    place: Option<LogPlace>,
+    ahead: VecDeque<StoredBatch>,
+    watermark: watch::Receiver<Offset>,
+    delivered: bool,
+}
+
+impl Feed {
+    async fn open(shared: &Shared, topic: TopicId, start: Start) -> Result<Self, Status> {
+        let handle = shared.parts.partitions.wait_for(topic, Duration::from_secs(5)).await;
+        let handle = handle.ok_or_else(|| Status::unavailable("the topic is not served by this node yet"))?;
+        let next = match start {
+            Start::Latest => Ok(handle.high_watermark()),
+            Start::Earliest => Ok(handle.log_start()),
+            Start::Offset(offset) => Ok(offset),
+            Start::Time(nanos) => handle.offset_at_time(nanos.div_ceil(1_000_000)).await,
+            Start::After(id) => handle.offset_after(id).await,
+        };
+        let next = next.map_err(|error| status::read_failed(&error))?;
+        let log_start = handle.log_start();
+        if next < log_start {
+            return Err(status::read_failed(&crate::partition::ReadError::Trimmed { log_start }));
+        }
+        let watermark = handle.watch();
+        Ok(Self { handle, next, place: None, ahead: VecDeque::new(), watermark, delivered: false })
+    }
+
+    fn has_more(&self) -> bool {
+        !self.ahead.is_empty() || self.next < self.handle.high_watermark()
+    }
+
+    /// Forgets what lies before the next offset.
+    fn skip_delivered(&mut self) {
+        while self.ahead.front().is_some_and(|batch| batch.end() <= self.next) {
+            self.ahead.pop_front();
+        }
+    }
+}
+
+struct Subscriber {
+    shared: Arc<Shared>,
+    _caller: Caller,
+    scope: Scope,
+    limit: usize,
+    feeds: Vec<Feed>,
+    /// Whose turn it is.
+    next: usize,
+    messages: Streaming<api::SubscribeRequest>,
+    ended: Pin<Box<dyn Future<Output = Status> + Send>>,
+    catalog: watch::Receiver<LogIndex>,
+    totals: api::CloseStream,
+    closing: bool,
+    _online: Online,
+}
+
+type Step = Option<(Result<Bytes, Status>, Option<Subscriber>)>;
+
+async fn step(stream: Option<Subscriber>) -> Step {
+    let mut stream = stream?;
+    match stream.next_frame().await {
+        Ok(frame) if stream.closing => Some((Ok(frame), None)),
+        Ok(frame) => Some((Ok(frame), Some(stream))),
+        Err(status) => Some((Err(status), None)),
+    }
+}
+
+/// What woke a stream that had nothing to deliver.
+enum Woken {
+    Events,
+    Request(Box<Result<Option<api::SubscribeRequest>, Status>>),
+    Catalog,
+    Ended(Status),
+}
+
+impl Subscriber {
+    async fn next_frame(&mut self) -> Result<Bytes, Status> {
+        loop {
+            if let Some(status) = (&mut self.ended).now_or_never() {
+                return Err(status);
+            }
+            // Acknowledgements are taken whenever they come, or their sender would block.
+            while let Some(request) = self.messages.message().now_or_never() {
+                if let Some(close) = self.take_request(request)? {
+                    return Ok(close);
+                }
+            }
+            self.follow_catalog().await?;
+            if let Some(frame) = self.deliver().await? {
+                return Ok(frame);
+            }
+            match self.wait().await {
+                Woken::Events | Woken::Catalog => {}
+                Woken::Ended(status) => return Err(status),
+                Woken::Request(request) => {
+                    if let Some(close) = self.take_request(*request)? {
+                        return Ok(close);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Counts an answer; half-close is answered with the totals, and ends the stream.
+    fn take_request(
+        &mut self,
+        request: Result<Option<api::SubscribeRequest>, Status>,
+    ) -> Result<Option<Bytes>, Status> {
+        match request? {
+            None => {
+                self.closing = true;
+                self.totals.topics = self.feeds.iter().filter(|feed| feed.delivered).count() as u64;
+                let embed = Some(api::subscribe_reply::Embed::CloseStream(self.totals));
+                return Ok(Some(wire::message(&api::SubscribeReply { embed })));
+            }
+            Some(api::SubscribeRequest { embed: Some(api::subscribe_request::Embed::Ack(_)) }) => self.totals.acks += 1,
+            Some(api::SubscribeRequest { embed: Some(api::subscribe_request::Embed::Nack(_)) }) => {
+                self.totals.nacks += 1;
+            }
+            // A second subscription, or nothing at all: ignored, as ever.
+            Some(_) => {}
+        }
+        Ok(None)
+    }
+
+    /// A stream for all topics takes those that are made while it lives, from their first event; destroyed ones leave it.
+    async fn follow_catalog(&mut self) -> Result<(), Status> {
+        if !self.catalog.has_changed().unwrap_or(false) {
+            return Ok(());
+        }
+        self.catalog.mark_unchanged();
+        let view = self.shared.parts.catalog.view();
+        self.feeds.retain(|feed| view.topic(feed.handle.topic()).is_some());
+        if self.scope.is_open() {
+            for topic in self.scope.topics(&self.shared) {
+                if !self.feeds.iter().any(|feed| feed.handle.topic() == topic.id) {
+                    self.feeds.push(Feed::open(&self.shared, topic.id, Start::Earliest).await?);
+                }
+            }
+        }
+        if self.feeds.is_empty() {
+            return Err(Status::failed_precondition(text::NO_TOPICS));
+        }
+        Ok(())
+    }
+
+    /// One batch of the next topic that has any, as frames; nothing when all are at their tails.
+    async fn deliver(&mut self) -> Result<Option<Bytes>, Status> {
+        for _ in 0..self.feeds.len() {
+            self.next = (self.next + 1) % self.feeds.len();
+            let feed = &mut self.feeds[self.next];
+            if !feed.has_more() {
+                continue;
+            }
+            feed.skip_delivered();
+            if feed.ahead.is_empty() {
+                let read = feed.handle.read(feed.next, READ_AHEAD, &mut feed.place).await;
+                feed.ahead = read.map_err(|error| status::read_failed(&error))?.into();
+            }
+            let Some(batch) = feed.ahead.pop_front() else { continue };
+            let frame = feed.encode(&batch, self.limit).await?;
+            self.totals.events += frame.events;
+            if !frame.bytes.is_empty() {
+                feed.delivered = true;
+                return Ok(Some(frame.bytes));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn wait(&mut self) -> Woken {
+        let mut watermarks: FuturesUnordered<_> =
+            self.feeds.iter_mut().map(|feed| feed.watermark.wait_for(|high| *high > feed.next)).collect();
+        tokio::select! {
+            _ = watermarks.next() => Woken::Events,
+            request = self.messages.message() => Woken::Request(Box::new(request)),
+            _ = self.catalog.changed() => Woken::Catalog,
+            status = &mut self.ended => Woken::Ended(status),
+        }
+    }
+}
+
+struct Encoded {
+    bytes: Bytes,
+    events: u64,
+}
+
+impl Feed {
+    /// Opens a batch and encodes what of it is next, then asks once more whether it may be shown.
+    async fn encode(&mut self, batch: &StoredBatch, limit: usize) -> Result<Encoded, Status> {
+        let frame = {
+            let mut open = self.handle.open(batch).await.map_err(|error| status::read_failed(&error))?;
+            let mut out = BytesMut::with_capacity(batch.sealed.len() + batch.count as usize * 96);
+            let mut events = 0;
+            let mut blocked = None;
+            while let Some(event) = open.next() {
+                if event.offset() < self.next || !event.has_event() {
+                    continue;
+                }
+                let wrapper = event.wrapper_len();
+                let length = 1 + encoded_len_varint(wrapper as u64) + wrapper;
+                if length > limit {
+                    blocked = Some((event.offset(), length));
+                    break;
+                }
+                wire::put_prefix(length, &mut out);
+                // Field 1 of a reply: the event.
+                out.put_u8(0x0a);
+                encode_varint(wrapper as u64, &mut out);
+                event.write_wrapper(&mut out);
+                events += 1;
+            }
+            (out, events, blocked, open.dek())
+        };
+        let (out, events, blocked, dek): (BytesMut, u64, Option<(Offset, usize)>, DekId) = frame;
+        // The last moment before the bytes are the transport's: a lease that ran out meanwhile shows nothing.
+        if !self.handle.usable(dek) {
+            return Err(status::read_failed(&self.handle.why_unusable(batch).await));
+        }
+        match blocked {
+            // What precedes it is delivered first; the next round comes here again.
+            Some((offset, _)) if events > 0 => self.next = offset,
+            Some((offset, length)) => return Err(status::event_too_large(offset.0, length, limit)),
+            None => self.next = batch.end(),
+        }
+        if self.next < batch.end() {
+            self.ahead.push_front(batch.clone());
+        }
+        Ok(Encoded { bytes: out.freeze(), events })
+    }
+}

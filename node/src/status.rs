@@ -1,0 +1,243 @@
+//! What clients are told: the one place that knows gRPC codes and, for publish streams, nack codes.
+//!
+//! A nack is a promise that the event is not stored. What may be stored after all ends the stream instead.
+#![deny(clippy::wildcard_enum_match_arm)]
+
+use ensign_proto::InvalidTopicName;
+use ensign_proto::convert::InvalidField;
+use ensign_proto::pb::ensign::v1beta1::nack::Code as NackCode;
+use tonic::Status;
+use tracing::{error, warn};
+
+use crate::catalog::{ChangeTopicError, CreateTopicError, PageError, TopicState, WriteFailure};
+use crate::ensql::SyntaxError;
+use crate::identity::AuthError;
+use crate::partition::{KeysError, PublishError, ReadError};
+
+/// Texts that clients compare or show.
+pub(crate) mod text {
+    pub(crate) const NO_CREDENTIALS: &str = "missing credentials";
+    pub(crate) const NOT_AUTHORIZED: &str = "not authorized to perform this action";
+    pub(crate) const NO_TOPICS: &str = "no topics available";
+    pub(crate) const TOPIC_NOT_FOUND: &str = "topic not found";
+    pub(crate) const OPEN_FIRST: &str = "an open stream message must be sent immediately after opening the stream";
+    pub(crate) const OPEN_TWICE: &str = "cannot send multiple open stream messages";
+    pub(crate) const EMPTY_REQUEST: &str = "unhandled publisher request message <nil>";
+    pub(crate) const RECEIVE_FAILED: &str = "could not recv event from client";
+    pub(crate) const SUBSCRIBE_FIRST: &str = "must send subscription to initialize stream";
+    pub(crate) const STOPPING: &str = "the node is shutting down";
+    pub(crate) const KEY_REVOKED: &str = "the API key of this stream was revoked";
+    pub(crate) const UNKNOWN_TOPIC_IN_QUERY: &str = "unknown topic in query";
+}
+
+/// Why a request is refused before anything else is looked at.
+pub(crate) fn unauthenticated(error: &AuthError) -> Status {
+    match error {
+        AuthError::Invalid(reason) => {
+            tracing::debug!(%reason, "a token is refused");
+            Status::unauthenticated("invalid credentials")
+        }
+        AuthError::Unavailable { cause } => Status::unavailable(format!("tokens cannot be verified now: {cause}")),
+    }
+}
+
+/// A field that does not say what it must.
+pub(crate) fn invalid_field(error: &InvalidField) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+/// A page token that is none.
+pub(crate) fn invalid_page(error: PageError) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+/// A query that is none.
+pub(crate) fn invalid_query(error: &SyntaxError) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+/// A name that is none.
+pub(crate) fn invalid_name(error: InvalidTopicName) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+fn write_failed(failure: &WriteFailure, generic: &'static str) -> Status {
+    match failure {
+        WriteFailure::Unavailable { cause } => {
+            warn!(cause, "the catalog cannot be written");
+            Status::unavailable("the catalog cannot be written at the moment, please try again")
+        }
+        WriteFailure::OutcomeUnknown { cause } => {
+            warn!(cause, "a change of the catalog has an unknown outcome");
+            Status::deadline_exceeded("it is not known whether the change was made, please look before trying again")
+        }
+        WriteFailure::Internal { cause } => {
+            error!(cause, "the catalog refused a change");
+            Status::internal(generic)
+        }
+    }
+}
+
+/// Why a topic was not created.
+pub(crate) fn create_topic_failed(error: &CreateTopicError) -> Status {
+    match error {
+        CreateTopicError::NameTaken => Status::already_exists("topic name already exists in project"),
+        CreateTopicError::TooMany { .. } => Status::resource_exhausted(error.to_string()),
+        CreateTopicError::Vault(failure) => {
+            warn!(%failure, "a topic was not created");
+            Status::unavailable("the key vault cannot be reached at the moment, please try again")
+        }
+        // The token names a project that is gone.
+        CreateTopicError::ProjectUnknown => Status::permission_denied(text::NOT_AUTHORIZED),
+        CreateTopicError::Write(failure) => write_failed(failure, "could not process create topic request"),
+    }
+}
+
+/// Why a topic was not archived or destroyed.
+pub(crate) fn change_topic_failed(error: &ChangeTopicError) -> Status {
+    match error {
+        ChangeTopicError::Unknown => Status::not_found(text::TOPIC_NOT_FOUND),
+        ChangeTopicError::State(state) => cannot_change(*state),
+        ChangeTopicError::Write(failure) => write_failed(failure, "could not process delete topic request"),
+    }
+}
+
+/// A topic in this state is neither archived nor destroyed.
+pub(crate) fn cannot_change(state: TopicState) -> Status {
+    let name = state_name(state);
+    Status::failed_precondition(format!("cannot archive or destroy a topic that is in the {name} state"))
+}
+
+/// A state as the wire names it.
+pub(crate) fn state_name(state: TopicState) -> &'static str {
+    match state {
+        TopicState::Ready => "READY",
+        TopicState::Readonly => "READONLY",
+        TopicState::Deleting => "DELETING",
+    }
+}
+
+/// Why events are not delivered.
+pub(crate) fn read_failed(error: &ReadError) -> Status {
+    match error {
+        ReadError::Trimmed { .. } => Status::out_of_range(error.to_string()),
+        ReadError::Stopped => Status::unavailable("the topic is not served by this node any more"),
+        ReadError::NoLeader { cause } => {
+            Status::unavailable(format!("the topic's replicas cannot be reached at the moment: {cause}"))
+        }
+        ReadError::Key(error) => key_failed(error),
+        ReadError::Corrupt { what } => {
+            error!(what, "a replica cannot be read");
+            Status::data_loss("this replica of the topic is damaged; please ask another node")
+        }
+    }
+}
+
+/// Why what is sealed stays sealed.
+pub(crate) fn key_failed(error: &KeysError) -> Status {
+    match error {
+        KeysError::Unavailable(cause) => {
+            warn!(cause, "no lease on the keys of a topic");
+            Status::unavailable("the topic's encryption keys are not available at the moment, please try again")
+        }
+        KeysError::Unusable(cause) => {
+            Status::failed_precondition(format!("these events cannot be read any more: {cause}"))
+        }
+        KeysError::NotHeld(_) => {
+            Status::unavailable("the topic's encryption keys are not available at the moment, please try again")
+        }
+        KeysError::Damaged => {
+            error!("a sealed batch does not open");
+            Status::data_loss("this replica of the topic is damaged; please ask another node")
+        }
+        KeysError::Failed(cause) => {
+            error!(cause, "the keys of a topic cannot be used");
+            Status::internal("the topic's encryption keys cannot be used")
+        }
+    }
+}
+
+/// An event that is larger than the client can take.
+pub(crate) fn event_too_large(offset: u64, size: usize, limit: usize) -> Status {
+    Status::resource_exhausted(format!(
+        "the event at offset {offset} takes {size} bytes, more than the {limit} bytes that a message to this client may have; \
+         a client that accepts more says so in the metadata field ensign-max-message-bytes"
+    ))
+}
+
+/// What becomes of events that were not acknowledged.
+#[derive(Debug, Clone)]
+pub(crate) enum Refusal {
+    /// They are not stored: a nack for each, and the stream lives on.
+    Nack(NackCode, &'static str),
+    /// The stream ends.
+    End(Status),
+}
+
+/// What a publisher is told.
+pub(crate) fn publish_failed(error: &PublishError) -> Refusal {
+    match error {
+        PublishError::Archived => Refusal::Nack(NackCode::TopicArchived, "cannot publish to an archived topic"),
+        PublishError::Deleted => Refusal::Nack(NackCode::TopicDeleted, "topic is currently being deleted"),
+        PublishError::NotCommitted => {
+            Refusal::Nack(NackCode::ConsensusFailure, "could not commit event, please try again")
+        }
+        PublishError::TooLarge => Refusal::Nack(NackCode::MaxEventSizeExceeded, "maximum event size has been exceeded"),
+        PublishError::KeyUnusable { detail } => {
+            Refusal::End(Status::failed_precondition(format!("the topic cannot be written: {detail}")))
+        }
+        PublishError::Fenced { .. } => Refusal::End(Status::failed_precondition(error.to_string())),
+        PublishError::Forgotten => Refusal::End(Status::aborted(error.to_string())),
+        PublishError::Unavailable { cause } => {
+            warn!(cause, "a publish stream ends: its events found no leader in time");
+            Refusal::End(Status::unavailable("the topic's replicas cannot be reached, please try again"))
+        }
+        // Proposed, perhaps, and unanswered: neither ack nor nack would be true.
+        PublishError::OutcomeUnknown { cause } => {
+            warn!(cause, "a publish stream ends with an unknown outcome");
+            Refusal::End(Status::deadline_exceeded(
+                "it is not known whether the last events were committed; publishing them again may store them twice",
+            ))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(status: &Status) -> String {
+        format!("{:?}: {}", status.code(), status.message())
+    }
+
+    #[test]
+    fn what_may_be_stored_is_never_nacked() {
+        let doubtful = [
+            PublishError::OutcomeUnknown { cause: String::new() },
+            PublishError::Forgotten,
+            PublishError::Fenced { epoch: 2 },
+        ];
+        for error in doubtful {
+            assert!(matches!(publish_failed(&error), Refusal::End(_)), "{error}");
+        }
+    }
+
+    #[test]
+    fn statuses_read_as_documented() {
+        let lines = [
+            shown(&create_topic_failed(&CreateTopicError::NameTaken)),
+            shown(&change_topic_failed(&ChangeTopicError::Unknown)),
+            shown(&change_topic_failed(&ChangeTopicError::State(TopicState::Deleting))),
+            shown(&read_failed(&ReadError::Trimmed { log_start: ensign_proto::Offset(5) })),
+            shown(&key_failed(&KeysError::Unusable("the key was revoked".to_owned()))),
+        ];
+        let expected = [
+            "AlreadyExists: topic name already exists in project",
+            "NotFound: topic not found",
+            "FailedPrecondition: cannot archive or destroy a topic that is in the DELETING state",
+            "OutOfRange: events before offset 5 are no longer kept",
+            "FailedPrecondition: these events cannot be read any more: the key was revoked",
+        ];
+        assert_eq!(lines, expected);
+    }
+}
