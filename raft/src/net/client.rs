@@ -237,32 +237,48 @@ impl NetStreamAppend<Types> for Client {
     where
         S: Stream<Item = AppendRequest> + OptionalSend + Unpin + 'static,
     {
-        Box::pin(async move {
-            let link = self.peers.link(self.target, self.append_lane);
-            let ttl = option.hard_ttl().max(self.peers.config.timing.heartbeat);
-            let conn = match timeout(ttl, self.peers.conn(&link)).await {
-                Err(_elapsed) => return Err(self.timed_out(RPCTypes::AppendEntries, ttl)),
-                Ok(conn) => conn.map_err(unreachable)?,
-            };
-            // A heartbeat is a request on its own; it must not wait behind what is in flight.
-            let (stream, deadline) = match self.append_lane {
-                Lane::Control => (0, ttl),
-                Lane::Bulk => (conn.fresh(), APPEND_DEADLINE),
-            };
-            let share = self.peers.config.limits.in_flight.0 / STREAM_SHARE;
-            let appends = Appends {
-                group: self.group,
-                input: Some(input),
-                next: None,
-                answers: FuturesOrdered::new(),
-                unanswered: 0,
-                share,
-                in_flight: Arc::clone(&link.in_flight),
-                deadline,
-                channel: Channel { conn, group: self.group, stream },
-            };
-            let answers: BoxStream<'s, _> = Box::pin(stream::unfold(Some(appends), Appends::step));
-            Ok(answers)
+        // The first request comes before the pipe: openraft's pause after a failure is in its stream of requests, so a
+        // client that failed without asking for one would be called again at once, for ever.
+        let answers = stream::once(self.open(input, option)).flat_map(|opened| match opened {
+            Ok(appends) => stream::unfold(Some(appends), Appends::step).boxed(),
+            Err(error) => stream::once(async move { Err(error) }).boxed(),
+        });
+        let answers: BoxStream<'s, _> = Box::pin(answers);
+        Box::pin(async move { Ok(answers) })
+    }
+}
+
+impl Client {
+    /// Waits for the first request, then for the pipe.
+    async fn open<S>(&self, mut input: S, option: RPCOption) -> Result<Appends<S>, RPCError<Types>>
+    where
+        S: Stream<Item = AppendRequest> + Unpin,
+    {
+        let first = input.next().await;
+        let link = self.peers.link(self.target, self.append_lane);
+        let ttl = option.hard_ttl().max(self.peers.config.timing.heartbeat);
+        let conn = match timeout(ttl, self.peers.conn(&link)).await {
+            Err(_elapsed) => return Err(self.timed_out(RPCTypes::AppendEntries, ttl)),
+            Ok(conn) => conn.map_err(unreachable)?,
+        };
+        // A heartbeat is a request on its own; it must not wait behind what is in flight.
+        let (stream, deadline) = match self.append_lane {
+            Lane::Control => (0, ttl),
+            Lane::Bulk => (conn.fresh(), APPEND_DEADLINE),
+        };
+        let share = self.peers.config.limits.in_flight.0 / STREAM_SHARE;
+        Ok(Appends {
+            input: first.is_some().then_some(input),
+            next: first.map(|request| {
+                let cost = cost(&request, share);
+                (request, cost)
+            }),
+            answers: FuturesOrdered::new(),
+            unanswered: 0,
+            share,
+            in_flight: Arc::clone(&link.in_flight),
+            deadline,
+            channel: Channel { conn, group: self.group, stream },
         })
     }
 }
@@ -287,7 +303,6 @@ type Answered = (u64, Result<Result<Answer, Broken>, tokio::time::error::Elapsed
 
 /// One stream of appends: requests go out as they come, answers come back in their order.
 struct Appends<S> {
-    group: GroupId,
     input: Option<S>,
     next: Option<(AppendRequest, u64)>,
     answers: FuturesOrdered<BoxFuture<'static, Answered>>,
@@ -343,7 +358,7 @@ impl<S: Stream<Item = AppendRequest> + Unpin> Appends<S> {
     async fn send(&mut self, permit: OwnedSemaphorePermit) -> Result<(), Broken> {
         let Some((request, cost)) = self.next.take() else { return Ok(()) };
         let stream = self.channel.stream;
-        let call = self.channel.conn.call(self.group, Request::Append { stream, request }).await?;
+        let call = self.channel.conn.call(self.channel.group, Request::Append { stream, request }).await?;
         let answer = timeout(self.deadline, call);
         self.unanswered += cost;
         self.answers.push_back(Box::pin(async move {

@@ -1,0 +1,334 @@
+//! Drives a simulation: steps it, disturbs it, checks it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use ensign_proto::{LogIndex, NodeId};
+use ensign_raft::env::{Rng as _, SeededRng};
+use ensign_storage::fault::{Crash, Fault};
+use turmoil::{Builder, Sim};
+
+use crate::check::{Checker, Violation};
+use crate::host::{self, name};
+use crate::world::World;
+
+/// How long anything that must happen may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Between two looks at the cluster.
+const LOOK: Duration = Duration::from_millis(4);
+
+pub(crate) struct Options {
+    pub(crate) seed: u64,
+    pub(crate) planted_leader_restore: bool,
+}
+
+impl Options {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self { seed, planted_leader_restore: false }
+    }
+}
+
+/// What a run has shown.
+#[derive(Debug)]
+pub(crate) struct Report {
+    pub(crate) acked: usize,
+    pub(crate) unknown: usize,
+    pub(crate) disturbances: usize,
+    /// Every event with its time, and each disk's digest: equal for equal seeds.
+    pub(crate) trace: String,
+}
+
+/// Something that a disturbance undoes later.
+#[derive(Debug, Clone, Copy)]
+enum Undo {
+    Restart(NodeId),
+    Heal,
+    Release(NodeId),
+}
+
+pub(crate) struct SimCluster {
+    sim: Sim<'static>,
+    world: World,
+    nodes: Vec<NodeId>,
+    rng: SeededRng,
+    checker: Checker,
+    undo: Vec<(Duration, Undo)>,
+    looked: Duration,
+    disturbances: usize,
+}
+
+impl SimCluster {
+    pub(crate) fn new(options: Options) -> Self {
+        let mut sim = Builder::new()
+            .rng_seed(options.seed)
+            .simulation_duration(Duration::from_hours(1))
+            .min_message_latency(Duration::from_millis(1))
+            .max_message_latency(Duration::from_millis(8))
+            .tcp_capacity(4096)
+            .epoch(std::time::UNIX_EPOCH + Duration::from_secs(1_700_000_000))
+            .build();
+        let world = World::default();
+        world.lock().busy = true;
+        let nodes: Vec<_> = [1, 2, 3].map(NodeId).to_vec();
+        for node in nodes.clone() {
+            let (world, voters) = (world.clone(), nodes.clone());
+            let (seed, planted) = (options.seed, options.planted_leader_restore);
+            sim.host(name(node), move || host::run(world.clone(), node, voters.clone(), seed, planted));
+        }
+        let rng = SeededRng::new(options.seed);
+        Self {
+            sim,
+            world,
+            nodes,
+            rng,
+            checker: Checker::default(),
+            undo: Vec::new(),
+            looked: Duration::ZERO,
+            disturbances: 0,
+        }
+    }
+
+    fn note(&self, line: &str) {
+        use std::fmt::Write as _;
+        let at = self.sim.elapsed();
+        let _ = writeln!(self.world.lock().trace, "{at:?} test: {line}");
+    }
+
+    fn below(&self, limit: u64) -> u64 {
+        self.rng.next_u64() % limit
+    }
+
+    fn millis(&self, from: u64, to: u64) -> Duration {
+        Duration::from_millis(from + self.below(to - from))
+    }
+
+    fn some_node(&self) -> NodeId {
+        self.nodes[self.below(self.nodes.len() as u64) as usize]
+    }
+
+    fn step(&mut self) -> Result<(), Violation> {
+        self.sim.step().map_err(|error| Violation(format!("a host failed: {error}")))?;
+        let now = self.sim.elapsed();
+        if now < self.looked + LOOK {
+            return Ok(());
+        }
+        self.looked = now;
+        self.checker.look(&self.world)?;
+        for node in self.nodes.clone() {
+            let lost_power = self.world.lock().nodes.get(&node).is_some_and(|slot| slot.disk.powered_off());
+            if lost_power && self.sim.is_host_running(name(node)) {
+                self.crash(node, Crash::Sectors);
+                let later = now + self.millis(50, 1500);
+                self.undo.push((later, Undo::Restart(node)));
+            }
+        }
+        while let Some(at) = self.undo.iter().position(|(due, _)| *due <= now) {
+            match self.undo.swap_remove(at).1 {
+                Undo::Restart(node) => self.restart(node),
+                Undo::Heal => self.heal(),
+                Undo::Release(node) => self.hold_syncs(node, false),
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn run(&mut self, length: Duration) -> Result<(), Violation> {
+        let end = self.sim.elapsed() + length;
+        while self.sim.elapsed() < end {
+            self.step()?;
+        }
+        Ok(())
+    }
+
+    fn run_until<T>(&mut self, what: &str, mut done: impl FnMut(&Self) -> Option<T>) -> Result<T, Violation> {
+        let end = self.sim.elapsed() + PATIENCE;
+        while self.sim.elapsed() < end {
+            if let Some(found) = done(self) {
+                return Ok(found);
+            }
+            self.step()?;
+        }
+        Err(Violation(format!("{what} did not happen within {PATIENCE:?}")))
+    }
+
+    fn leader(&self) -> Option<NodeId> {
+        let state = self.world.lock();
+        let mut leading = state.nodes.iter().filter(|(node, slot)| {
+            slot.running.as_ref().is_some_and(|running| {
+                let now = *running.group.leadership().borrow();
+                now.ready && now.leads(**node)
+            })
+        });
+        leading.next().map(|(node, _)| *node)
+    }
+
+    pub(crate) fn run_to_leader(&mut self) -> Result<NodeId, Violation> {
+        self.run_until("an election", Self::leader)
+    }
+
+    pub(crate) fn run_to_leader_other_than(&mut self, old: NodeId) -> Result<(), Violation> {
+        self.run_until("a new leader", |this| {
+            let state = this.world.lock();
+            let mut others = state.nodes.iter().filter(|(node, _)| **node != old);
+            others
+                .any(|(node, slot)| {
+                    slot.running.as_ref().is_some_and(|running| running.group.leadership().borrow().leads(*node))
+                })
+                .then_some(())
+        })
+    }
+
+    pub(crate) fn acked(&self) -> usize {
+        self.checker.acked.len()
+    }
+
+    pub(crate) fn run_until_acked(&mut self, count: usize) -> Result<(), Violation> {
+        self.run_until("a commit", |this| (this.acked() >= count).then_some(()))
+    }
+
+    /// The node dies, and its disk keeps what the crash leaves.
+    pub(crate) fn crash(&mut self, node: NodeId, crash: Crash) {
+        if !self.sim.is_host_running(name(node)) {
+            return;
+        }
+        self.note(&format!("crash {} {crash:?}", name(node)));
+        let (disk, running) = {
+            let mut state = self.world.lock();
+            let slot = state.nodes.entry(node).or_default();
+            (slot.disk.clone(), slot.running.take())
+        };
+        // First the disk: dropping a database flushes it, and a dead process flushes nothing.
+        disk.fence();
+        drop(running);
+        self.sim.crash(name(node));
+        disk.crash(crash, self.rng.next_u64());
+    }
+
+    pub(crate) fn restart(&mut self, node: NodeId) {
+        if !self.sim.is_host_running(name(node)) {
+            self.note(&format!("restart {}", name(node)));
+            self.sim.bounce(name(node));
+        }
+    }
+
+    pub(crate) fn hold_syncs(&mut self, node: NodeId, held: bool) {
+        self.note(&format!("{} syncs held: {held}", name(node)));
+        self.world.lock().nodes.entry(node).or_default().held = held;
+    }
+
+    pub(crate) fn isolate(&mut self, node: NodeId) {
+        self.note(&format!("isolate {}", name(node)));
+        for other in self.nodes.iter().filter(|other| **other != node) {
+            self.sim.partition(name(node), name(*other));
+        }
+    }
+
+    pub(crate) fn heal(&mut self) {
+        self.note("heal");
+        for (at, a) in self.nodes.iter().enumerate() {
+            for b in &self.nodes[at + 1..] {
+                self.sim.repair(name(*a), name(*b));
+            }
+        }
+    }
+
+    /// Something goes wrong somewhere.
+    fn disturb(&mut self) {
+        let now = self.sim.elapsed();
+        let node = self.some_node();
+        self.disturbances += 1;
+        match self.below(12) {
+            0..=2 => {
+                let kinds = [Crash::KeepAll, Crash::DropAll, Crash::Prefix, Crash::Sectors];
+                self.crash(node, kinds[self.below(4) as usize]);
+                self.undo.push((now + self.millis(20, 1500), Undo::Restart(node)));
+            }
+            3 => {
+                for node in self.nodes.clone() {
+                    self.crash(node, Crash::Sectors);
+                    self.undo.push((now + self.millis(20, 800), Undo::Restart(node)));
+                }
+            }
+            4 | 5 => {
+                let writes = self.below(40);
+                self.note(&format!("{} loses power after {writes} writes", name(node)));
+                self.world.lock().nodes.entry(node).or_default().disk.inject(Fault::PowerOff(writes));
+            }
+            6 | 7 => {
+                self.isolate(node);
+                self.undo.push((now + self.millis(200, 2500), Undo::Heal));
+            }
+            8 => {
+                let other = self.some_node();
+                if other != node {
+                    self.note(&format!("{} cannot reach {}", name(node), name(other)));
+                    self.sim.partition_oneway(name(node), name(other));
+                    self.undo.push((now + self.millis(200, 2500), Undo::Heal));
+                }
+            }
+            9 | 10 => {
+                self.hold_syncs(node, true);
+                self.undo.push((now + self.millis(50, 1200), Undo::Release(node)));
+            }
+            _ => self.world.lock().nodes.entry(node).or_default().compact = true,
+        }
+    }
+
+    /// Disturbs the cluster for so long, while clients propose.
+    pub(crate) fn storm(&mut self, length: Duration) -> Result<(), Violation> {
+        self.run_to_leader()?;
+        let end = self.sim.elapsed() + length;
+        while self.sim.elapsed() < end {
+            self.disturb();
+            let pause = self.millis(150, 1200);
+            self.run(pause)?;
+        }
+        Ok(())
+    }
+
+    fn journal(&self, node: NodeId) -> Option<Vec<(LogIndex, Bytes)>> {
+        let state = self.world.lock();
+        let running = state.nodes.get(&node)?.running.as_ref()?;
+        Some(
+            running.group.inspect(|journal| {
+                journal.entries.iter().map(|entry| (entry.id.index, entry.payload.clone())).collect()
+            }),
+        )
+    }
+
+    /// Ends every disturbance: the cluster must come together again, serve, and hold all that it acknowledged.
+    pub(crate) fn finish(mut self) -> Result<Report, Violation> {
+        self.undo.clear();
+        self.heal();
+        for node in self.nodes.clone() {
+            self.hold_syncs(node, false);
+            self.world.lock().nodes.entry(node).or_default().disk.heal();
+            self.restart(node);
+        }
+        self.run_to_leader()?;
+        let acked = self.acked();
+        self.run_until_acked(acked + 5)?;
+        self.world.lock().busy = false;
+        self.note("quiet");
+        let journal = self.run_until("equal journals", |this| {
+            let journals: Option<Vec<_>> = this.nodes.iter().map(|node| this.journal(*node)).collect();
+            let journals = journals?;
+            let settled = this.checker.acked.last_key_value().map(|(index, _)| *index);
+            let whole = journals[0].last().map(|(index, _)| *index) >= settled;
+            (whole && journals.windows(2).all(|pair| pair[0] == pair[1])).then(|| journals[0].clone())
+        })?;
+        self.run(Duration::from_millis(500))?;
+        self.checker.nothing_is_lost(&journal)?;
+        for node in self.nodes.clone() {
+            let digest = self.world.lock().nodes.entry(node).or_default().disk.trace();
+            self.note(&format!("{} disk {digest:016x}", name(node)));
+        }
+        let trace = std::mem::take(&mut self.world.lock().trace);
+        Ok(Report {
+            acked: self.checker.acked.len(),
+            unknown: self.checker.unknown,
+            disturbances: self.disturbances,
+            trace,
+        })
+    }
+}

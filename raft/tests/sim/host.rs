@@ -1,0 +1,210 @@
+//! One node of a simulation: log, runtime, peer server and a client that proposes wherever this node leads.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use ensign_proto::{GroupId, NodeId};
+use ensign_raft::env::{BootTime, Clock, Lane, Pipe, Rng, SeededRng, Tasks, Transport, TransportError, UnixNanos};
+use ensign_raft::testing::Journal;
+use ensign_raft::{DiskReads, Group, GroupSpec, Limits, Runtime, RuntimeConfig, Timing};
+use ensign_storage::{FrameLog, LogConfig, LogError, NodeLog as _, Writer};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+use turmoil::net::{TcpListener, TcpStream};
+
+use crate::world::{Running, World};
+
+pub(crate) const GROUP: GroupId = GroupId(16);
+pub(crate) const TIMING: Timing = Timing {
+    heartbeat: Duration::from_millis(60),
+    election_min: Duration::from_millis(200),
+    election_max: Duration::from_millis(400),
+};
+const PORT: u16 = 5357;
+
+pub(crate) fn name(node: NodeId) -> String {
+    format!("n{node}")
+}
+
+struct SimClock;
+
+impl Clock for SimClock {
+    fn boot(&self) -> BootTime {
+        BootTime(turmoil::sim_elapsed().unwrap_or_default())
+    }
+
+    fn wall(&self) -> UnixNanos {
+        UnixNanos(turmoil::since_epoch().unwrap_or_default().as_nanos() as u64)
+    }
+}
+
+/// Runs a node until its host is crashed.
+pub(crate) async fn run(
+    world: World,
+    node: NodeId,
+    voters: Vec<NodeId>,
+    seed: u64,
+    planted_leader_restore: bool,
+) -> turmoil::Result {
+    let (disk, incarnation) = {
+        let mut state = world.lock();
+        let slot = state.nodes.entry(node).or_default();
+        slot.incarnation += 1;
+        (slot.disk.clone(), slot.incarnation)
+    };
+    let rng: Arc<dyn Rng> = Arc::new(SeededRng::new(seed ^ node.0 << 32 ^ incarnation << 40));
+    let (log, writer) = FrameLog::open(Arc::new(disk), Path::new("log"), LogConfig::tiny())?;
+    let tasks = Tasks::new();
+    let (disks, latencies) = (world.clone(), Arc::clone(&rng));
+    tasks.spawn("sync", move |_stop| commit(disks, node, writer, latencies));
+
+    let mut config = RuntimeConfig { timing: TIMING, disk_reads: DiskReads::Inline, ..RuntimeConfig::new(node) };
+    config.planted_leader_restore = planted_leader_restore;
+    // Small, so that checkpoints happen within a short run.
+    config.limits = Limits { checkpoint_entries: 64, ..Limits::default() };
+    let transport = Arc::new(SimTransport { node, tasks: tasks.clone() });
+    let runtime = Runtime::new(config, transport, Arc::new(SimClock), Arc::clone(&rng), tasks.clone());
+    let listener = TcpListener::bind(("0.0.0.0", PORT)).await?;
+    let (server, pipes) = (runtime.clone(), tasks.clone());
+    tasks.spawn("listen", move |_stop| async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (server, pipes) = (server.clone(), pipes.clone());
+            pipes.clone().spawn("handshake", move |_stop| async move {
+                let _ = welcome(stream, &server, &pipes).await;
+            });
+        }
+    });
+
+    let spec = GroupSpec { id: GROUP, voters: voters.into_iter().collect(), initialize: true };
+    let group = runtime.start(spec, log.group(GROUP), Journal::with_checkpoints()).await?;
+    world.note(&format!("{} started", name(node)));
+    let running = Running { group: group.clone(), log: log.group(GROUP), tasks: tasks.clone() };
+    if let Some(slot) = world.lock().nodes.get_mut(&node) {
+        slot.running = Some(running);
+    }
+    client(world, node, group, tasks, rng).await;
+    Ok(())
+}
+
+/// The writer's thread, as a task: a sync takes a few milliseconds, or as long as the test holds it.
+async fn commit(world: World, node: NodeId, mut writer: Writer, rng: Arc<dyn Rng>) {
+    loop {
+        sleep(Duration::from_millis(1 + rng.next_u64() % 4)).await;
+        let held = world.lock().nodes.get(&node).is_some_and(|slot| slot.held);
+        if held {
+            continue;
+        }
+        match writer.commit_queued() {
+            Ok(_) | Err(LogError::Full { .. }) => {}
+            Err(error) => {
+                world.note(&format!("{} log: {error}", name(node)));
+                return;
+            }
+        }
+    }
+}
+
+/// Proposes, and reads, as long as this node leads.
+async fn client(world: World, node: NodeId, group: Group<Journal>, tasks: Tasks, rng: Arc<dyn Rng>) {
+    loop {
+        sleep(Duration::from_millis(2 + rng.next_u64() % 14)).await;
+        let (busy, compact) = {
+            let mut state = world.lock();
+            let busy = state.busy;
+            let slot = state.nodes.entry(node).or_default();
+            (busy, std::mem::take(&mut slot.compact))
+        };
+        if compact {
+            let outcome = group.compact(3).await.map_err(|error| error.to_string());
+            world.note(&format!("{} compacted: {outcome:?}", name(node)));
+        }
+        let leadership = *group.leadership().borrow();
+        if !busy || !leadership.ready || !leadership.leads(node) {
+            continue;
+        }
+        if rng.next_u64().is_multiple_of(8) {
+            let (world, group) = (world.clone(), group.clone());
+            tasks.spawn("read", move |_stop| read(world, group));
+        }
+        for _ in 0..=rng.next_u64() % 4 {
+            let payload = world.next_payload(node);
+            match group.submit(Some(leadership.term), payload.clone()).await {
+                Err(error) => world.settle(payload, Err(error)),
+                Ok(pending) => {
+                    let world = world.clone();
+                    tasks.spawn("propose", move |_stop| async move {
+                        let outcome = pending.await.map(|committed| committed.id);
+                        world.settle(payload, outcome);
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// A read index must cover everything that was acknowledged before it was asked for.
+async fn read(world: World, group: Group<Journal>) {
+    let before = world.lock().acked_through;
+    if let Ok(index) = group.read_index().await {
+        let applied = *group.applied().borrow();
+        if index < before || applied < index {
+            let what = format!("a read index of {index} (applied {applied}) after {before} was acknowledged");
+            world.lock().broken.get_or_insert(what);
+        }
+    }
+}
+
+struct SimTransport {
+    node: NodeId,
+    tasks: Tasks,
+}
+
+impl Transport for SimTransport {
+    fn connect(&self, peer: NodeId, lane: Lane) -> BoxFuture<'static, Result<Pipe, TransportError>> {
+        let (node, tasks) = (self.node, self.tasks.clone());
+        let opening = async move {
+            let failed = |error: std::io::Error| TransportError { peer, cause: error.to_string() };
+            let mut stream = TcpStream::connect((name(peer), PORT)).await.map_err(failed)?;
+            let hello = [&node.0.to_be_bytes()[..], &[u8::from(lane == Lane::Bulk)]].concat();
+            stream.write_all(&hello).await.map_err(failed)?;
+            Ok(pipe(stream, &tasks))
+        };
+        opening.boxed()
+    }
+}
+
+async fn welcome(mut stream: TcpStream, runtime: &Runtime, tasks: &Tasks) -> std::io::Result<()> {
+    let peer = NodeId(stream.read_u64().await?);
+    let lane = if stream.read_u8().await? == 1 { Lane::Bulk } else { Lane::Control };
+    runtime.accept(peer, lane, pipe(stream, tasks));
+    Ok(())
+}
+
+/// Messages over TCP, each with its length in front.
+fn pipe(stream: TcpStream, tasks: &Tasks) -> Pipe {
+    let (mut reader, mut writer) = stream.into_split();
+    let (outgoing, mut accepted) = mpsc::channel::<Bytes>(64);
+    let (delivery, incoming) = mpsc::channel(64);
+    tasks.spawn("tcp-write", move |_stop| async move {
+        while let Some(message) = accepted.recv().await {
+            let framed = [&(message.len() as u32).to_be_bytes()[..], &message].concat();
+            if writer.write_all(&framed).await.is_err() {
+                return;
+            }
+        }
+    });
+    tasks.spawn("tcp-read", move |_stop| async move {
+        while let Ok(length) = reader.read_u32().await {
+            let mut message = vec![0; length as usize];
+            if reader.read_exact(&mut message).await.is_err() || delivery.send(message.into()).await.is_err() {
+                return;
+            }
+        }
+    });
+    Pipe { outgoing, incoming }
+}

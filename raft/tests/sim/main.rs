@@ -1,0 +1,107 @@
+//! A cluster of three in simulated time: turmoil's network, the frame log on a disk that loses what was not synced, and
+//! everything from one seed. `SEED=… cargo test -p ensign-raft --test sim` replays one.
+
+#[cfg(not(tokio_unstable))]
+compile_error!("a simulation replays only under `--cfg tokio_unstable`; .cargo/config.toml sets it");
+
+mod check;
+mod cluster;
+mod host;
+mod world;
+
+use std::time::Duration;
+
+use ensign_storage::fault::Crash;
+
+use crate::check::Violation;
+use crate::cluster::{Options, Report, SimCluster};
+
+/// The seeds of a test: the one that `SEED` names, else these.
+fn seeds(usual: &[u64]) -> Vec<u64> {
+    match std::env::var("SEED") {
+        Ok(seed) => vec![seed.parse().expect("SEED is a number")],
+        Err(_) => usual.to_vec(),
+    }
+}
+
+fn storm(seed: u64, length: Duration) -> Result<Report, Violation> {
+    let mut cluster = SimCluster::new(Options::new(seed));
+    cluster.storm(length)?;
+    cluster.finish()
+}
+
+#[test]
+fn a_cluster_keeps_its_promises_through_crashes_and_partitions() {
+    for seed in seeds(&[1, 2, 3, 4, 5, 6]) {
+        let report = storm(seed, Duration::from_secs(12)).unwrap_or_else(|found| panic!("SEED={seed}: {found}"));
+        // A run in which nothing was promised, or nothing went wrong, shows nothing.
+        assert!(report.acked >= 100, "SEED={seed}: only {} entries were acknowledged", report.acked);
+        assert!(report.disturbances >= 8, "SEED={seed}: only {} disturbances", report.disturbances);
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace_twice() {
+    for seed in seeds(&[7]) {
+        let [first, second] = [(); 2].map(|()| storm(seed, Duration::from_secs(6)).expect("the run is clean").trace);
+        assert!(first.lines().count() > 100, "the trace is too short to prove anything");
+        assert_eq!(first, second, "SEED={seed} gave two traces");
+    }
+}
+
+#[test]
+fn another_seed_gives_another_trace() {
+    let [first, second] = [8, 9].map(|seed| storm(seed, Duration::from_secs(2)).expect("the run is clean").trace);
+    assert_ne!(first, second);
+}
+
+/// The leader appends and its followers acknowledge, while the leader's own flush is late; then its power fails and it is
+/// back at once, without the tail that the cluster has committed (key-design §4.4).
+fn a_leader_loses_its_unflushed_tail(planted_leader_restore: bool) -> Result<Report, Violation> {
+    let mut options = Options::new(42);
+    options.planted_leader_restore = planted_leader_restore;
+    let mut cluster = SimCluster::new(options);
+    let leader = cluster.run_to_leader()?;
+    cluster.run_until_acked(20)?;
+    cluster.hold_syncs(leader, true);
+    let acked = cluster.acked();
+    cluster.run_until_acked(acked + 5)?;
+    cluster.crash(leader, Crash::DropAll);
+    cluster.hold_syncs(leader, false);
+    cluster.restart(leader);
+    cluster.run(Duration::from_secs(3))?;
+    cluster.finish()
+}
+
+#[test]
+fn a_leader_that_lost_its_unflushed_tail_does_not_lead_its_old_term_again() {
+    let report = a_leader_loses_its_unflushed_tail(false).unwrap_or_else(|found| panic!("{found}"));
+    assert!(report.acked >= 25);
+}
+
+#[test]
+fn planted_leader_restore_forks_the_log_and_is_caught() {
+    let found = a_leader_loses_its_unflushed_tail(true).err();
+    let Some(Violation(what)) = found else { panic!("the planted bug was not found") };
+    assert!(what.contains("two entries"), "found something else: {what}");
+}
+
+#[test]
+fn a_deposed_leader_does_not_acknowledge() {
+    for seed in seeds(&[11, 12]) {
+        let outcome = deposed(seed).unwrap_or_else(|found| panic!("SEED={seed}: {found}"));
+        assert!(outcome.unknown > 0, "SEED={seed}: nothing was in flight when the leader was cut off");
+    }
+}
+
+fn deposed(seed: u64) -> Result<Report, Violation> {
+    let mut cluster = SimCluster::new(Options::new(seed));
+    let old = cluster.run_to_leader()?;
+    cluster.run_until_acked(10)?;
+    cluster.isolate(old);
+    cluster.run_to_leader_other_than(old)?;
+    let acked = cluster.acked();
+    cluster.run_until_acked(acked + 10)?;
+    cluster.heal();
+    cluster.finish()
+}
