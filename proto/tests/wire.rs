@@ -92,11 +92,13 @@ fn sorted<const N: usize>(mut names: [&str; N]) -> Vec<&str> {
 #[test]
 fn our_own_fields_are_numbered_from_1001() {
     let ours = [
+        "Ack.offset",
         "EventWrapper.producer_session",
         "EventWrapper.producer_epoch",
         "EventWrapper.producer_sequence",
         "OpenStream.producer_session",
         "OpenStream.producer_epoch",
+        "Query.message_bytes_max",
         "StreamReady.next_offsets",
         "Subscription.offset",
         "Subscription.time",

@@ -74,8 +74,8 @@ def main():
         wrong += [f"{name}: missing or different: {fact}" for fact in sorted(theirs - mine)]
         known = {fact.split(" ")[1] for fact in theirs if fact.startswith("message ")}
         for fact in sorted(mine - theirs):
-            kind, name = fact.split(" ")[:2]
-            if kind in ("message", "field") and (name if kind == "message" else name.rpartition(".")[0]) not in known:
+            kind, what = fact.split(" ")[:2]
+            if kind in ("message", "field") and (what if kind == "message" else what.rpartition(".")[0]) not in known:
                 continue  # a message that is all ours, for example the entry of a map
             number = int(fact.split(" = ")[1].split(" ")[0]) if fact.startswith("field ") else 0
             if number < 1001:
