@@ -103,7 +103,7 @@ async fn too_many_failures_from_one_address_are_told_to_come_back() {
         request.extensions_mut().insert(axum::extract::ConnectInfo(address));
         app.clone().oneshot(request).await.unwrap()
     };
-    for n in 0..120 {
+    for n in 0..300 {
         assert_eq!(fail(format!("client {n}")).await.status(), 403);
     }
     insta::assert_snapshot!("too_many_requests", shown(fail("one more".to_owned()).await).await);
