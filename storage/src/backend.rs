@@ -63,12 +63,11 @@ impl Space {
     /// Opens the file, writing it out to at least `prefill` bytes.
     pub(crate) fn open(disk: Arc<dyn Disk>, path: &Path, prefill: u64) -> io::Result<Self> {
         let file: Arc<dyn DiskFile> = disk.open(path)?.into();
-        let physical = file.len()?;
+        let len = file.len()?;
         // A crash may have left a length that ends inside a page, which redb would refuse.
-        let whole = physical / PAGE * PAGE;
-        let physical = if whole == physical { physical } else { whole + PAGE };
-        let logical = logical_len(&*file, physical)?;
-        if physical > file.len()? {
+        let physical = len.div_ceil(PAGE) * PAGE;
+        let logical = logical_len(&*file, len, physical)?;
+        if physical > len {
             file.set_len(physical)?;
         }
         let sizes = Arc::new(Mutex::new(Sizes { physical, logical }));
@@ -148,12 +147,9 @@ impl Space {
 }
 
 /// What redb believes the length to be: its header's layout after a clean close, else all there is.
-fn logical_len(file: &dyn DiskFile, physical: u64) -> io::Result<u64> {
+fn logical_len(file: &dyn DiskFile, len: u64, physical: u64) -> io::Result<u64> {
     let mut header = [0_u8; 32];
-    if physical < PAGE {
-        return Ok(0);
-    }
-    file.read_at(0, &mut header)?;
+    file.read_at(0, &mut header[..len.min(32) as usize])?;
     if header.starts_with(MAGIC) {
         let number =
             |at: usize| u64::from(u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]));

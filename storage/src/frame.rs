@@ -218,6 +218,8 @@ pub struct LogStats {
     pub moved: u64,
     /// Times that the stored index was replaced.
     pub indexes: u64,
+    /// Times that the database was opened again after its growth was refused.
+    pub reopened: u64,
 }
 
 #[derive(Debug, Default)]
@@ -229,6 +231,7 @@ struct Counters {
     purged_frames: AtomicU64,
     moved: AtomicU64,
     indexes: AtomicU64,
+    reopened: AtomicU64,
 }
 
 /// What the writer and all handles share.
@@ -380,6 +383,7 @@ impl FrameLog {
             purged_frames: read(&shared.counters.purged_frames),
             moved: read(&shared.counters.moved),
             indexes: read(&shared.counters.indexes),
+            reopened: read(&shared.counters.reopened),
         }
     }
 

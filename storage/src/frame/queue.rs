@@ -80,7 +80,8 @@ pub(crate) struct Waiting {
 #[derive(Default)]
 pub(crate) struct Batch {
     pub(crate) ops: Vec<Op>,
-    pub(crate) lazy: Vec<(Lazy, Arc<Group>)>,
+    /// With the serial of the operation that each follows.
+    pub(crate) lazy: Vec<(Lazy, u64, Arc<Group>)>,
 }
 
 /// The queue. Locked after a group, never before one.
@@ -127,6 +128,11 @@ impl Queue {
     }
 
     pub(crate) fn push(&self, mut waiting: MutexGuard<'_, Waiting>, group: Arc<Group>, work: Work, done: Done) -> u64 {
+        if matches!(work, Work::Remove) {
+            // They belonged to the life that ends.
+            waiting.lazy.remove(&(group.id, Lazy::Committed));
+            waiting.lazy.remove(&(group.id, Lazy::Checkpoint));
+        }
         waiting.serial += 1;
         let op = Op { serial: waiting.serial, group, work, done };
         waiting.bytes += op.bytes();
@@ -164,8 +170,8 @@ impl Queue {
             let ready: Vec<_> =
                 waiting.lazy.iter().filter(|(_, (after, _))| *after <= taken).map(|(key, _)| *key).collect();
             for key in ready {
-                if let Some((_, group)) = waiting.lazy.remove(&key) {
-                    batch.lazy.push((key.1, group));
+                if let Some((after, group)) = waiting.lazy.remove(&key) {
+                    batch.lazy.push((key.1, after, group));
                 }
             }
         }
@@ -181,9 +187,11 @@ impl Queue {
             waiting.bytes += op.bytes();
             waiting.ops.push_front(op);
         }
-        for (lazy, group) in batch.lazy {
-            let key = (group.id, lazy);
-            waiting.lazy.entry(key).or_insert((0, group));
+        for (lazy, after, group) in batch.lazy {
+            let removed = waiting.ops.iter().any(|op| op.group.id == group.id && matches!(op.work, Work::Remove));
+            if !removed {
+                waiting.lazy.entry((group.id, lazy)).or_insert((after, group));
+            }
         }
     }
 

@@ -235,6 +235,13 @@ impl Census {
         self.frames.iter().take(limit).take_while(dead).count()
     }
 
+    /// Dead bytes from the frame `front` on, before which all is dead.
+    pub(crate) fn pinned(&self, front: u64) -> u64 {
+        let ahead: u64 =
+            self.frames.iter().take_while(|frame| frame.first < front).map(|frame| u64::from(frame.len)).sum();
+        self.total.saturating_sub(self.live + ahead)
+    }
+
     /// Bytes of file taken by frames.
     pub(crate) fn stored(&self) -> u64 {
         self.stored.max(self.total)

@@ -217,7 +217,7 @@ impl Writer {
     fn commit_planned(
         &mut self,
         ops: Vec<Op>,
-        lazy: Vec<(Lazy, Arc<Group>)>,
+        lazy: Vec<(Lazy, u64, Arc<Group>)>,
         mut frame: FrameBuilder,
         plan: Plan,
         purged: Vec<FrameInfo>,
@@ -311,8 +311,8 @@ impl Writer {
         }
     }
 
-    fn plan_lazy(lazy: &[(Lazy, Arc<Group>)], frame: &mut FrameBuilder, plan: &mut Plan) {
-        for (lazy, group) in lazy {
+    fn plan_lazy(lazy: &[(Lazy, u64, Arc<Group>)], frame: &mut FrameBuilder, plan: &mut Plan) {
+        for (lazy, _, group) in lazy {
             // Removed meanwhile: a mark would bring it back.
             if !group.exists() {
                 continue;
@@ -334,9 +334,10 @@ impl Writer {
 
     /// Writes the live entries of the oldest frames again, so that a group that seldom writes does not pin the log.
     fn plan_moves(&mut self, frame: &mut FrameBuilder, plan: &mut Plan) {
-        let dead = self.census.total.saturating_sub(self.census.live);
         let Some(front) = self.census.frames.iter().find(|frame| frame.live > 0) else { return };
-        if self.cannot_move || dead < self.config.pinned_max.0 || dead * 2 < self.census.total {
+        // What is dead in front of it goes by itself, and what the index does not cover yet cannot go.
+        let pinned = self.census.pinned(front.first).saturating_sub(self.since_index);
+        if self.cannot_move || pinned < self.config.pinned_max.0 || pinned * 2 < self.census.total {
             return;
         }
         let mut found = Vec::new();
@@ -550,6 +551,7 @@ impl Writer {
         self.full = true;
         self.shared.queue.set_room(Some(0));
         let reopened = self.shared.store.reopen();
+        self.shared.counters.reopened.fetch_add(1, Ordering::Relaxed);
         let extent = reopened.and_then(|()| self.shared.store.extent().map_err(|failure| format!("{failure:?}")));
         match extent {
             Ok(extent) if extent.map_or(1, |(_, last, _)| last + 1) == self.next => full(),
