@@ -156,3 +156,49 @@ fn openraft_is_pinned_exactly() {
         assert!(version.starts_with('='), "{name} {version}: an alpha may change its storage contract at any time");
     }
 }
+
+/// The documents that a newcomer reads first.
+fn documents() -> Vec<PathBuf> {
+    let mut found = vec![root().join("README.md"), root().join("ARCHITECTURE.md"), root().join("CHANGELOG.md")];
+    for folder in ["docs", "docs/adr"] {
+        let entries = fs::read_dir(root().join(folder)).expect("the folder is part of the project");
+        found.extend(entries.map(|entry| entry.expect("it can be read").path()));
+    }
+    found.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
+    found
+}
+
+/// The paths that a document names: targets of links, and code that begins with the folder of a crate.
+fn named_paths(text: &str) -> Vec<String> {
+    let prose: String = text.split("```").step_by(2).collect();
+    let links = prose.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target.to_owned());
+    let links = links.filter(|target| !target.contains("://") && !target.starts_with('#'));
+    let code = prose.split('`').skip(1).step_by(2).filter(|code| {
+        let (folder, rest) = code.split_once('/').unwrap_or((code, ""));
+        HOUSE.iter().any(|(name, _)| *name == folder) && !rest.is_empty() && !code.contains([' ', '{', '*', '…'])
+    });
+    links.chain(code.map(str::to_owned)).collect()
+}
+
+#[test]
+fn every_path_that_a_document_names_is_there() {
+    let mut missing = Vec::new();
+    for document in documents() {
+        let text = fs::read_to_string(&document).expect("it was listed");
+        for name in named_paths(&text) {
+            // A link starts from its document, code from the root.
+            let beside = document.parent().expect("it lies in a folder").join(&name);
+            if !beside.exists() && !root().join(&name).exists() {
+                missing.push(format!("{} names {name}", document.display()));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
+#[test]
+fn a_path_is_found_in_links_and_in_code() {
+    let text =
+        "[a](b.md) `raft/src/x.rs` ```\n`raft/not`\n``` [web](https://x) `raft` `raft/{a,b}` [here](#a) `tests/x`";
+    assert_eq!(named_paths(text), ["b.md", "raft/src/x.rs"]);
+}
