@@ -225,8 +225,8 @@ fn elsewhere(reply: &pb::Reply) -> Next {
     let Some(pb::reply::Result::Refusal(refusal)) = &reply.result else { return Next::Done };
     match refusal.reason() {
         pb::refusal::Reason::NotLeader if refusal.leader != 0 => Next::Named(NodeId(refusal.leader)),
-        // A sealed leader hands its leadership over.
-        pb::refusal::Reason::NotLeader | pb::refusal::Reason::Sealed => Next::Round,
+        // A sealed leader hands its leadership over; one without a quorum may have a successor that it does not know of.
+        pb::refusal::Reason::NotLeader | pb::refusal::Reason::Sealed | pb::refusal::Reason::Unavailable => Next::Round,
         _ => Next::Done,
     }
 }

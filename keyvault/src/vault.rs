@@ -488,6 +488,3 @@ fn page<T>(mut items: impl Iterator<Item = T>, limit: u32) -> (Vec<T>, bool) {
     let page = items.by_ref().take(limit).collect();
     (page, items.next().is_some())
 }
-
-#[cfg(test)]
-mod tests;
