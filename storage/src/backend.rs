@@ -85,28 +85,26 @@ impl Space {
     /// # Errors
     /// Out of space: the file is as long as before, and nothing else has failed.
     pub(crate) fn extend(&self, len: u64) -> io::Result<()> {
-        self.extend_locked(&mut self.sizes(), len.div_ceil(PAGE) * PAGE)
-    }
-
-    pub(crate) fn traffic(&self) -> &Traffic {
-        &self.traffic
-    }
-
-    fn extend_locked(&self, sizes: &mut Sizes, len: u64) -> io::Result<()> {
-        let zeros = vec![0; FILL.min(len.saturating_sub(sizes.physical) as usize)];
-        let before = sizes.physical;
+        let (before, len) = (self.physical(), len.div_ceil(PAGE) * PAGE);
+        let zeros = vec![0; FILL.min(len.saturating_sub(before) as usize)];
         let mut at = before;
         while at < len {
             let piece = zeros.len().min((len - at) as usize);
             if let Err(error) = self.file.write_at(at, &zeros[..piece]) {
                 // Give back what a full disk took, so that others find it and the length is a whole number of pages.
                 self.file.set_len(before)?;
+                self.sizes().physical = before;
                 return Err(error);
             }
             at += piece as u64;
+            // Not locked while the disk works: only the writer changes the length, but others ask for it.
+            self.sizes().physical = at;
         }
-        sizes.physical = sizes.physical.max(len);
         Ok(())
+    }
+
+    pub(crate) fn traffic(&self) -> &Traffic {
+        &self.traffic
     }
 
     /// Bytes on disk.
@@ -173,15 +171,12 @@ impl StorageBackend for Space {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        let mut sizes = self.sizes();
-        if len > sizes.physical {
-            self.extend_locked(&mut sizes, len).inspect_err(|error| {
-                if is_full(error) {
-                    self.growth_refused.store(true, Ordering::Release);
-                }
-            })?;
-        }
-        sizes.logical = len;
+        self.extend(len).inspect_err(|error| {
+            if is_full(error) {
+                self.growth_refused.store(true, Ordering::Release);
+            }
+        })?;
+        self.sizes().logical = len;
         Ok(())
     }
 

@@ -182,6 +182,15 @@ pub enum OpenError {
     },
 }
 
+fn open_error(path: &Path, failure: ReadFailure) -> OpenError {
+    let failed = |cause: String| OpenError::Failed { path: path.to_owned(), cause };
+    match failure {
+        ReadFailure::Damaged(what) => OpenError::Corrupt { what: corrupt_text(path, &what) },
+        ReadFailure::Failed(cause) => failed(cause),
+        ReadFailure::Closed => failed("it was closed".to_owned()),
+    }
+}
+
 fn corrupt_text(path: &Path, what: &str) -> String {
     format!(
         "{} is damaged ({what}): nothing was changed; set the folder aside and let the node be rebuilt from its peers, or restore a backup",
@@ -326,16 +335,7 @@ impl FrameLog {
         };
         disk.create_dir(dir).map_err(failed)?;
         let space = Space::open(disk, &path, config.prefill.0).map_err(failed)?;
-        let store = Store::open(space, &path, config.cache.0 as usize).map_err(|cause| {
-            let damaged = ["orrupt", "magic", "truncated", "cannot read", "length", "region"]
-                .iter()
-                .any(|word| cause.contains(word));
-            if damaged {
-                OpenError::Corrupt { what: corrupt_text(&path, &cause) }
-            } else {
-                OpenError::Failed { path: path.clone(), cause }
-            }
-        })?;
+        let store = Store::open(space, &path, config.cache.0 as usize).map_err(|failure| open_error(&path, failure))?;
         let mut recovered = recover::recover(&store)?;
         info!(
             path = %path.display(),

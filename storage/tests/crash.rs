@@ -7,7 +7,7 @@ mod world;
 
 use ensign_storage::LogConfig;
 use ensign_storage::frame::Plant;
-use world::live_through;
+use world::{live_through, live_through_with};
 
 const CRASHES: usize = 12;
 
@@ -58,4 +58,18 @@ fn callbacks_before_the_sync_are_found_out() {
 #[test]
 fn a_disk_that_lies_about_syncs_is_found_out() {
     assert!(finds_a_violation(LogConfig::tiny(), true));
+}
+
+#[test]
+fn one_seed_writes_the_same_bytes_twice() {
+    let trace = |seed| {
+        let mut traces = Vec::new();
+        live_through_with(seed, 4, LogConfig::tiny(), false, |world| traces.push(world.disk.trace()))
+            .expect("no violation");
+        traces
+    };
+    for seed in 0..5 {
+        assert_eq!(trace(seed), trace(seed), "SEED={seed}");
+    }
+    assert_ne!(trace(0), trace(1));
 }

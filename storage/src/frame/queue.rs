@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -72,8 +73,10 @@ pub(crate) struct Waiting {
     pub(crate) closing: bool,
     /// Why nothing more is taken.
     pub(crate) ended: Option<LogError>,
-    /// A writer thread is draining: submitters may wait for it.
-    pub(crate) drained_by_thread: bool,
+    /// The thread that drains the queue: others may wait for it.
+    pub(crate) drained_by: Option<ThreadId>,
+    /// Bytes that were taken and that `room` does not know of yet.
+    in_flight: u64,
 }
 
 /// A commit's worth of operations.
@@ -107,7 +110,11 @@ impl Queue {
     /// Waits while too much is queued: the last resort of back-pressure, since callers bound what they have in flight.
     pub(crate) fn wait_for_space(&self) {
         let mut waiting = self.lock();
-        while waiting.bytes > self.limit && waiting.drained_by_thread && waiting.ended.is_none() {
+        // A callback that submits runs on the writer's own thread, which must not wait for itself.
+        while waiting.bytes > self.limit
+            && waiting.drained_by.is_some_and(|writer| writer != thread::current().id())
+            && waiting.ended.is_none()
+        {
             waiting = self.taken.wait(waiting).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -122,7 +129,7 @@ impl Queue {
         }
         let grows = matches!(work, Work::Append(_) | Work::Snapshot(_));
         match waiting.room {
-            Some(room) if grows && waiting.bytes + work_bytes(work) > room => Err(full()),
+            Some(room) if grows && waiting.bytes + waiting.in_flight + work_bytes(work) > room => Err(full()),
             _ => Ok(()),
         }
     }
@@ -164,6 +171,7 @@ impl Queue {
             batch.ops.extend(waiting.ops.pop_front());
         }
         waiting.bytes -= bytes;
+        waiting.in_flight += bytes;
         // Marks never cause a commit, but for the last one of all.
         if !batch.ops.is_empty() || waiting.closing {
             let taken = waiting.ops.front().map_or(u64::MAX, |next| next.serial - 1);
@@ -244,7 +252,9 @@ impl Queue {
     }
 
     pub(crate) fn set_room(&self, room: Option<u64>) {
-        self.lock().room = room;
+        let mut waiting = self.lock();
+        waiting.room = room;
+        waiting.in_flight = 0;
     }
 
     /// Bytes waiting.

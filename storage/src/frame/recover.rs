@@ -8,8 +8,8 @@ use ensign_proto::{GroupId, LogIndex, Term};
 use crate::frame::codec::{ENTRY_HEAD, Head, Kind, RECORD_HEAD, entry_crc, u32_at};
 use crate::frame::index::{self, Index};
 use crate::frame::state::{Blob, Census, Change, Durable, Place};
-use crate::frame::store::{ReadFailure, Store};
-use crate::frame::{OpenError, corrupt_text};
+use crate::frame::store::Store;
+use crate::frame::{OpenError, corrupt_text, open_error};
 use crate::log::EntryId;
 
 /// What a start found.
@@ -32,11 +32,7 @@ pub(crate) struct Recovered {
 /// Reads the log.
 pub(crate) fn recover(store: &Store) -> Result<Recovered, OpenError> {
     let path = store.path.clone();
-    let open_error = |failure: ReadFailure| match failure {
-        ReadFailure::Damaged(what) => OpenError::Corrupt { what: corrupt_text(&path, &what) },
-        ReadFailure::Failed(cause) => OpenError::Failed { path: path.clone(), cause },
-        ReadFailure::Closed => OpenError::Failed { path: path.clone(), cause: "it was closed".to_owned() },
-    };
+    let open_error = |failure| open_error(&path, failure);
     let damaged = |what: String| OpenError::Corrupt { what: corrupt_text(&path, &what) };
 
     let blob = store.index().map_err(open_error)?;

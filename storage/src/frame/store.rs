@@ -3,6 +3,7 @@
 //! redb notices a damaged page only while it repairs, and may panic on one: so nothing here trusts a byte that has no
 //! checksum of ours, and a panic inside redb is taken for the corruption that it is.
 
+use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
@@ -67,13 +68,13 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    pub(crate) fn open(space: Space, path: &Path, cache: usize) -> Result<Self, String> {
+    pub(crate) fn open(space: Space, path: &Path, cache: usize) -> Result<Self, ReadFailure> {
         let db = open_database(&space, cache)?;
         Ok(Self { db: RwLock::new(Some(db)), space, cache, path: path.to_owned() })
     }
 
     /// Opens the database again after a growth was refused: redb never works on after a failed call.
-    pub(crate) fn reopen(&self) -> Result<(), String> {
+    pub(crate) fn reopen(&self) -> Result<(), ReadFailure> {
         let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
         drop(db.take());
         self.space.reset();
@@ -105,7 +106,7 @@ impl Store {
             || Err(ReadFailure::Closed),
             |db| {
                 catch_unwind(AssertUnwindSafe(|| run(db)))
-                    .unwrap_or_else(|_| Err(ReadFailure::Damaged("redb met a page that it cannot read".to_owned())))
+                    .unwrap_or_else(|_| Err(ReadFailure::Damaged(UNREADABLE.to_owned())))
             },
         )
     }
@@ -261,13 +262,16 @@ impl Chunks {
     }
 }
 
-fn open_database(space: &Space, cache: usize) -> Result<Database, String> {
-    guarded(|| Builder::new().set_cache_size(cache).create_with_backend(space.clone()).map_err(text))
+fn open_database(space: &Space, cache: usize) -> Result<Database, ReadFailure> {
+    let open = || Builder::new().set_cache_size(cache).create_with_backend(space.clone()).map_err(failed);
+    catch_unwind(AssertUnwindSafe(open)).unwrap_or_else(|_| Err(ReadFailure::Damaged(UNREADABLE.to_owned())))
 }
+
+const UNREADABLE: &str = "redb met a page that it cannot read";
 
 /// A panic inside redb is an error: its file was damaged in a way that it does not check.
 fn guarded<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err("redb met a page that it cannot read".to_owned()))
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(UNREADABLE.to_owned()))
 }
 
 fn write(db: &Database, commit: Commit<'_>) -> Result<(), String> {
@@ -370,6 +374,10 @@ fn damaged_chunk(sequence: u64, why: &str) -> ReadFailure {
 fn failed(error: impl Into<redb::Error>) -> ReadFailure {
     match error.into() {
         redb::Error::Corrupted(what) => ReadFailure::Damaged(what),
+        // A wrong magic number, or a file that ends too soon.
+        redb::Error::Io(error) if matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) => {
+            ReadFailure::Damaged(error.to_string())
+        }
         error => ReadFailure::Failed(error.to_string()),
     }
 }

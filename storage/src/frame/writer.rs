@@ -68,6 +68,16 @@ impl std::fmt::Debug for Writer {
     }
 }
 
+impl Drop for Writer {
+    /// Without its writer a log would leave its callers waiting for ever.
+    fn drop(&mut self) {
+        if self.shared.ended.get().is_none() {
+            let panicked = LogError::Fenced { cause: "the log's writer panicked".into() };
+            self.shared.end(if std::thread::panicking() { panicked } else { LogError::Closed });
+        }
+    }
+}
+
 /// What one commit will have changed once it is durable, in the order of its records.
 enum Planned {
     Op(usize),
@@ -120,7 +130,7 @@ impl Writer {
     /// Commits until the log is closed (then closes the file cleanly) or fenced. Blocks.
     pub fn run(mut self) {
         let shared = Arc::clone(&self.shared);
-        shared.queue.lock().drained_by_thread = true;
+        shared.queue.lock().drained_by = Some(std::thread::current().id());
         let mut full = false;
         while shared.ended.get().is_none() && shared.queue.wait(full.then_some(FULL_RETRY)) {
             match self.commit_queued() {
@@ -523,9 +533,9 @@ impl Writer {
         let free = space.logical().saturating_sub(used);
         let want = space.next_logical().max(2 * (used + headroom));
         let mut room = None;
-        if free < 2 * headroom && space.physical() < want {
+        if free < (2 * headroom).max(space.physical() / 4) && space.physical() < want {
             // A little with each commit, so that none of them waits long, unless it is needed now.
-            let to = if free < headroom { want } else { want.min(space.physical() + 4 * self.config.commit.0) };
+            let to = if free < headroom { want } else { want.min(space.physical() + 8 * self.config.commit.0) };
             match space.extend(to) {
                 Ok(()) => {}
                 Err(error) if is_full(&error) && free >= headroom => {}
@@ -552,11 +562,11 @@ impl Writer {
         self.shared.queue.set_room(Some(0));
         let reopened = self.shared.store.reopen();
         self.shared.counters.reopened.fetch_add(1, Ordering::Relaxed);
-        let extent = reopened.and_then(|()| self.shared.store.extent().map_err(|failure| format!("{failure:?}")));
+        let extent = reopened.and_then(|()| self.shared.store.extent());
         match extent {
             Ok(extent) if extent.map_or(1, |(_, last, _)| last + 1) == self.next => full(),
             Ok(extent) => self.fence(format!("after a refused growth the log ends elsewhere: {extent:?}"), Vec::new()),
-            Err(cause) => self.fence(format!("after a refused growth: {cause}"), Vec::new()),
+            Err(failure) => self.fence(format!("after a refused growth: {failure:?}"), Vec::new()),
         }
     }
 

@@ -330,6 +330,17 @@ impl World {
 
 /// Lives through `crashes` crashes, random in everything that `seed` decides.
 pub(crate) fn live_through(seed: u64, crashes: usize, config: LogConfig, lying: bool) -> Outcome<Tally> {
+    live_through_with(seed, crashes, config, lying, |_| ())
+}
+
+/// The same, with a look at the world before each crash.
+pub(crate) fn live_through_with(
+    seed: u64,
+    crashes: usize,
+    config: LogConfig,
+    lying: bool,
+    mut look: impl FnMut(&World),
+) -> Outcome<Tally> {
     let mut rng = SplitMix(seed);
     let mut world = World::new(config)?;
     if lying {
@@ -352,6 +363,7 @@ pub(crate) fn live_through(seed: u64, crashes: usize, config: LogConfig, lying: 
             Err(violation) if !world.disk.powered_off() => return Err(violation),
             _ => {}
         }
+        look(&world);
         let crash = [Crash::DropAll, Crash::Prefix, Crash::Sectors, Crash::KeepAll][rng.below(4) as usize];
         world.crash(crash, rng.next())?;
         if rng.below(6) == 0 {
