@@ -15,6 +15,28 @@ pub struct Admin {
     client: Client,
 }
 
+/// Which key ring is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ring {
+    /// That of the key's project, or of the only project of its organization.
+    Own,
+    /// That of a project.
+    Project(ProjectId),
+    /// This one.
+    Id(RingId),
+}
+
+impl Ring {
+    /// `ring_id` and `project_id` as the wire has them.
+    fn wire(self) -> (String, String) {
+        match self {
+            Self::Own => (String::new(), String::new()),
+            Self::Project(project) => (String::new(), project.to_string()),
+            Self::Id(ring) => (ring.to_string(), String::new()),
+        }
+    }
+}
+
 /// Which versions of a key ring to destroy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Revoke {
@@ -98,19 +120,21 @@ impl Admin {
         call!(self, Harmless, message, list_keys).map(|reply| reply.rings)
     }
 
-    /// Makes a new active version of a ring, the project's own unless another is named.
-    pub async fn rotate_key(&self, ring: Option<RingId>) -> Result<pb::RotateKeyReply, CallError> {
-        call!(self, OnlyIfUnsent, pb::RotateKeyRequest { ring_id: text(ring) }, rotate_key)
+    /// Makes a new active version of a ring.
+    pub async fn rotate_key(&self, ring: Ring) -> Result<pb::RotateKeyReply, CallError> {
+        let (ring_id, project_id) = ring.wire();
+        call!(self, OnlyIfUnsent, pb::RotateKeyRequest { ring_id, project_id }, rotate_key)
     }
 
     /// Destroys versions of a ring for ever, and waits until no node opens what they sealed.
-    pub async fn revoke_key(&self, ring: Option<RingId>, which: Revoke) -> Result<pb::RevokeKeyReply, CallError> {
+    pub async fn revoke_key(&self, ring: Ring, which: Revoke) -> Result<pb::RevokeKeyReply, CallError> {
         use pb::revoke_key_request::Which;
         let which = match which {
             Revoke::Version(version) => Which::Version(version.0),
             Revoke::All => Which::All(true),
         };
-        call!(self, Harmless, pb::RevokeKeyRequest { ring_id: text(ring), which: Some(which) }, revoke_key)
+        let (ring_id, project_id) = ring.wire();
+        call!(self, Harmless, pb::RevokeKeyRequest { ring_id, project_id, which: Some(which) }, revoke_key)
     }
 
     /// The nodes and groups of the cluster, as the answering node sees them.

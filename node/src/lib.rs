@@ -1,5 +1,6 @@
 //! The Ensign server: everything behind the `ensign` command.
 
+pub mod admin;
 pub mod authority;
 pub mod bench;
 pub mod catalog;

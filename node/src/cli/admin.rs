@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::Context as _;
-use ensign_client::{Options, Revoke, admin_api as pb};
+use ensign_client::{Options, Revoke, Ring, admin_api as pb};
 use ensign_proto::KeyVersion;
 use serde::Serialize;
 
@@ -167,7 +167,20 @@ async fn create(
     project: Option<ensign_proto::ProjectId>,
     permissions: Vec<String>,
 ) -> anyhow::Result<pb::CreateApiKeyReply> {
-    Ok(clients.admin()?.create_api_key(name, project, permissions).await?)
+    let admin = clients.admin()?;
+    let project = match project {
+        Some(project) => Some(project),
+        None => clients.project_id().await?,
+    };
+    Ok(admin.create_api_key(name, project, permissions).await?)
+}
+
+/// The ring that was named, or that of the project that the credentials are for.
+async fn the_ring(clients: &Clients, named: Option<ensign_proto::RingId>) -> anyhow::Result<Ring> {
+    if let Some(ring) = named {
+        return Ok(Ring::Id(ring));
+    }
+    Ok(clients.project_id().await?.map_or(Ring::Own, Ring::Project))
 }
 
 /// The credentials file of a new key: the two values that every SDK reads, and where the cluster is.
@@ -261,7 +274,8 @@ pub(super) async fn key(command: KeyCommand) -> anyhow::Result<()> {
         }
         KeyCommand::Rotate { ring, client } => {
             let ring = id(ring)?;
-            let reply = connect(&client)?.admin()?.rotate_key(ring).await?;
+            let clients = connect(&client)?;
+            let reply = clients.admin()?.rotate_key(the_ring(&clients, ring).await?).await?;
             let rotated = Rotated { ring: reply.ring_id, version: reply.version };
             one(client.output, &rotated, format_args!("version {} of ring {} is active", rotated.version, rotated.ring))
         }
@@ -276,7 +290,7 @@ pub(super) async fn key(command: KeyCommand) -> anyhow::Result<()> {
                 None => (Revoke::All, "Everything that was ever sealed under this ring".to_owned()),
             };
             confirm(yes, &format!("{what} becomes unreadable for everybody."))?;
-            let reply = admin.revoke_key(ring, which).await?;
+            let reply = admin.revoke_key(the_ring(&clients, ring).await?, which).await?;
             let waited = reply.waited.and_then(|it| std::time::Duration::try_from(it).ok()).unwrap_or_default();
             let revoked = Revoked {
                 ring: reply.ring_id,

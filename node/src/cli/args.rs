@@ -362,7 +362,7 @@ pub enum ApiKeyCommand {
         /// May be repeated. Default: all seven.
         #[arg(long = "permission", value_name = "PERMISSION")]
         permissions: Vec<String>,
-        /// The project's id. Default: that of the credentials.
+        /// The project's id. Default: the one that the credentials are for.
         #[arg(long, value_name = "ID")]
         project: Option<String>,
         /// Where to write its credentials (mode 0600; must not exist yet); - prints them. Default: apikey-NAME.json.
@@ -374,7 +374,7 @@ pub enum ApiKeyCommand {
     },
     /// List API keys.
     List {
-        /// The project's id. Default: that of the credentials.
+        /// Only those of the project with this id.
         #[arg(long, value_name = "ID")]
         project: Option<String>,
         /// Connection.
@@ -399,7 +399,7 @@ pub enum ApiKeyCommand {
 pub enum KeyCommand {
     /// List key rings and their versions.
     List {
-        /// The project's id. Default: that of the credentials.
+        /// Only those of the project with this id.
         #[arg(long, value_name = "ID")]
         project: Option<String>,
         /// Connection.
@@ -408,7 +408,7 @@ pub enum KeyCommand {
     },
     /// Make a new active version; stored events stay readable.
     Rotate {
-        /// The ring's id. Default: that of the project.
+        /// The ring's id. Default: that of the project that the credentials are for.
         #[arg(long, value_name = "ID")]
         ring: Option<String>,
         /// Connection.
@@ -424,7 +424,7 @@ Examples:
   ensign key revoke --all --yes"
     )]
     Revoke {
-        /// The ring's id. Default: that of the project.
+        /// The ring's id. Default: that of the project that the credentials are for.
         #[arg(long, value_name = "ID")]
         ring: Option<String>,
         /// The version to destroy.

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use ensign_client::{Client, CredentialsFile, Options};
+use ensign_client::{CallError, Client, CredentialsFile, Options};
+use ensign_proto::ProjectId;
 
 use super::args::ClientArgs;
 use super::exit::UsageError;
@@ -23,6 +24,18 @@ impl Clients {
             UsageError("the credentials file has no administrator's key (`admin`): use the file that `ensign dev` or `ensign serve --bootstrap` wrote".to_owned())
         };
         self.admin.as_ref().map(Client::admin).ok_or_else(missing)
+    }
+
+    /// The project that the credentials are for; `None` where their key may not ask.
+    ///
+    /// # Errors
+    /// The cluster cannot be asked.
+    pub(super) async fn project_id(&self) -> anyhow::Result<Option<ProjectId>> {
+        match self.project.info(&[]).await {
+            Ok(info) => Ok(Some(ProjectId::try_from(&info.project_id[..])?)),
+            Err(CallError::PermissionDenied { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Whether there is an administrator's key.

@@ -7,7 +7,7 @@ use tonic::Status;
 use tonic::metadata::MetadataMap;
 
 use super::Shared;
-use crate::identity::Claims;
+use crate::identity::{Claims, Identity};
 use crate::status::{self, text};
 
 /// What a call needs its caller to be allowed.
@@ -37,16 +37,21 @@ impl Caller {
     }
 }
 
-/// Verifies the caller's token. Several may be sent; the first that verifies counts.
+/// Verifies the caller's token.
 pub(super) async fn authenticate(shared: &Shared, metadata: &MetadataMap) -> Result<Caller, Status> {
+    verify(&shared.parts.identity, metadata).await.map(|claims| Caller { claims })
+}
+
+/// Verifies the token of a call. Several may be sent; the first that verifies counts.
+pub(crate) async fn verify(identity: &Identity, metadata: &MetadataMap) -> Result<Arc<Claims>, Status> {
     let mut refusal = None;
     for value in metadata.get_all("authorization") {
         let Some(token) = value.to_str().ok().and_then(|value| value.strip_prefix("Bearer ")) else {
             refusal.get_or_insert_with(|| Status::unauthenticated("invalid credentials"));
             continue;
         };
-        match shared.parts.identity.verify(token).await {
-            Ok(claims) => return Ok(Caller { claims }),
+        match identity.verify(token).await {
+            Ok(claims) => return Ok(claims),
             Err(error) => refusal = Some(status::unauthenticated(&error)),
         }
     }

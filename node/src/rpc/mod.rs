@@ -3,7 +3,7 @@
 //! Publish, Subscribe and EnSQL carry events and are served by hand: their replies are spliced from stored bytes into gRPC frames
 //! ([`wire`]), so a delivered event is copied once and decoded never. Every other call goes through the generated service.
 
-mod auth;
+pub(crate) mod auth;
 mod info;
 mod publish;
 mod query;

@@ -1,0 +1,247 @@
+//! The admin service: organizations, projects, API keys, key rings and the state of the cluster, for who may.
+//!
+//! Served beside the public API on the gRPC port; `admin.proto` is its documentation. A caller sees its own organization, an
+//! operator's key sees all. Here requests are read and answered; what they change is the catalog's and the vault's.
+
+mod convert;
+mod scope;
+mod status;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ensign_keyvault::VaultClient;
+use ensign_proto::pb::admin::v1 as pb;
+use ensign_proto::pb::admin::v1::admin_server::{Admin, AdminServer};
+use ensign_proto::{ApiKeyId, ClusterId, KeyVersion, NodeId, Permission};
+use ensign_raft::Runtime;
+use ensign_raft::env::{Clock, UnixNanos};
+use tonic::{Request, Response, Status};
+use tracing::info;
+
+use crate::catalog::{ApiKey, Catalog};
+use crate::identity::{Identity, NewApiKey};
+use scope::Caller;
+
+/// How long a revocation is waited for: the lease wait (at most 14.5 s with default leases) and a vault failover.
+const REVOKE_PATIENCE: Duration = Duration::from_secs(25);
+
+/// What the admin service needs.
+pub struct AdminParts {
+    /// This node.
+    pub node: NodeId,
+    /// This cluster.
+    pub cluster: ClusterId,
+    /// Organizations, projects, API keys, nodes.
+    pub catalog: Catalog,
+    /// Who is calling; also makes API keys.
+    pub identity: Identity,
+    /// Key rings.
+    pub vault: VaultClient,
+    /// The groups of this node.
+    pub runtime: Runtime,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+}
+
+struct Shared {
+    node: NodeId,
+    cluster: ClusterId,
+    catalog: Catalog,
+    identity: Identity,
+    vault: VaultClient,
+    runtime: Runtime,
+    clock: Arc<dyn Clock>,
+    started: UnixNanos,
+}
+
+/// The `ensign.admin.v1.Admin` service. Add it to the client listener's routes.
+pub fn service(parts: AdminParts) -> AdminServer<impl Admin> {
+    let AdminParts { node, cluster, catalog, identity, vault, runtime, clock } = parts;
+    let started = clock.wall();
+    AdminServer::new(Service(Arc::new(Shared { node, cluster, catalog, identity, vault, runtime, clock, started })))
+}
+
+struct Service(Arc<Shared>);
+
+impl Service {
+    /// Verifies the caller, and catches up with the cluster so that what it made elsewhere a moment ago is seen.
+    async fn enter<T>(&self, request: Request<T>, need: Permission) -> Result<(Caller, T), Status> {
+        let caller = Caller::authorize(&self.0, request.metadata(), need).await?;
+        self.0.catalog.refresh().await.map_err(|error| status::stale(&error))?;
+        Ok((caller, request.into_inner()))
+    }
+
+    /// Who is named in the vault's record of key events.
+    fn actor(caller: &Caller) -> String {
+        format!("apikey:{}", caller.claims.subject)
+    }
+
+    fn find_api_key(&self, caller: &Caller, text: &str) -> Result<Arc<ApiKey>, Status> {
+        let view = self.0.catalog.view();
+        let by_id = text.parse::<ApiKeyId>().ok().and_then(|id| view.api_key(id));
+        let found = by_id.or_else(|| view.api_key_by_client(text)).filter(|key| caller.sees(key.org));
+        found.ok_or_else(|| Status::not_found("API key not found"))
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for Service {
+    async fn create_organization(
+        &self,
+        request: Request<pb::CreateOrganizationRequest>,
+    ) -> Result<Response<pb::Organization>, Status> {
+        let (_, request) = self.enter(request, Permission::OrganizationsEdit).await?;
+        let name = scope::name(&request.name)?;
+        let created = self.0.catalog.create_organization(name).await;
+        let org = created.map_err(|error| status::create_organization(&error))?;
+        Ok(Response::new(convert::organization(&org)))
+    }
+
+    async fn list_organizations(
+        &self,
+        request: Request<pb::ListOrganizationsRequest>,
+    ) -> Result<Response<pb::ListOrganizationsReply>, Status> {
+        let (caller, _) = self.enter(request, Permission::OrganizationsRead).await?;
+        let all = self.0.catalog.view().organizations();
+        let organizations =
+            all.iter().filter(|org| caller.sees(org.id)).map(|org| convert::organization(org)).collect();
+        Ok(Response::new(pb::ListOrganizationsReply { organizations }))
+    }
+
+    async fn create_project(
+        &self,
+        request: Request<pb::CreateProjectRequest>,
+    ) -> Result<Response<pb::Project>, Status> {
+        let (caller, request) = self.enter(request, Permission::ProjectsEdit).await?;
+        let org = caller.organization(&request.organization_id)?;
+        let name = scope::name(&request.name)?;
+        let created = self.0.catalog.create_project(org, name).await;
+        let project = created.map_err(|error| status::create_project(&error))?;
+        Ok(Response::new(convert::project(&project)))
+    }
+
+    async fn list_projects(
+        &self,
+        request: Request<pb::ListProjectsRequest>,
+    ) -> Result<Response<pb::ListProjectsReply>, Status> {
+        let (caller, request) = self.enter(request, Permission::ProjectsRead).await?;
+        let org = caller.organizations(&request.organization_id)?;
+        let projects = self.0.catalog.view().projects(org).iter().map(|project| convert::project(project)).collect();
+        Ok(Response::new(pb::ListProjectsReply { projects }))
+    }
+
+    async fn create_api_key(
+        &self,
+        request: Request<pb::CreateApiKeyRequest>,
+    ) -> Result<Response<pb::CreateApiKeyReply>, Status> {
+        let (caller, request) = self.enter(request, Permission::ApiKeysEdit).await?;
+        let name = scope::name(&request.name)?.to_owned();
+        let permissions = convert::permissions(&request.permissions)?;
+        let project = caller.project(&self.0, &request.project_id)?;
+        let new = NewApiKey { name, org: project.org, project: Some(project.id), permissions, admin: false };
+        let created = self.0.identity.create_api_key(new).await;
+        let (key, credentials) = created.map_err(|error| status::create_api_key(&error))?;
+        Ok(Response::new(pb::CreateApiKeyReply {
+            key: Some(convert::api_key(&key)),
+            client_secret: credentials.secret.expose().to_owned(),
+        }))
+    }
+
+    async fn list_api_keys(
+        &self,
+        request: Request<pb::ListApiKeysRequest>,
+    ) -> Result<Response<pb::ListApiKeysReply>, Status> {
+        let (caller, request) = self.enter(request, Permission::ApiKeysRead).await?;
+        let project = caller.named_project(&self.0, &request.project_id)?.map(|project| project.id);
+        let all = self.0.catalog.view().api_keys(project);
+        let keys = all.iter().filter(|key| caller.sees(key.org)).map(|key| convert::api_key(key)).collect();
+        Ok(Response::new(pb::ListApiKeysReply { keys }))
+    }
+
+    async fn revoke_api_key(
+        &self,
+        request: Request<pb::RevokeApiKeyRequest>,
+    ) -> Result<Response<pb::RevokeApiKeyReply>, Status> {
+        let (caller, request) = self.enter(request, Permission::ApiKeysDelete).await?;
+        if request.key.is_empty() {
+            return Err(Status::invalid_argument("key: name an API key by its id or its client id"));
+        }
+        let key = self.find_api_key(&caller, &request.key)?;
+        let revoked = self.0.identity.revoke_api_key(key.id).await.map_err(|error| status::api_key(&error))?;
+        Ok(Response::new(pb::RevokeApiKeyReply { key: Some(convert::api_key(&revoked)) }))
+    }
+
+    async fn list_keys(&self, request: Request<pb::ListKeysRequest>) -> Result<Response<pb::ListKeysReply>, Status> {
+        let (caller, request) = self.enter(request, Permission::ProjectsRead).await?;
+        let project = caller.named_project(&self.0, &request.project_id)?.map(|project| project.id);
+        let all = self.0.vault.list_rings(project).await.map_err(|error| status::vault(&error))?;
+        let view = self.0.catalog.view();
+        let visible = |ring: &&ensign_keyvault::RingInfo| {
+            view.project(ring.project).is_some_and(|project| caller.sees(project.org))
+        };
+        let rings = all.iter().filter(visible).map(convert::ring).collect();
+        Ok(Response::new(pb::ListKeysReply { rings }))
+    }
+
+    async fn rotate_key(&self, request: Request<pb::RotateKeyRequest>) -> Result<Response<pb::RotateKeyReply>, Status> {
+        let (caller, request) = self.enter(request, Permission::ProjectsEdit).await?;
+        let ring = caller.ring(&self.0, &request.ring_id, &request.project_id).await?;
+        let rotated = self.0.vault.rotate(&Self::actor(&caller), ring, None).await;
+        let rotated = rotated.map_err(|error| status::vault(&error))?;
+        let version = rotated.active().ok_or_else(|| Status::internal("the key ring has no active version"))?;
+        info!(%ring, version = version.0, by = %caller.claims.subject, "a key ring was rotated");
+        Ok(Response::new(pb::RotateKeyReply { ring_id: ring.to_string(), version: version.0 }))
+    }
+
+    async fn revoke_key(&self, request: Request<pb::RevokeKeyRequest>) -> Result<Response<pb::RevokeKeyReply>, Status> {
+        use pb::revoke_key_request::Which;
+        let (caller, request) = self.enter(request, Permission::ProjectsDelete).await?;
+        let version = match request.which {
+            Some(Which::Version(version)) if version > 0 => Some(KeyVersion(version)),
+            Some(Which::All(true)) => None,
+            Some(Which::Version(_) | Which::All(_)) | None => {
+                return Err(Status::invalid_argument("say which version to destroy, from 1, or all"));
+            }
+        };
+        let ring = caller.ring(&self.0, &request.ring_id, &request.project_id).await?;
+        let begin = self.0.clock.boot();
+        let revoked = self.0.vault.revoke(&Self::actor(&caller), ring, version, REVOKE_PATIENCE).await;
+        let receipt = revoked.map_err(|error| status::vault(&error))?;
+        info!(%ring, ?version, by = %caller.claims.subject, "keys were destroyed");
+        Ok(Response::new(pb::RevokeKeyReply {
+            ring_id: ring.to_string(),
+            versions: receipt.versions.iter().map(|(version, _)| version.0).collect(),
+            receipt: String::new(),
+            waited: convert::span(self.0.clock.boot().0.saturating_sub(begin.0)),
+        }))
+    }
+
+    async fn cluster_status(
+        &self,
+        request: Request<pb::ClusterStatusRequest>,
+    ) -> Result<Response<pb::ClusterStatusReply>, Status> {
+        // Not through `enter`: a node that cannot catch up is what this call is there to show.
+        Caller::authorize(&self.0, request.metadata(), Permission::OrganizationsRead).await?;
+        let shared = &self.0;
+        let view = shared.catalog.view();
+        let names: BTreeMap<_, _> =
+            view.all_topics().iter().map(|topic| (topic.group, topic.name.as_str().to_owned())).collect();
+        let groups = shared.runtime.groups();
+        let leads = convert::leads(&groups);
+        let nodes = view.nodes().into_iter().map(|node| pb::NodeStatus {
+            id: node.id.0,
+            address: node.peer.clone(),
+            leads: leads.get(&node.id).copied().unwrap_or_default(),
+        });
+        Ok(Response::new(pb::ClusterStatusReply {
+            cluster_id: shared.cluster.to_string(),
+            node_id: shared.node.0,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime: convert::span(Duration::from_nanos(shared.clock.wall().0.saturating_sub(shared.started.0))),
+            nodes: nodes.collect(),
+            groups: groups.iter().map(|group| convert::group(group, &names)).collect(),
+        }))
+    }
+}

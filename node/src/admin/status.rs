@@ -1,0 +1,113 @@
+//! What administrators are told. The codes are those that `admin.proto` lists.
+#![deny(clippy::wildcard_enum_match_arm)]
+
+use ensign_keyvault::{CallError, Reason};
+use tonic::Status;
+use tracing::{error, warn};
+
+use crate::catalog::{
+    ApiKeyError, CreateOrganizationError, CreateProjectError, RefreshError, VaultFailure, WriteFailure,
+};
+use crate::identity::CreateKeyError;
+
+/// The state that this node knows may be old.
+pub(super) fn stale(error: &RefreshError) -> Status {
+    Status::unavailable(error.to_string())
+}
+
+fn write_failed(failure: &WriteFailure) -> Status {
+    match failure {
+        WriteFailure::Unavailable { cause } => {
+            warn!(cause, "the catalog cannot be written");
+            Status::unavailable("the catalog cannot be written at the moment, please try again")
+        }
+        WriteFailure::OutcomeUnknown { cause } => {
+            warn!(cause, "a change of the catalog has an unknown outcome");
+            Status::deadline_exceeded("it is not known whether the change was made, please look before trying again")
+        }
+        WriteFailure::Internal { cause } => {
+            error!(cause, "the catalog refused a change");
+            Status::internal("the change could not be made")
+        }
+    }
+}
+
+fn vault_failed(failure: &VaultFailure) -> Status {
+    warn!(cause = failure.cause, "the vault cannot be written");
+    Status::unavailable("the key vault cannot be written at the moment, please try again")
+}
+
+/// An organization that was not made.
+pub(super) fn create_organization(error: &CreateOrganizationError) -> Status {
+    match error {
+        CreateOrganizationError::NameTaken => Status::already_exists(error.to_string()),
+        CreateOrganizationError::Write(failure) => write_failed(failure),
+    }
+}
+
+/// A project that was not made.
+pub(super) fn create_project(error: &CreateProjectError) -> Status {
+    match error {
+        CreateProjectError::OrganizationUnknown => Status::not_found(error.to_string()),
+        CreateProjectError::NameTaken => Status::already_exists(error.to_string()),
+        CreateProjectError::Vault(failure) => vault_failed(failure),
+        CreateProjectError::Write(failure) => write_failed(failure),
+    }
+}
+
+/// An API key that was not made.
+pub(super) fn create_api_key(error: &CreateKeyError) -> Status {
+    match error {
+        CreateKeyError::Name | CreateKeyError::Permissions | CreateKeyError::NoProject => {
+            Status::invalid_argument(error.to_string())
+        }
+        CreateKeyError::Busy => Status::resource_exhausted("too many logins wait to be hashed, please try again"),
+        CreateKeyError::Vault(cause) => {
+            warn!(%cause, "the hash of an API key cannot be kept");
+            Status::unavailable("the key vault cannot be written at the moment, please try again")
+        }
+        CreateKeyError::Catalog(error) => api_key(error),
+    }
+}
+
+/// An API key that was not changed.
+pub(super) fn api_key(error: &ApiKeyError) -> Status {
+    match error {
+        ApiKeyError::Unknown | ApiKeyError::OrganizationUnknown | ApiKeyError::ProjectUnknown => {
+            Status::not_found(error.to_string())
+        }
+        ApiKeyError::Taken => Status::already_exists(error.to_string()),
+        ApiKeyError::Write(failure) => write_failed(failure),
+    }
+}
+
+/// A key ring that was not read or changed.
+pub(super) fn vault(error: &CallError) -> Status {
+    let refusal = match error {
+        CallError::Unreachable(cause) => {
+            warn!(%cause, "the vault cannot be reached");
+            return Status::unavailable("the key vault cannot be reached at the moment, please try again");
+        }
+        CallError::Malformed { what } => {
+            error!(what, "the vault's answer makes no sense");
+            return Status::internal("the key vault answered something unexpected");
+        }
+        CallError::Refused(refusal) => refusal,
+    };
+    let message = refusal.message.clone();
+    match refusal.reason {
+        Reason::NotFound => Status::not_found(message),
+        Reason::AlreadyExists => Status::already_exists(message),
+        Reason::Invalid => Status::invalid_argument(message),
+        Reason::Revoked | Reason::NoActiveVersion | Reason::Conflict => Status::failed_precondition(message),
+        Reason::NotGranted => Status::permission_denied(message),
+        Reason::Exhausted => Status::resource_exhausted(message),
+        Reason::NotLeader | Reason::Unavailable | Reason::Sealed => Status::unavailable(message),
+        Reason::OutcomeUnknown => Status::deadline_exceeded(message),
+        Reason::Pending => Status::deadline_exceeded(
+            "the keys are being destroyed: no node gets them any more, but not all have given them up yet; repeat the \
+             call to wait on",
+        ),
+        Reason::Damaged => Status::data_loss(message),
+    }
+}
