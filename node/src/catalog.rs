@@ -20,6 +20,7 @@ mod state;
 pub mod testing;
 #[cfg(test)]
 mod tests;
+mod vault;
 mod view;
 mod wire;
 
@@ -33,5 +34,7 @@ pub use link::{ProposeLink, ProposeLinkError, Replica, VaultWrites};
 pub use machine::CatalogMachine;
 pub use paging::{Page, PageError, PageRequest};
 pub use records::{ApiKey, NodeRecord, Organization, Project, SigningKey, Topic, TopicPolicies, TopicState};
+pub use vault::VaultRings;
+pub(crate) use vault::{Patience, is_passing};
 pub use view::View;
 pub use wire::DecodeError;

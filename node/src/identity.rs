@@ -21,6 +21,7 @@ mod secrets;
 mod service;
 mod signing;
 mod token;
+mod vault;
 
 #[cfg(test)]
 mod tests;
@@ -33,3 +34,4 @@ pub use secrets::{MemorySecrets, Secret, SecretError, SecretKind, SecretStore};
 pub use service::{Availability, Identity, IdentityConfig, LoginError, TokenPair};
 pub use signing::{SigningError, new_signing_key};
 pub use token::{AuthError, Claims, Rejection};
+pub use vault::VaultSecrets;

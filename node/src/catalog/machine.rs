@@ -1,6 +1,6 @@
 //! The catalog as a Raft state machine, and the view that everything on this node reads.
 
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 use bytes::Bytes;
 use ensign_proto::LogIndex;
@@ -17,9 +17,15 @@ use super::wire;
 pub(super) struct Shared {
     state: RwLock<State>,
     changes: watch::Sender<LogIndex>,
+    stuck: OnceLock<LogIndex>,
 }
 
 impl Shared {
+    /// Where the machine met what it cannot read.
+    pub(super) fn stuck(&self) -> Option<LogIndex> {
+        self.stuck.get().copied()
+    }
+
     /// A short look at the state; applying waits meanwhile.
     pub(super) fn read(&self) -> RwLockReadGuard<'_, State> {
         // A reader that panicked left nothing half-written, and `State::apply` refuses before it changes anything.
@@ -40,7 +46,11 @@ pub struct CatalogMachine {
 impl CatalogMachine {
     /// An empty catalog and the view of it.
     pub fn new() -> (Self, View) {
-        let shared = Arc::new(Shared { state: RwLock::default(), changes: watch::Sender::new(LogIndex(0)) });
+        let shared = Arc::new(Shared {
+            state: RwLock::default(),
+            changes: watch::Sender::new(LogIndex(0)),
+            stuck: OnceLock::new(),
+        });
         (Self { shared: Arc::clone(&shared) }, View::new(shared))
     }
 
@@ -61,13 +71,18 @@ impl StateMachine for CatalogMachine {
     type Response = Response;
 
     fn apply(&mut self, entry: &CommittedEntry) -> Response {
+        if self.shared.stuck().is_some() {
+            return Err(Refusal::Unreadable);
+        }
         match Command::decode(&entry.payload) {
             Ok(command) => self.change(entry.id.index, |state| state.apply(command)),
             Err(error) => {
-                // `Catalog` checks every payload before it is proposed, so this is a newer node's command (upgrade every
-                // node before commands of a new kind are used) or a bug. All replicas of this version do the same: nothing.
-                tracing::error!(index = %entry.id.index, %error, "a catalog command cannot be read and changes nothing");
-                self.change(entry.id.index, |_| Err(Refusal::Unreadable))
+                // `Catalog` checks every payload before it is proposed, so a newer node wrote this. Applying what follows would
+                // make this replica differ from the others, so it stays where it is until it is upgraded and starts again.
+                let index = self.shared.stuck.get_or_init(|| entry.id.index);
+                tracing::error!(%index, %error, "the catalog holds what this version cannot read; upgrade this node");
+                self.shared.changes.send_replace(*index);
+                Err(Refusal::Unreadable)
             }
         }
     }

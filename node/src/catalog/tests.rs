@@ -425,11 +425,17 @@ fn every_flipped_bit_and_every_cut_is_refused() {
 }
 
 #[test]
-fn what_cannot_be_read_changes_nothing() {
+fn a_replica_that_cannot_read_an_entry_stands_still() {
     let mut machine = sample();
-    let before = machine.view().all_topics();
-    assert_eq!(machine.apply(&entry(50, Bytes::from_static(b"\x01what"))), Err(Refusal::Unreadable));
-    assert_eq!(machine.view().all_topics(), before);
+    let (view, before) = (machine.view(), machine.snapshot());
+    assert_eq!(view.stuck(), None);
+    assert_eq!(machine.apply(&entry(50, Bytes::from_static(b"\x02what"))), Err(Refusal::Unreadable));
+    assert_eq!(view.stuck(), Some(LogIndex(51)));
+    let fine = Command::CreateOrganization { id: org(5), name: "later".to_owned(), at: at(5) };
+    assert_eq!(machine.apply(&entry(51, fine.encode())), Err(Refusal::Unreadable));
+    let (mut other, _) = CatalogMachine::new();
+    other.restore(&before).unwrap();
+    assert_eq!(view.organizations(), other.view().organizations());
 }
 
 #[test]

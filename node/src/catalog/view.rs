@@ -28,6 +28,12 @@ impl View {
         self.shared.changes()
     }
 
+    /// Where this node's replica met an entry that only a newer version can read; from there on the view stands still, and what
+    /// must not be stale (tokens, for one) is refused. The node has to be upgraded.
+    pub fn stuck(&self) -> Option<LogIndex> {
+        self.shared.stuck()
+    }
+
     /// The topic of this id, whatever its state.
     pub fn topic(&self, id: TopicId) -> Option<Arc<Topic>> {
         self.shared.read().topics.get(&id).cloned()

@@ -433,6 +433,10 @@ impl Identity {
     /// # Errors
     /// [`AuthError::Invalid`]: UNAUTHENTICATED, for whatever reason, the API key's revocation included.
     pub async fn verify(&self, bearer: &str) -> Result<Arc<Claims>, AuthError> {
+        if self.inner.catalog.stuck().is_some() {
+            // It would not hear of a revocation.
+            return Err(AuthError::Unavailable { cause: "this node must be upgraded".to_owned() });
+        }
         let digest = sha256(bearer.as_bytes());
         let hit = lock(&self.inner.known_tokens).get_mut(&digest).map(|known| Arc::clone(known));
         let known = if let Some(known) = hit {

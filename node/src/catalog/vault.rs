@@ -1,0 +1,133 @@
+//! The catalog's side of the vault: key rings and custody, through the vault's client.
+
+use std::fmt;
+use std::time::Duration;
+
+use ensign_keyvault::{CallError, Reason, VaultClient};
+use ensign_proto::{Algorithm, ClusterId, NodeId, Partition, PartitionContext, ProjectId, RingId, TopicId};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use tokio::time::{Instant, sleep};
+
+use super::errors::VaultFailure;
+use super::link::VaultWrites;
+
+/// How long a call is repeated while the vault elects, starts or cannot be reached.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// [`VaultWrites`] by the cluster's vault.
+#[derive(Clone)]
+pub struct VaultRings {
+    client: VaultClient,
+    cluster: ClusterId,
+    actor: String,
+}
+
+impl fmt::Debug for VaultRings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VaultRings").field("actor", &self.actor).finish_non_exhaustive()
+    }
+}
+
+impl VaultRings {
+    /// For node `me`, which the vault's record of events will name.
+    pub fn new(client: VaultClient, cluster: ClusterId, me: NodeId) -> Self {
+        Self { client, cluster, actor: format!("node {me}") }
+    }
+
+    fn context(&self, project: ProjectId, topic: TopicId) -> PartitionContext {
+        PartitionContext { cluster: self.cluster, project, topic, partition: Partition(0) }
+    }
+}
+
+impl VaultWrites for VaultRings {
+    fn create_ring(&self, project: ProjectId, ring: RingId) -> BoxFuture<'static, Result<(), VaultFailure>> {
+        let this = self.clone();
+        async move {
+            let patience = Patience::new();
+            loop {
+                match this.client.create_ring(&this.actor, ring, project, Algorithm::default()).await {
+                    Err(error) if patience.again(&error).await => {}
+                    settled => return settled.map(drop).map_err(failure),
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn put_custody(
+        &self,
+        node: NodeId,
+        project: ProjectId,
+        topic: TopicId,
+    ) -> BoxFuture<'static, Result<(), VaultFailure>> {
+        let (this, context) = (self.clone(), self.context(project, topic));
+        async move {
+            let patience = Patience::new();
+            loop {
+                match this.client.put_custody(&this.actor, node, &context).await {
+                    Err(error) if patience.again(&error).await => {}
+                    settled => return settled.map_err(failure),
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn drop_custody(
+        &self,
+        node: NodeId,
+        project: ProjectId,
+        topic: TopicId,
+    ) -> BoxFuture<'static, Result<(), VaultFailure>> {
+        let (this, context) = (self.clone(), self.context(project, topic));
+        async move {
+            let patience = Patience::new();
+            loop {
+                match this.client.drop_custody(&this.actor, node, &context).await {
+                    Err(error) if patience.again(&error).await => {}
+                    settled => return settled.map_err(failure),
+                }
+            }
+        }
+        .boxed()
+    }
+}
+
+fn failure(error: CallError) -> VaultFailure {
+    VaultFailure::new(error.to_string())
+}
+
+/// How often a call that may be repeated is repeated: while the vault is only on its way.
+#[derive(Debug)]
+pub(crate) struct Patience {
+    deadline: Instant,
+}
+
+impl Patience {
+    /// From now on.
+    pub(crate) fn new() -> Self {
+        Self { deadline: Instant::now() + PATIENCE }
+    }
+
+    /// Whether to call again after this failure; waits a moment first.
+    pub(crate) async fn again(&self, error: &CallError) -> bool {
+        let again = is_passing(error) && Instant::now() + PAUSE < self.deadline;
+        if again {
+            sleep(PAUSE).await;
+        }
+        again
+    }
+}
+
+/// Whether the same call may succeed in a moment.
+pub(crate) fn is_passing(error: &CallError) -> bool {
+    match error {
+        CallError::Unreachable(_) => true,
+        CallError::Refused(refusal) => {
+            matches!(refusal.reason, Reason::NotLeader | Reason::Unavailable | Reason::Sealed | Reason::OutcomeUnknown)
+        }
+        CallError::Malformed { .. } => false,
+    }
+}
