@@ -123,7 +123,7 @@ pub enum ConfigError {
         message: String,
     },
     /// A variable with our prefix that no setting owns.
-    #[error("unknown variable {name}: no server setting has that name{}", hint(.suggestion))]
+    #[error("unknown variable {name}: no server setting has that name{}", hint(.suggestion.as_ref()))]
     UnknownVariable {
         /// The variable.
         name: String,
@@ -135,8 +135,8 @@ pub enum ConfigError {
     Contradiction(String),
 }
 
-fn hint(suggestion: &Option<String>) -> String {
-    suggestion.as_ref().map(|name| format!("; did you mean {name}?")).unwrap_or_default()
+fn hint(suggestion: Option<&String>) -> String {
+    suggestion.map(|name| format!("; did you mean {name}?")).unwrap_or_default()
 }
 
 impl Config {
@@ -205,7 +205,7 @@ impl Config {
             }
         }
         let lease = Duration::from(self.vault.lease);
-        if !(Duration::from_secs(3)..=Duration::from_secs(60)).contains(&lease) {
+        if !(Duration::from_secs(3)..=Duration::from_mins(1)).contains(&lease) {
             return contradiction(format!("vault.lease is {}: it must lie between 3s and 60s", self.vault.lease));
         }
         if Duration::from(self.auth.refresh_ttl) < Duration::from(self.auth.access_ttl) {

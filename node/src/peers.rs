@@ -14,9 +14,11 @@ mod propose;
 mod server;
 mod tls;
 mod transport;
+mod vault;
 
 pub use channels::Peers;
 pub use propose::LeaderLink;
 pub use server::{HolderEndpoint, Services, VaultEndpoint, serve};
 pub use tls::{PeerTls, TlsError, node_name};
 pub use transport::PipeTransport;
+pub use vault::VaultCalls;

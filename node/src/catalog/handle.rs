@@ -420,7 +420,8 @@ impl Catalog {
     async fn put_custody_of_all(&self, nodes: &[NodeId]) -> Result<(), VaultFailure> {
         let topics = self.all_topics();
         let wanted = topics.iter().filter(|topic| topic.state != TopicState::Deleting);
-        let calls = wanted.flat_map(|topic| nodes.iter().map(move |node| (*node, topic.project, topic.id)));
+        let calls: Vec<_> =
+            wanted.flat_map(|topic| nodes.iter().map(move |node| (*node, topic.project, topic.id))).collect();
         futures::stream::iter(calls)
             .map(|(node, project, topic)| self.parts.vault.put_custody(node, project, topic))
             .buffer_unordered(VAULT_CALLS_MAX)

@@ -48,7 +48,8 @@ pub fn main() -> ExitCode {
 /// Whatever went wrong; [`exit_code`] tells its code.
 pub async fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Serve(_) | Command::Dev(_) => anyhow::bail!("this build cannot serve yet"),
+        Command::Serve(args) => crate::serve::run(args).await,
+        Command::Dev(args) => crate::dev::run(args).await,
         Command::Config(ConfigCommand::Check { config, settings }) => check_config(config.as_deref(), *settings),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "ensign", &mut std::io::stdout());

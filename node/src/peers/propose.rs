@@ -140,10 +140,7 @@ fn failed(status: &Status) -> ProposeLinkError {
     let cause = status.message().to_owned();
     let never_sent =
         status.code() == Code::Unavailable && std::error::Error::source(status).is_some_and(is_connect_error);
-    match never_sent {
-        true => ProposeLinkError::Unreachable { cause },
-        false => ProposeLinkError::OutcomeUnknown { cause },
-    }
+    if never_sent { ProposeLinkError::Unreachable { cause } } else { ProposeLinkError::OutcomeUnknown { cause } }
 }
 
 fn is_connect_error(error: &(dyn std::error::Error + 'static)) -> bool {

@@ -1,0 +1,215 @@
+//! Making a cluster, once: root key, vault, signing key, organization, project, API keys, credentials file.
+//!
+//! Each step can be repeated: a bootstrap that was cut short is finished by starting it again. Nobody else ever makes a root key.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use ensign_keyvault::RootKey;
+use ensign_proto::PermissionSet;
+use ensign_raft::env::OsRng;
+use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+use crate::config::Config;
+use crate::files::write_secret;
+use crate::identity::{self, NewApiKey, operator_permissions};
+use crate::node::{Addresses, Node};
+use crate::peers::{PeerTls, Peers};
+use crate::serve::hello;
+
+/// The names of what a bootstrap makes.
+const ORGANIZATION: &str = "default";
+const PROJECT: &str = "default";
+
+/// How long the first steps may wait for a majority of the nodes.
+const QUORUM: Duration = Duration::from_mins(10);
+
+/// Two API keys in clear, and where to use them: the credentials file. SDKs read the first two keys of it.
+pub struct Credentials {
+    /// A key with every permission in the first project.
+    pub key: identity::Credentials,
+    /// The operator's key.
+    pub admin: identity::Credentials,
+    /// Where gRPC is.
+    pub endpoint: String,
+    /// Where to log in.
+    pub auth_url: String,
+}
+
+#[derive(Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
+struct KeyPair {
+    #[serde(rename = "ClientID")]
+    client_id: String,
+    #[serde(rename = "ClientSecret")]
+    client_secret: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct CredentialsFile {
+    #[serde(flatten)]
+    key: KeyPair,
+    endpoint: String,
+    auth_url: String,
+    insecure: bool,
+    admin: KeyPair,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials").field("endpoint", &self.endpoint).finish_non_exhaustive()
+    }
+}
+
+impl KeyPair {
+    fn of(credentials: &identity::Credentials) -> Self {
+        Self {
+            client_id: credentials.client_id.as_str().to_owned(),
+            client_secret: credentials.secret.expose().to_owned(),
+        }
+    }
+
+    fn parse(&self) -> anyhow::Result<identity::Credentials> {
+        Ok(identity::Credentials {
+            client_id: self.client_id.parse()?,
+            secret: identity::ClientSecret::parse(self.client_secret.clone())?,
+        })
+    }
+}
+
+impl Credentials {
+    /// Fresh keys, which nobody knows yet.
+    pub fn generate(addresses: Addresses) -> Self {
+        let (endpoint, auth_url) = reached_at(addresses);
+        Self {
+            key: identity::Credentials::generate(&OsRng),
+            admin: identity::Credentials::generate(&OsRng),
+            endpoint,
+            auth_url,
+        }
+    }
+
+    /// Reads a file that [`Credentials::write`] wrote; `None` when there is none.
+    ///
+    /// # Errors
+    /// It cannot be read, or is something else.
+    pub fn read(path: &Path) -> anyhow::Result<Option<Self>> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => Zeroizing::new(text),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+        };
+        let parse = || {
+            let file: CredentialsFile = serde_json::from_str(&text)?;
+            anyhow::Ok(Self {
+                key: file.key.parse()?,
+                admin: file.admin.parse()?,
+                endpoint: file.endpoint,
+                auth_url: file.auth_url,
+            })
+        };
+        parse().map(Some).with_context(|| format!("{} holds no credentials: move it away", path.display()))
+    }
+
+    /// The same keys at other addresses.
+    #[must_use]
+    pub fn at(mut self, addresses: Addresses) -> Self {
+        (self.endpoint, self.auth_url) = reached_at(addresses);
+        self
+    }
+
+    /// Writes the file, for its owner alone; durable when it returns.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write(&self, path: &Path) -> anyhow::Result<()> {
+        let file = CredentialsFile {
+            key: KeyPair::of(&self.key),
+            endpoint: self.endpoint.clone(),
+            auth_url: self.auth_url.clone(),
+            insecure: true,
+            admin: KeyPair::of(&self.admin),
+        };
+        let text = Zeroizing::new(serde_json::to_string_pretty(&file)? + "\n");
+        Ok(write_secret(path, text.as_bytes())?)
+    }
+}
+
+/// How clients on this machine reach the addresses.
+fn reached_at(addresses: Addresses) -> (String, String) {
+    let host = |address: std::net::SocketAddr| match address.ip() {
+        ip if ip.is_loopback() || ip.is_unspecified() => "localhost".to_owned(),
+        ip => ip.to_string(),
+    };
+    (
+        format!("{}:{}", host(addresses.grpc), addresses.grpc.port()),
+        format!("http://{}:{}", host(addresses.http), addresses.http.port()),
+    )
+}
+
+/// Refuses to make a second cluster beside one that a peer knows.
+///
+/// # Errors
+/// A peer belongs to a cluster, or the certificates cannot be used.
+pub async fn refuse_second(config: &Config, tls: &PeerTls) -> anyhow::Result<()> {
+    let peers = Peers::new(config.node_id(), &config.cluster.peers, tls)?;
+    for peer in peers.others() {
+        if let Some(cluster) = hello(&peers, peer).await? {
+            bail!("node {peer} belongs to cluster {cluster} already: start this node without --bootstrap to join it");
+        }
+    }
+    Ok(())
+}
+
+/// Makes the root key, unless an earlier attempt did.
+///
+/// # Errors
+/// The file cannot be written, or what is there is no root key.
+pub fn create_root_key(path: &Path) -> anyhow::Result<()> {
+    if path.exists() {
+        RootKey::load(path)?;
+        return Ok(());
+    }
+    RootKey::create(path)?;
+    warn!(
+        root_key = %path.display(),
+        "made the root key: copy it off this machine now, and to every other node of the cluster; without it all data is lost"
+    );
+    Ok(())
+}
+
+/// Makes everything that the first client needs. The credentials are kept in `kept` before they are made valid, so that a
+/// crash at any point is repaired by running this again.
+///
+/// # Errors
+/// No majority of the nodes came up in time, or a step failed; start again to go on.
+pub async fn run(node: &Node, kept: &Path, addresses: Addresses) -> anyhow::Result<Credentials> {
+    let credentials = match Credentials::read(kept)? {
+        Some(credentials) => credentials.at(addresses),
+        None => Credentials::generate(addresses),
+    };
+    credentials.write(kept)?;
+    info!("waiting for a majority of the nodes");
+    tokio::time::timeout(QUORUM, node.quorum()).await.context(
+        "no majority of the nodes came up: start the other nodes, with the root key on each, and start this one again",
+    )??;
+    node.vault().initialize(QUORUM).await.context("cannot initialize the vault")?;
+    let identity = node.identity();
+    identity.ensure_signing_key().await.context("cannot make the token-signing key")?;
+    let org = identity.ensure_organization(ORGANIZATION).await.context("cannot make the first organization")?;
+    let project = identity.ensure_project(org.id, PROJECT).await.context("cannot make the first project")?;
+    let new = |name: &str, permissions, admin| NewApiKey {
+        name: name.to_owned(),
+        org: org.id,
+        project: Some(project.id),
+        permissions,
+        admin,
+    };
+    let key = new("first key", PermissionSet::api_key(), false);
+    identity.ensure_api_key(key, &credentials.key).await.context("cannot make the first API key")?;
+    let operator = new("operator", operator_permissions(), true);
+    identity.ensure_api_key(operator, &credentials.admin).await.context("cannot make the operator's API key")?;
+    Ok(credentials)
+}

@@ -1,0 +1,480 @@
+//! One node, put together: logs, Raft, vault, catalog, identity, partitions, and the listeners in front of them.
+//!
+//! ```text
+//! start: lock the data directory ─> count this life ─> open logs ─> raft ─> vault, catalog ─> keys, identity, partitions ─> peers
+//! serve: gRPC and HTTP for clients
+//! drain: streams end, the lease is given back          close: leaderships move, groups stop, logs close, LOCK goes
+//! ```
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use ensign_keyvault::{
+    Entropy, Holder, HolderConfig, LeaseConfig, RootKey, RoutedLink, Vault, VaultClient, VaultConfig,
+};
+use ensign_proto::{ByteCount, ClusterId, GroupId, NodeId};
+use ensign_raft::env::{Clock, OsRng, Rng, SystemClock, Tasks};
+use ensign_raft::{Group, GroupSpec, Runtime, RuntimeConfig};
+use ensign_storage::{DataDir, Disk, FileDisk, FrameLog, LogConfig, NodeLog as _};
+use tokio::net::TcpListener;
+use tonic::service::Routes;
+use tracing::{info, warn};
+
+use crate::admin::{self, AdminParts};
+use crate::catalog::{Catalog, CatalogMachine, CatalogParts, NodeRecord};
+use crate::config::{Config, Timing};
+use crate::edge;
+use crate::files::NodeFile;
+use crate::health::{self, Health, Phase};
+use crate::identity::{Availability, Identity, IdentityConfig};
+use crate::partition::forward::{Channels, ForwardService, PeerForward};
+use crate::partition::{BatchLimits, Partitions, PartitionsParts};
+use crate::peers::{self, LeaderLink, PeerTls, Peers, PipeTransport, Services, VaultCalls};
+use crate::rpc::{Ensign, RpcParts};
+use crate::telemetry;
+use crate::vault::{HolderService, VaultAccess, VaultService};
+
+/// Where a node listens. What is absent is not served.
+#[derive(Debug)]
+pub struct Listeners {
+    /// gRPC for clients.
+    pub grpc: Option<TcpListener>,
+    /// HTTP for authentication.
+    pub http: Option<TcpListener>,
+    /// Metrics and health.
+    pub metrics: Option<TcpListener>,
+    /// Other nodes.
+    pub peers: TcpListener,
+}
+
+/// Where clients reach a node, with the ports that it was really given.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses {
+    /// gRPC.
+    pub grpc: SocketAddr,
+    /// HTTP.
+    pub http: SocketAddr,
+    /// Metrics and health.
+    pub metrics: SocketAddr,
+}
+
+impl Addresses {
+    /// The addresses of these listeners.
+    ///
+    /// # Errors
+    /// One of the three is absent or has no address.
+    pub fn of(listeners: &Listeners) -> anyhow::Result<Self> {
+        let address = |listener: &Option<TcpListener>| {
+            listener.as_ref().context("this node serves no clients").and_then(|listener| Ok(listener.local_addr()?))
+        };
+        Ok(Self {
+            grpc: address(&listeners.grpc)?,
+            http: address(&listeners.http)?,
+            metrics: address(&listeners.metrics)?,
+        })
+    }
+}
+
+/// What a node is made of.
+#[derive(Debug)]
+pub struct NodeSpec {
+    /// Its settings; `config.cluster.peers` names every node.
+    pub config: Config,
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// Where it listens.
+    pub listeners: Listeners,
+    /// How peers know it.
+    pub tls: PeerTls,
+    /// Whether it founds the catalog and the vault: exactly one node does, when the cluster is made.
+    pub initialize: bool,
+}
+
+/// A node that runs.
+pub struct Node {
+    config: Config,
+    cluster: ClusterId,
+    peers: Peers,
+    addresses: Option<Addresses>,
+    health: Health,
+    tasks: Tasks,
+    edge: Tasks,
+    runtime: Runtime,
+    vault: Vault,
+    holder: Holder,
+    catalog_group: Group<CatalogMachine>,
+    catalog: Catalog,
+    identity: Identity,
+    partitions: Partitions,
+    vault_client: VaultClient,
+    clock: Arc<dyn Clock>,
+    rng: Arc<dyn Rng>,
+    client_listeners: std::sync::Mutex<Option<(TcpListener, TcpListener)>>,
+    logs: Vec<OpenLog>,
+    // Last: the directory is free only once everything above is closed.
+    _data_dir: DataDir,
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node").field("id", &self.config.node.id).field("cluster", &self.cluster).finish_non_exhaustive()
+    }
+}
+
+impl Node {
+    /// Starts a node: recovers everything it stored and takes part in its groups. It serves peers from here on, and clients
+    /// after [`Node::serve`].
+    ///
+    /// # Errors
+    /// The data directory is in use, damaged or of a newer format; the certificates cannot be used; the root key file is malformed.
+    pub async fn start(spec: NodeSpec) -> anyhow::Result<Self> {
+        let NodeSpec { config, cluster, listeners, tls, initialize } = spec;
+        let me = config.node_id();
+        let health = Health::default();
+        let tasks = Tasks::new();
+        let edge = tasks.child();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let rng: Arc<dyn Rng> = Arc::new(OsRng);
+        let disk: Arc<dyn Disk> = Arc::new(FileDisk);
+        let addresses = Addresses::of(&listeners).ok();
+        if let Some(listener) = listeners.metrics {
+            edge::serve_http("metrics-server", listener, health::router(health.clone(), telemetry::metrics()?), &tasks);
+        }
+
+        let dir = &config.node.data_dir;
+        let data_dir = DataDir::lock(Arc::clone(&disk), dir)?;
+        let life = NodeFile::begin_life(dir, me, cluster)?;
+        info!(node = %me, %cluster, incarnation = life.incarnation, data_dir = %dir.display(), "starting");
+
+        let log = OpenLog::open(&disk, &dir.join("log"), log_config(&config))?;
+        // The vault shares its file with no other group: after a revoke, that file is rewritten.
+        let small = LogConfig { prefill: ByteCount(4 << 20), tail: ByteCount(4 << 20), ..LogConfig::default() };
+        let vault_log = OpenLog::open(&disk, &dir.join("vault"), small)?;
+
+        let peers = Peers::new(me, &config.cluster.peers, &tls)?;
+        let voters: std::collections::BTreeSet<NodeId> = peers.addresses().iter().map(|peer| peer.id).collect();
+        let timing = match config.cluster.timing {
+            Timing::Lan => ensign_raft::Timing::LAN,
+            Timing::Wan => ensign_raft::Timing::WAN,
+        };
+        let raft_config = RuntimeConfig { timing, ..RuntimeConfig::new(me) };
+        let transport = Arc::new(PipeTransport::new(peers.clone(), tasks.clone()));
+        let runtime = Runtime::new(raft_config, transport, Arc::clone(&clock), Arc::clone(&rng), tasks.clone());
+
+        let calls = VaultCalls::new(peers.clone());
+        let lease = LeaseConfig { length: config.vault.lease.into(), ..LeaseConfig::default() };
+        let root = load_root_key(&config, &health)?;
+        let vault_config = VaultConfig {
+            cluster,
+            node: me,
+            voters: voters.clone(),
+            create: initialize,
+            lease,
+            election_max: timing.election_max,
+            entropy: Entropy::kernel(),
+        };
+        let vault_group_log = vault_log.log.group(GroupId::VAULT);
+        let surrender = Arc::new(calls.clone());
+        let vault = Vault::start(vault_config, &runtime, vault_group_log, root, surrender, Arc::clone(&clock), &tasks)
+            .await
+            .context("the vault cannot start")?;
+        let link = Arc::new(RoutedLink::new(Arc::new(calls.clone()), voters.clone()));
+        let holder_config = HolderConfig { lease, ..HolderConfig::new(cluster, me) };
+        let holder = Holder::new(holder_config, link.clone(), Arc::clone(&clock), &tasks);
+        calls.connect(Arc::new(VaultService(vault.clone())), Arc::new(HolderService(holder.clone())));
+        let vault_client = VaultClient::new(link, cluster, me, &Entropy::kernel());
+        let vault_access = Arc::new(VaultAccess::new(vault_client.clone(), cluster, me));
+
+        let (machine, view) = CatalogMachine::new();
+        let catalog_spec = GroupSpec { id: GroupId::CATALOG, voters: voters.clone(), initialize };
+        let catalog_group = runtime
+            .start(catalog_spec, log.log.group(GroupId::CATALOG), machine)
+            .await
+            .context("the catalog cannot start")?;
+        let leader_link = LeaderLink::new(peers.clone(), GroupId::CATALOG, catalog_group.leadership());
+        let catalog = Catalog::new(CatalogParts {
+            me,
+            replica: Arc::new(catalog_group.clone()),
+            view,
+            link: Arc::new(leader_link),
+            vault: vault_access.clone(),
+            clock: Arc::clone(&clock),
+            rng: Arc::clone(&rng),
+        });
+        let mut identity_config = IdentityConfig::new(cluster);
+        if !config.auth.issuer.is_empty() {
+            config.auth.issuer.trim_end_matches('/').clone_into(&mut identity_config.issuer);
+        }
+        if let Some(addresses) = &addresses {
+            identity_config.public_url = format!("http://localhost:{}", addresses.http.port());
+        }
+        identity_config.access_ttl = config.auth.access_ttl.into();
+        identity_config.refresh_ttl = config.auth.refresh_ttl.into();
+        let identity =
+            Identity::new(identity_config, catalog.clone(), vault_access, Arc::clone(&clock), Arc::clone(&rng));
+        let forward = PeerForward::new(Arc::new(peers.clone()));
+        let partitions = Partitions::start(PartitionsParts {
+            me,
+            cluster,
+            voters,
+            runtime: runtime.clone(),
+            log: log.log.clone(),
+            catalog: catalog.clone(),
+            keys: Arc::new(holder.clone()),
+            forward: Arc::new(forward.clone()),
+            barrier: Arc::new(forward),
+            clock: Arc::clone(&clock),
+            rng: Arc::clone(&rng),
+            tasks: tasks.clone(),
+            limits: BatchLimits::default(),
+            tail_bytes: ByteCount(config.storage.tail_cache.get() / 2),
+        });
+        let services = Services {
+            node: me,
+            cluster,
+            peers: peers.clone(),
+            runtime: runtime.clone(),
+            catalog: catalog.clone(),
+            vault: Arc::new(VaultService(vault.clone())),
+            holder: Arc::new(HolderService(holder.clone())),
+            more: Routes::new(ForwardService::server(partitions.clone(), tasks.clone())),
+            tasks: tasks.clone(),
+        };
+        peers::serve(listeners.peers, &tls, services)?;
+        let client_listeners = std::sync::Mutex::new(listeners.grpc.zip(listeners.http));
+        Ok(Self {
+            config,
+            cluster,
+            peers,
+            addresses,
+            health,
+            tasks,
+            edge,
+            runtime,
+            vault,
+            holder,
+            catalog_group,
+            catalog,
+            identity,
+            partitions,
+            vault_client,
+            clock,
+            rng,
+            client_listeners,
+            logs: vec![log, vault_log],
+            _data_dir: data_dir,
+        })
+    }
+}
+
+impl Channels for Peers {
+    fn bulk(&self, peer: NodeId) -> Option<tonic::transport::Channel> {
+        self.bulk_channel(peer)
+    }
+
+    fn control(&self, peer: NodeId) -> Option<tonic::transport::Channel> {
+        self.channel(peer)
+    }
+}
+
+/// The root key, when this node has one. Without it the vault's replica here stays sealed: it votes, and opens nothing.
+fn load_root_key(config: &Config, health: &Health) -> anyhow::Result<Option<RootKey>> {
+    let path = &config.node.root_key;
+    if path.exists() {
+        return Ok(Some(RootKey::load(path)?));
+    }
+    let what = format!("sealed: there is no root key at {}; copy it there and restart", path.display());
+    warn!(root_key = %path.display(), "no root key: this node's vault stays sealed until the file is there and the node is restarted");
+    health.trouble("vault", Some(what));
+    Ok(None)
+}
+
+impl Node {
+    /// Its settings.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The vault's replica on this node.
+    pub fn vault(&self) -> &Vault {
+        &self.vault
+    }
+
+    /// The catalog.
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// Logins and tokens.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Returns once the catalog has a leader that this node can reach.
+    ///
+    /// # Errors
+    /// The catalog is stopped.
+    pub async fn quorum(&self) -> anyhow::Result<()> {
+        let mut leadership = self.catalog_group.leadership();
+        leadership.wait_for(|now| now.leader.is_some()).await.context("the catalog is stopped")?;
+        Ok(())
+    }
+
+    /// Serves clients from here on.
+    ///
+    /// # Errors
+    /// The node cannot reach a majority, or serves already.
+    pub async fn serve(&self) -> anyhow::Result<()> {
+        self.quorum().await?;
+        self.tend();
+        let listeners = self.client_listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        if let Some((grpc, http)) = listeners {
+            edge::serve_http("http-server", http, crate::identity::router(self.identity.clone()), &self.edge);
+            edge::serve_grpc(grpc, self.routes().await?, &self.edge);
+        }
+        self.health.set(Phase::Serving);
+        info!(node = self.config.node.id, "serving");
+        Ok(())
+    }
+
+    /// What clients may call.
+    async fn routes(&self) -> anyhow::Result<Routes> {
+        let ensign = Ensign::new(RpcParts {
+            node: self.config.node_id(),
+            catalog: self.catalog.clone(),
+            identity: self.identity.clone(),
+            partitions: self.partitions.clone(),
+            clock: Arc::clone(&self.clock),
+            rng: Arc::clone(&self.rng),
+            tasks: self.tasks.clone(),
+            phase: self.health.watch(),
+        });
+        let (reporter, health) = tonic_health::server::health_reporter();
+        for service in ["", "default", <Ensign as tonic::server::NamedService>::NAME] {
+            reporter.set_service_status(service, tonic_health::ServingStatus::Serving).await;
+        }
+        let mut phase = self.health.watch();
+        self.edge.spawn("grpc-health", |_| async move {
+            if phase.wait_for(|phase| *phase == Phase::Stopping).await.is_ok() {
+                for service in ["", "default", <Ensign as tonic::server::NamedService>::NAME] {
+                    reporter.set_service_status(service, tonic_health::ServingStatus::NotServing).await;
+                }
+            }
+        });
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(ensign_proto::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()?;
+        let admin = admin::service(AdminParts {
+            node: self.config.node_id(),
+            cluster: self.cluster,
+            catalog: self.catalog.clone(),
+            identity: self.identity.clone(),
+            vault: self.vault_client.clone(),
+            runtime: self.runtime.clone(),
+            clock: Arc::clone(&self.clock),
+        });
+        Ok(Routes::new(ensign).add_service(admin).add_service(health).add_service(reflection))
+    }
+
+    /// Long-lived chores that need a quorum now and then, and are patient about it.
+    fn tend(&self) {
+        let identity = self.identity.clone();
+        self.tasks.spawn("identity", |stop| identity.tend(stop));
+        let catalog = self.catalog.clone();
+        self.tasks.spawn("catalog-compaction", |stop| catalog.keep_compact(stop));
+        let catalog = self.catalog.clone();
+        let record = self.record();
+        self.tasks.spawn("registration", |stop| async move {
+            let registering = async {
+                while let Err(error) = register(&catalog, &record).await {
+                    warn!(%error, "cannot register this node with the catalog and the vault yet");
+                    tokio::time::sleep(Duration::from_secs(2)).await;
+                }
+            };
+            stop.run_until_cancelled(registering).await;
+        });
+    }
+
+    fn record(&self) -> NodeRecord {
+        let me = self.config.node_id();
+        let peer = self.peers.addresses().iter().find(|peer| peer.id == me).map(|peer| peer.address.clone());
+        let address = |pick: fn(&Addresses) -> SocketAddr| {
+            self.addresses.as_ref().map(|addresses| pick(addresses).to_string()).unwrap_or_default()
+        };
+        NodeRecord { id: me, peer: peer.unwrap_or_default(), grpc: address(|a| a.grpc), http: address(|a| a.http) }
+    }
+
+    /// Returns when the node cannot go on, with the reason.
+    pub async fn failed(&self) -> String {
+        self.tasks.stop_token().cancelled().await;
+        self.tasks.panicked().unwrap_or_else(|| "the node was asked to stop".to_owned())
+    }
+
+    /// Refuses new work and ends streams, in order; what is in progress is finished or told that it is not.
+    pub async fn drain(&self) {
+        self.health.set(Phase::Stopping);
+        self.identity.set_availability(Availability::Stopping);
+        let deadline: Duration = self.config.shutdown.deadline.into();
+        if !self.edge.shut_down(deadline).await {
+            warn!("some client calls did not end in time; their connections are closed");
+        }
+    }
+
+    /// Hands leaderships over, stops every group, gives the lease back and closes the logs.
+    pub async fn close(self) {
+        let deadline: Duration = self.config.shutdown.deadline.into();
+        self.runtime.shut_down(deadline).await;
+        self.holder.release().await;
+        if !self.tasks.shut_down(deadline).await {
+            warn!("some tasks did not end in time");
+        }
+        for log in self.logs {
+            log.close().await;
+        }
+        info!(node = self.config.node.id, "stopped");
+    }
+}
+
+/// A log database and the thread that writes it.
+struct OpenLog {
+    log: Arc<FrameLog>,
+    writer: JoinHandle<()>,
+}
+
+impl OpenLog {
+    fn open(disk: &Arc<dyn Disk>, folder: &Path, config: LogConfig) -> anyhow::Result<Self> {
+        let (log, writer) = FrameLog::open(Arc::clone(disk), folder, config)?;
+        Ok(Self { log, writer: writer.spawn()? })
+    }
+
+    /// Closes the file cleanly, so that the next start needs no repair.
+    async fn close(self) {
+        self.log.close();
+        let writer = self.writer;
+        if !matches!(tokio::task::spawn_blocking(move || writer.join()).await, Ok(Ok(()))) {
+            warn!("a log was not closed cleanly; it is repaired at the next start");
+        }
+    }
+}
+
+fn log_config(config: &Config) -> LogConfig {
+    LogConfig {
+        prefill: config.storage.prefill.into(),
+        tail: config.storage.tail_cache.into(),
+        cache: config.storage.page_cache.into(),
+        ..LogConfig::default()
+    }
+}
+
+async fn register(catalog: &Catalog, record: &NodeRecord) -> anyhow::Result<()> {
+    catalog.refresh().await?;
+    catalog.put_node(record.clone()).await?;
+    catalog.reconcile().await?;
+    Ok(())
+}

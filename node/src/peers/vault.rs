@@ -1,0 +1,111 @@
+//! The way to the vault's voters, and from the vault's leader to the nodes that hold keys.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use ensign_keyvault::{LinkError, SurrenderLink, VaultPeer};
+use ensign_proto::NodeId;
+use ensign_proto::pb::vault::v1::keyholder_client::KeyholderClient;
+use ensign_proto::pb::vault::v1::vault_client::VaultClient;
+use ensign_proto::pb::vault::v1::{Reply, Request, SurrenderReply, SurrenderRequest, request};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+
+use super::Peers;
+use super::server::{HolderEndpoint, VaultEndpoint};
+
+/// How long a call may take that the vault answers at once.
+const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a revoke may take: the longest lease wait (60 s leases) and its commits.
+const REVOKE_TIMEOUT: Duration = Duration::from_secs(90);
+/// How long a holder may take to give keys up: uses in progress end within two seconds.
+const SURRENDER_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Calls between holders and the vault: to other nodes over the control connection, to this one directly.
+#[derive(Clone)]
+pub struct VaultCalls {
+    peers: Peers,
+    vault: Arc<OnceLock<Arc<dyn VaultEndpoint>>>,
+    holder: Arc<OnceLock<Arc<dyn HolderEndpoint>>>,
+}
+
+impl fmt::Debug for VaultCalls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VaultCalls").field("peers", &self.peers).finish_non_exhaustive()
+    }
+}
+
+impl VaultCalls {
+    /// Calls over `peers`. The vault and the holder need this to exist first, and are made known afterwards.
+    pub fn new(peers: Peers) -> Self {
+        Self { peers, vault: Arc::default(), holder: Arc::default() }
+    }
+
+    /// Makes this node's vault and holder known.
+    pub fn connect(&self, vault: Arc<dyn VaultEndpoint>, holder: Arc<dyn HolderEndpoint>) {
+        // Set once, at start; a second call changes nothing.
+        let _ = self.vault.set(vault);
+        let _ = self.holder.set(holder);
+    }
+}
+
+fn timeout_of(call: &Request) -> Duration {
+    match call.call {
+        Some(request::Call::Revoke(_)) => REVOKE_TIMEOUT,
+        _ => CALL_TIMEOUT,
+    }
+}
+
+fn timed<T>(message: T, timeout: Duration) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.set_timeout(timeout);
+    request
+}
+
+impl VaultPeer for VaultCalls {
+    fn call(&self, node: NodeId, request: Request) -> BoxFuture<'static, Result<Reply, LinkError>> {
+        let timeout = timeout_of(&request);
+        if node == self.peers.me() {
+            let Some(vault) = self.vault.get().cloned() else {
+                return async { Err(LinkError::new("this node's vault has not started")) }.boxed();
+            };
+            return async move {
+                tokio::time::timeout(timeout, vault.call(node, request))
+                    .await
+                    .map_err(|_| LinkError::new("this node's vault gave no answer in time"))
+            }
+            .boxed();
+        }
+        let channel = self.peers.channel(node);
+        async move {
+            let channel = channel.ok_or_else(|| LinkError::new(format!("node {node} is not in cluster.peers")))?;
+            let reply = VaultClient::new(channel).call(timed(request, timeout)).await;
+            reply.map(tonic::Response::into_inner).map_err(|status| LinkError::new(status.message()))
+        }
+        .boxed()
+    }
+}
+
+impl SurrenderLink for VaultCalls {
+    fn surrender(
+        &self,
+        node: NodeId,
+        request: SurrenderRequest,
+    ) -> BoxFuture<'static, Result<SurrenderReply, LinkError>> {
+        if node == self.peers.me() {
+            let Some(holder) = self.holder.get().cloned() else {
+                return async { Err(LinkError::new("this node holds no keys yet")) }.boxed();
+            };
+            return async move { holder.surrender(request).await.map_err(|status| LinkError::new(status.message())) }
+                .boxed();
+        }
+        let channel = self.peers.channel(node);
+        async move {
+            let channel = channel.ok_or_else(|| LinkError::new(format!("node {node} is not in cluster.peers")))?;
+            let reply = KeyholderClient::new(channel).surrender(timed(request, SURRENDER_TIMEOUT)).await;
+            reply.map(tonic::Response::into_inner).map_err(|status| LinkError::new(status.message()))
+        }
+        .boxed()
+    }
+}

@@ -1,0 +1,148 @@
+//! `ensign serve`: one node of a cluster.
+
+use std::io::Write as _;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use ensign_proto::pb::peer::v1::HelloRequest;
+use ensign_proto::pb::peer::v1::peer_client::PeerClient;
+use ensign_proto::{ClusterId, NodeId};
+use ensign_raft::env::{Clock as _, OsRng, Rng as _, Stop, SystemClock};
+use tokio::net::TcpListener;
+use tracing::{info, warn};
+
+use crate::bootstrap;
+use crate::cli::ServeArgs;
+use crate::config::Config;
+use crate::files::{NodeFile, write_secret};
+use crate::node::{Addresses, Listeners, Node, NodeSpec};
+use crate::peers::{PeerTls, Peers};
+use crate::{signals, telemetry};
+
+/// How often a new node asks its peers which cluster it belongs to.
+const HELLO_EVERY: Duration = Duration::from_millis(500);
+
+/// Runs a node until SIGINT or SIGTERM.
+///
+/// # Errors
+/// The configuration is wrong, an address is taken, the data directory cannot be used, or the node fails.
+pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
+    let config = Config::load(args.config.as_deref(), args.settings.clone())?;
+    telemetry::start_logs(&config.log)?;
+    let stop = signals::stop()?;
+    let id = config.node_id();
+    if config.cluster.peers.is_empty() {
+        bail!("cluster.peers is empty: name every node of the cluster, this one included, as ID=HOST:PORT");
+    }
+    let tls = PeerTls::load(id, &config.cluster.certificate, &config.cluster.private_key, &config.cluster.authority)?;
+    std::fs::create_dir_all(&config.node.data_dir)
+        .with_context(|| format!("cannot make the data directory {}", config.node.data_dir.display()))?;
+
+    let known = NodeFile::read(&config.node.data_dir, id)?.map(|(_, cluster)| cluster);
+    let done = config.node.data_dir.join("bootstrapped");
+    if args.bootstrap && done.exists() {
+        bail!("this cluster was bootstrapped already: start the node without --bootstrap");
+    }
+    let cluster = match (known, args.bootstrap) {
+        (Some(cluster), _) => cluster,
+        (None, true) => {
+            bootstrap::refuse_second(&config, &tls).await?;
+            fresh_cluster()
+        }
+        (None, false) => match stop.run_until_cancelled(ask_peers(&config, &tls, &stop)).await {
+            Some(cluster) => cluster?,
+            None => return Ok(()),
+        },
+    };
+    if args.bootstrap {
+        bootstrap::create_root_key(&config.node.root_key)?;
+    }
+
+    let listeners = Listeners {
+        grpc: Some(bind("listen.grpc", config.listen.grpc).await?),
+        http: Some(bind("listen.http", config.listen.http).await?),
+        metrics: Some(bind("listen.metrics", config.listen.metrics).await?),
+        peers: bind("listen.peers", config.listen.peers).await?,
+    };
+    let addresses = Addresses::of(&listeners)?;
+    // Only the node that makes the cluster may found its groups; the others are found by it.
+    let initialize = args.bootstrap;
+    let node = Node::start(NodeSpec { config, cluster, listeners, tls, initialize }).await?;
+
+    let outcome = async {
+        if args.bootstrap {
+            let kept = node.config().node.data_dir.join("credentials.json");
+            let credentials = bootstrap::run(&node, &kept, addresses).await?;
+            credentials.write(&args.credentials)?;
+            // The secrets are with the operator now; the node keeps no copy.
+            let _ = std::fs::remove_file(&kept);
+            write_secret(&done, b"")?;
+            info!(credentials = %args.credentials.display(), "the cluster is made");
+        }
+        node.serve().await?;
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "ready")?;
+        out.flush()?;
+        anyhow::Ok(())
+    };
+    let failure = tokio::select! {
+        () = stop.cancelled() => None,
+        failure = async {
+            match outcome.await {
+                Ok(()) => node.failed().await,
+                Err(error) => format!("{error:#}"),
+            }
+        } => Some(failure),
+    };
+    node.drain().await;
+    node.close().await;
+    failure.map_or(Ok(()), |failure| Err(anyhow::anyhow!(failure)))
+}
+
+async fn bind(key: &'static str, address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {key} = \"{address}\": is the address taken?"))
+}
+
+fn fresh_cluster() -> ClusterId {
+    let mut random = [0; 10];
+    OsRng.fill(&mut random);
+    ClusterId::new(SystemClock.wall().as_millis(), random)
+}
+
+/// Asks every peer, again and again, until one knows the cluster.
+async fn ask_peers(config: &Config, tls: &PeerTls, stop: &Stop) -> anyhow::Result<ClusterId> {
+    let peers = Peers::new(config.node_id(), &config.cluster.peers, tls)?;
+    info!("new data directory: asking the peers which cluster this is (or start one node with --bootstrap)");
+    let mut asked = 0_u64;
+    while !stop.is_cancelled() {
+        for peer in peers.others() {
+            if let Some(cluster) = hello(&peers, peer).await? {
+                return Ok(cluster);
+            }
+        }
+        asked += 1;
+        if asked.is_multiple_of(20) {
+            warn!(
+                "no peer knows the cluster yet: is one node started with --bootstrap, and are cluster.peers and the certificates right?"
+            );
+        }
+        tokio::time::sleep(HELLO_EVERY).await;
+    }
+    bail!("stopped before a peer told which cluster this is")
+}
+
+/// The cluster that `peer` says it belongs to; `None` when it does not answer.
+pub(crate) async fn hello(peers: &Peers, peer: NodeId) -> anyhow::Result<Option<ClusterId>> {
+    let Some(channel) = peers.channel(peer) else { return Ok(None) };
+    let mut request = tonic::Request::new(HelloRequest {});
+    request.set_timeout(Duration::from_secs(2));
+    match PeerClient::new(channel).hello(request).await {
+        Ok(reply) => Ok(ClusterId::try_from(&reply.into_inner().cluster[..]).ok()),
+        Err(status) if matches!(status.code(), tonic::Code::Unauthenticated | tonic::Code::PermissionDenied) => {
+            bail!("node {peer} refuses this node: {}", status.message())
+        }
+        Err(_) => Ok(None),
+    }
+}

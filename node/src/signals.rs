@@ -1,0 +1,43 @@
+//! SIGINT and SIGTERM ask the process to stop; a second one ends it at once.
+
+use std::time::Duration;
+
+use ensign_raft::env::{Stop, Tasks};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+/// Signals this close to the first are the same request.
+const ONE_REQUEST: Duration = Duration::from_secs(1);
+
+/// A token that is cancelled at the first SIGINT or SIGTERM.
+///
+/// # Errors
+/// The signals cannot be watched.
+pub(crate) fn stop() -> std::io::Result<Stop> {
+    let stop = Stop::new();
+    let asked = stop.clone();
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    // Lives as long as the process: it must still hear the second signal while everything else shuts down.
+    Tasks::new().spawn("signals", |_| async move {
+        let mut first: Option<Instant> = None;
+        loop {
+            let name = tokio::select! {
+                _ = interrupt.recv() => "SIGINT",
+                _ = terminate.recv() => "SIGTERM",
+            };
+            if let Some(first) = first {
+                // A terminal and a supervisor may both pass one request on.
+                if first.elapsed() < ONE_REQUEST {
+                    continue;
+                }
+                warn!(signal = name, "asked to stop a second time: ending at once, without a clean close");
+                std::process::exit(130);
+            }
+            info!(signal = name, "asked to stop: draining");
+            first = Some(Instant::now());
+            asked.cancel();
+        }
+    });
+    Ok(stop)
+}

@@ -1,0 +1,353 @@
+//! Real `ensign` processes for tests: started on free ports, killed, restarted, always reaped.
+
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+pub mod wiretap;
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use ensign_client::{Client, CredentialsFile, Delivery, Options};
+use ensign_node::authority::Authority;
+use ensign_proto::NodeId;
+
+/// How long a process may take to say `ready`: a loaded two-core machine, not a promise.
+const READY: Duration = Duration::from_secs(90);
+
+/// A port that was free a moment ago.
+pub fn free_port() -> anyhow::Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// A process of the `ensign` binary that dies with its owner.
+pub struct Process {
+    child: Child,
+    name: String,
+}
+
+impl Process {
+    /// Starts `ensign` with `args` and waits for the line `ready`.
+    pub fn start(name: &str, args: &[String], log: &Path) -> anyhow::Result<Self> {
+        let mut process = Self::spawn(name, args, log)?;
+        process.wait_ready(log)?;
+        Ok(process)
+    }
+
+    /// Starts `ensign` with `args` and waits for nothing. Its stdout and stderr go to `log`.
+    pub fn spawn(name: &str, args: &[String], log: &Path) -> anyhow::Result<Self> {
+        let out = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
+        let err = out.try_clone()?;
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ensign"));
+        command.args(args).stdin(Stdio::null()).stdout(out).stderr(err);
+        let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
+        Ok(Self { child, name: name.to_owned() })
+    }
+
+    /// Waits until the log says `ready` once more than it did before this process.
+    pub fn wait_ready(&mut self, log: &Path) -> anyhow::Result<()> {
+        let begun = std::fs::read_to_string(log).unwrap_or_default();
+        let seen = begun.lines().filter(|line| *line == "ready").count();
+        let started = tokio::time::Instant::now();
+        let wanted = seen + 1;
+        loop {
+            let text = std::fs::read_to_string(log).unwrap_or_default();
+            if text.lines().filter(|line| *line == "ready").count() >= wanted {
+                return Ok(());
+            }
+            if let Some(status) = self.child.try_wait()? {
+                bail!("{} ended with {status} before it was ready:\n{text}", self.name);
+            }
+            ensure!(started.elapsed() < READY, "{} was not ready in time:\n{text}", self.name);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// `kill -9`, and waits until it is gone.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// SIGTERM; returns whether it ended with success within `limit`.
+    pub fn terminate(&mut self, limit: Duration) -> anyhow::Result<bool> {
+        let killed = Command::new("kill").arg("-TERM").arg(self.child.id().to_string()).status()?;
+        ensure!(killed.success(), "cannot signal {}", self.name);
+        let started = tokio::time::Instant::now();
+        while started.elapsed() < limit {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status.success());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(false)
+    }
+
+    /// The process's id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `ensign dev` on a directory, restartable on the same ports.
+pub struct Dev {
+    /// The directory of everything.
+    pub dir: tempfile::TempDir,
+    args: Vec<String>,
+    process: Process,
+}
+
+impl Dev {
+    /// Starts a cluster of `nodes`.
+    pub fn start(nodes: u32) -> anyhow::Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let (grpc, http, metrics) = (free_port()?, free_port()?, free_port()?);
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        let args: Vec<String> = [
+            "dev".to_owned(),
+            format!("--nodes={nodes}"),
+            format!("--data={}", path("data")),
+            format!("--grpc=127.0.0.1:{grpc}"),
+            format!("--http=127.0.0.1:{http}"),
+            format!("--metrics=127.0.0.1:{metrics}"),
+            format!("--credentials={}", path("credentials.json")),
+        ]
+        .into();
+        let process = Process::start("ensign dev", &args, &dir.path().join("log"))?;
+        Ok(Self { dir, args, process })
+    }
+
+    /// The SDK credentials file that it wrote.
+    pub fn credentials(&self) -> PathBuf {
+        self.dir.path().join("credentials.json")
+    }
+
+    /// The data directory.
+    pub fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// What the process printed.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// A client with the project's key.
+    pub fn client(&self) -> anyhow::Result<Client> {
+        let (options, _) = Options::from_file(CredentialsFile::read(&self.credentials())?);
+        Ok(Client::connect(options)?)
+    }
+
+    /// A client with the operator's key.
+    pub fn admin(&self) -> anyhow::Result<Client> {
+        let (_, admin) = Options::from_file(CredentialsFile::read(&self.credentials())?);
+        Ok(Client::connect(admin.context("the credentials file has no admin key")?)?)
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        self.process.kill()
+    }
+
+    /// SIGTERM; see [`Process::terminate`].
+    pub fn terminate(&mut self, limit: Duration) -> anyhow::Result<bool> {
+        self.process.terminate(limit)
+    }
+
+    /// Starts it again after a kill.
+    pub fn restart(&mut self) -> anyhow::Result<()> {
+        self.process = Process::start("ensign dev", &self.args, &self.dir.path().join("log"))?;
+        Ok(())
+    }
+}
+
+/// Three `ensign serve` processes on loopback, with certificates of their own authority.
+pub struct Cluster {
+    /// The directory of everything.
+    pub dir: tempfile::TempDir,
+    nodes: BTreeMap<u64, Process>,
+    grpc: BTreeMap<u64, u16>,
+    http: BTreeMap<u64, u16>,
+    _taps: tokio::task::JoinSet<()>,
+}
+
+impl Cluster {
+    /// Starts and bootstraps `count` nodes.
+    pub fn start(count: u64) -> anyhow::Result<Self> {
+        Self::start_tapped(count, None)
+    }
+
+    /// Starts and bootstraps `count` nodes whose peer connections all pass through a wiretap.
+    pub fn start_tapped(count: u64, seen: Option<&wiretap::Seen>) -> anyhow::Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let authority = Authority::generate("test")?;
+        std::fs::write(dir.path().join("ca.pem"), authority.certificate())?;
+        let ports: Vec<u16> = (1..=count).map(|_| free_port()).collect::<Result<_, _>>()?;
+        let mut taps = tokio::task::JoinSet::new();
+        // How node `from` reaches node `to`.
+        let mut address = |from: u64, to: u64| -> anyhow::Result<String> {
+            let real = format!("127.0.0.1:{}", ports[to as usize - 1]);
+            let Some(seen) = seen.filter(|_| from != to) else { return Ok(real) };
+            let listener = TcpListener::bind("127.0.0.1:0")?;
+            let tapped = listener.local_addr()?.to_string();
+            wiretap::tap(&mut taps, &authority, (NodeId(from), NodeId(to)), listener, real, seen.clone())?;
+            Ok(tapped)
+        };
+        let mut peers_of = BTreeMap::new();
+        for from in 1..=count {
+            let list: Vec<String> =
+                (1..=count).map(|to| Ok(format!("\"{to}={}\"", address(from, to)?))).collect::<anyhow::Result<_>>()?;
+            peers_of.insert(from, list.join(", "));
+        }
+        let mut cluster =
+            Self { dir, nodes: BTreeMap::new(), grpc: BTreeMap::new(), http: BTreeMap::new(), _taps: taps };
+        for (id, port) in (1..=count).zip(&ports) {
+            let folder = cluster.folder(id);
+            std::fs::create_dir_all(&folder)?;
+            let issued = authority.issue(NodeId(id))?;
+            std::fs::write(folder.join("node.pem"), issued.certificate)?;
+            std::fs::write(folder.join("node.key"), issued.private_key)?;
+            let (grpc, http, metrics) = (free_port()?, free_port()?, free_port()?);
+            cluster.grpc.insert(id, grpc);
+            cluster.http.insert(id, http);
+            let root = cluster.dir.path();
+            let config = format!(
+                "[node]\nid = {id}\ndata_dir = \"{folder}/data\"\nroot_key = \"{root}/root.key\"\n\
+                 [listen]\ngrpc = \"127.0.0.1:{grpc}\"\nhttp = \"127.0.0.1:{http}\"\nmetrics = \"127.0.0.1:{metrics}\"\n\
+                 peers = \"127.0.0.1:{port}\"\n\
+                 [cluster]\npeers = [{peers}]\ncertificate = \"{folder}/node.pem\"\nprivate_key = \"{folder}/node.key\"\n\
+                 authority = \"{root}/ca.pem\"\n[storage]\nprefill = \"64MiB\"\ntail_cache = \"64MiB\"\n\
+                 [shutdown]\ndeadline = \"5s\"\n",
+                folder = folder.display(),
+                root = root.display(),
+                peers = peers_of[&id],
+            );
+            std::fs::write(folder.join("ensign.toml"), config)?;
+        }
+        for id in 1..=count {
+            let process = Process::spawn(&format!("node {id}"), &cluster.args(id, id == 1), &cluster.log(id))?;
+            cluster.nodes.insert(id, process);
+        }
+        for id in 1..=count {
+            let log = cluster.log(id);
+            if let Some(process) = cluster.nodes.get_mut(&id) {
+                wait_first_ready(process, &log)?;
+            }
+        }
+        Ok(cluster)
+    }
+
+    fn folder(&self, id: u64) -> PathBuf {
+        self.dir.path().join(format!("node-{id}"))
+    }
+
+    fn log(&self, id: u64) -> PathBuf {
+        self.folder(id).join("log")
+    }
+
+    /// What node `id` printed.
+    pub fn output(&self, id: u64) -> String {
+        std::fs::read_to_string(self.log(id)).unwrap_or_default()
+    }
+
+    fn args(&self, id: u64, bootstrap: bool) -> Vec<String> {
+        let mut args = vec!["serve".to_owned(), format!("--config={}", self.folder(id).join("ensign.toml").display())];
+        if bootstrap {
+            args.push("--bootstrap".to_owned());
+            args.push(format!("--credentials={}", self.credentials().display()));
+        }
+        args
+    }
+
+    /// The credentials file of the bootstrap.
+    pub fn credentials(&self) -> PathBuf {
+        self.dir.path().join("credentials.json")
+    }
+
+    /// The numbers of the nodes.
+    pub fn ids(&self) -> Vec<u64> {
+        self.grpc.keys().copied().collect()
+    }
+
+    /// The data directory of node `id`.
+    pub fn data(&self, id: u64) -> PathBuf {
+        self.folder(id).join("data")
+    }
+
+    fn options(&self, admin: bool) -> anyhow::Result<Options> {
+        let (options, operator) = Options::from_file(CredentialsFile::read(&self.credentials())?);
+        if admin { operator.context("the credentials file has no admin key") } else { Ok(options) }
+    }
+
+    /// A client of node `id` alone.
+    pub fn client_of(&self, id: u64) -> anyhow::Result<Client> {
+        let mut options = self.options(false)?;
+        options.set_endpoints(&format!("127.0.0.1:{}", self.grpc[&id]));
+        options.set_auth_urls(&format!("http://127.0.0.1:{}", self.http[&id]));
+        Ok(Client::connect(options)?)
+    }
+
+    /// A client that may use any node.
+    pub fn client(&self, admin: bool) -> anyhow::Result<Client> {
+        let list = |ports: &BTreeMap<u64, u16>, prefix: &str| {
+            ports.values().map(|port| format!("{prefix}127.0.0.1:{port}")).collect::<Vec<_>>().join(",")
+        };
+        let mut options = self.options(admin)?;
+        options.set_endpoints(&list(&self.grpc, ""));
+        options.set_auth_urls(&list(&self.http, "http://"));
+        Ok(Client::connect(options)?)
+    }
+
+    /// `kill -9` of node `id`.
+    pub fn kill(&mut self, id: u64) -> anyhow::Result<()> {
+        self.nodes.get_mut(&id).context("no such node")?.kill()
+    }
+
+    /// SIGTERM to node `id`; see [`Process::terminate`].
+    pub fn terminate(&mut self, id: u64, limit: Duration) -> anyhow::Result<bool> {
+        self.nodes.get_mut(&id).context("no such node")?.terminate(limit)
+    }
+
+    /// Starts node `id` again.
+    pub fn restart(&mut self, id: u64) -> anyhow::Result<()> {
+        let process = Process::start(&format!("node {id}"), &self.args(id, false), &self.log(id))?;
+        self.nodes.insert(id, process);
+        Ok(())
+    }
+}
+
+fn wait_first_ready(process: &mut Process, log: &Path) -> anyhow::Result<()> {
+    let started = tokio::time::Instant::now();
+    loop {
+        let text = std::fs::read_to_string(log).unwrap_or_default();
+        if text.lines().any(|line| line == "ready") {
+            return Ok(());
+        }
+        if let Some(status) = process.child.try_wait()? {
+            bail!("{} ended with {status} before it was ready:\n{text}", process.name);
+        }
+        ensure!(started.elapsed() < READY, "{} was not ready in time:\n{text}", process.name);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Everything that `topic` holds, by query, in the order given.
+pub async fn read_all(client: &Client, topic: &str) -> anyhow::Result<Vec<Delivery>> {
+    let mut rows = client.query(&format!("SELECT * FROM {topic}")).await?;
+    let mut all = Vec::new();
+    while let Some(row) = rows.next().await? {
+        all.push(row);
+    }
+    Ok(all)
+}
