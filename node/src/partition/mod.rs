@@ -42,3 +42,8 @@ pub use route::{ForwardLink, Route};
 pub use tail::{StoredBatch, Tail, TailBudget};
 
 pub(crate) use event::{encode_body, kind_of};
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;

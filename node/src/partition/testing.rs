@@ -1,0 +1,119 @@
+//! For tests of this crate: keys without a vault.
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use ensign_keyvault::PlainBatch;
+use ensign_proto::{BatchHeader, COMMIT_BYTES, DekId, PartitionContext, RingId, SALT_BYTES, SealedBytes, TAG_BYTES};
+use futures::future::BoxFuture;
+
+use super::keys::{KeyUse, Keys, KeysError, NewDek};
+
+/// Keys without a vault: what they seal lies open, but bound to its place as a seal would bind it.
+#[derive(Default)]
+pub(crate) struct OpenKeys {
+    created: AtomicU64,
+    /// Keys that are gone for good.
+    pub(crate) dead: Mutex<BTreeSet<DekId>>,
+    /// There is no lease.
+    pub(crate) away: AtomicBool,
+    /// There is no version to make keys under.
+    pub(crate) revoked: AtomicBool,
+    /// The next seal asks for a new key.
+    pub(crate) roll_over: AtomicBool,
+}
+
+impl OpenKeys {
+    /// Everything made so far is gone, and nothing new can be made.
+    pub(crate) fn revoke_all(&self) {
+        self.revoked.store(true, Ordering::SeqCst);
+        let made = 0..self.created.load(Ordering::SeqCst);
+        self.dead.lock().unwrap().extend(made.map(dek_of));
+    }
+
+    fn check(&self, dek: DekId) -> Result<(), KeysError> {
+        if self.dead.lock().unwrap().contains(&dek) {
+            return Err(KeysError::Unusable("the key was revoked".to_owned()));
+        }
+        if self.away.load(Ordering::SeqCst) {
+            return Err(KeysError::Unavailable("no lease".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+fn dek_of(n: u64) -> DekId {
+    let mut id = [7; 16];
+    id[..8].copy_from_slice(&n.to_be_bytes());
+    DekId::from_bytes(id)
+}
+
+impl Keys for OpenKeys {
+    fn create_dek(&self, _: PartitionContext, _: RingId) -> BoxFuture<'static, Result<NewDek, KeysError>> {
+        let dek = dek_of(self.created.fetch_add(1, Ordering::SeqCst));
+        let outcome = if self.revoked.load(Ordering::SeqCst) {
+            Err(KeysError::Unusable("the ring was revoked".to_owned()))
+        } else if self.away.load(Ordering::SeqCst) {
+            Err(KeysError::Unavailable("no vault".to_owned()))
+        } else {
+            self.roll_over.store(false, Ordering::SeqCst);
+            Ok(NewDek { dek, wrapped: Bytes::copy_from_slice(dek.as_bytes()) })
+        };
+        Box::pin(async move { outcome })
+    }
+
+    fn ensure(&self, _: PartitionContext, wrapped: Bytes) -> BoxFuture<'static, Result<(), KeysError>> {
+        let outcome = DekId::try_from(&wrapped[..]).map_err(|_| KeysError::Damaged).and_then(|dek| self.check(dek));
+        Box::pin(async move { outcome })
+    }
+
+    fn seal(
+        &self,
+        context: &PartitionContext,
+        dek: DekId,
+        header: BatchHeader,
+        payload: PlainBatch,
+    ) -> Result<SealedBytes, KeysError> {
+        self.check(dek)?;
+        let blocks = payload.blocks();
+        let mut bytes = header.encode(blocks.len()).map_err(|error| KeysError::Failed(error.to_string()))?;
+        bytes.extend_from_slice(&[0; SALT_BYTES]);
+        bytes.extend_from_slice(&context.to_bytes()[..COMMIT_BYTES]);
+        bytes.extend_from_slice(blocks);
+        bytes.extend_from_slice(&[0; TAG_BYTES]);
+        SealedBytes::parse(bytes.into()).map_err(|error| KeysError::Failed(error.to_string()))
+    }
+
+    fn open(&self, context: &PartitionContext, sealed: &Bytes) -> Result<PlainBatch, KeysError> {
+        let sealed = SealedBytes::parse(sealed.clone()).map_err(|_| KeysError::Damaged)?;
+        self.check(sealed.header().dek)?;
+        if sealed.commit()[..] != context.to_bytes()[..COMMIT_BYTES] {
+            return Err(KeysError::Damaged);
+        }
+        let mut plain = PlainBatch::with_capacity(sealed.ciphertext().len());
+        plain.append(sealed.ciphertext()).map_err(|_| KeysError::Damaged)?;
+        Ok(plain)
+    }
+
+    fn seal_type(&self, _: &PartitionContext, dek: DekId, _: u32, name: &[u8]) -> Result<Bytes, KeysError> {
+        self.check(dek).map(|()| Bytes::copy_from_slice(name))
+    }
+
+    fn open_type(&self, _: &PartitionContext, dek: DekId, _: u32, sealed: &Bytes) -> Result<Bytes, KeysError> {
+        self.check(dek).map(|()| sealed.clone())
+    }
+
+    fn usable(&self, dek: DekId) -> bool {
+        self.check(dek).is_ok()
+    }
+
+    fn should_roll_over(&self, _: DekId) -> bool {
+        self.roll_over.load(Ordering::SeqCst)
+    }
+
+    fn begin_use(&self, dek: DekId) -> Result<KeyUse, KeysError> {
+        self.check(dek).map(|()| Box::new(()) as KeyUse)
+    }
+}

@@ -1,0 +1,435 @@
+//! Partitions on one node and on three, with real Raft groups over a network that can be cut, and keys that seal nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use ensign_keyvault::PlainBatch;
+use ensign_proto::pb::ensign::v1beta1 as api;
+use ensign_proto::{
+    BatchHeader, ByteCount, ClusterId, GroupId, LogIndex, NodeId, Offset, Partition, PartitionContext, ProjectId,
+    RingId, SessionId, TopicId,
+};
+use ensign_raft::env::{OsRng, SystemClock, Tasks};
+use ensign_raft::testing::{MemoryNet, quick};
+use ensign_raft::{Group, GroupSpec, Runtime};
+use ensign_storage::{MemoryLog, NodeLog};
+use futures::future::BoxFuture;
+use prost::Message as _;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use super::append::Appended;
+use super::appender::{Appender, Numbering, PublishError, Submission};
+use super::batcher::{Admission, BatchLimits, Batcher, BatcherParts};
+use super::handle::{BarrierLink, PartitionHandle, Parts};
+use super::keys::{Keys as _, KeysError};
+use super::route::{ForwardLink, Route};
+use super::testing::OpenKeys;
+use super::{BodyShape, PartitionMachine, Tail, TailBudget, encode_body};
+
+/// The way to other nodes of the test's cluster, unless it is cut.
+#[derive(Default)]
+struct TestLink {
+    batchers: Mutex<BTreeMap<NodeId, Batcher>>,
+    groups: Mutex<BTreeMap<NodeId, Group<PartitionMachine>>>,
+    cut: Mutex<BTreeSet<NodeId>>,
+}
+
+impl ForwardLink for TestLink {
+    fn open(&self, leader: NodeId, _: TopicId) -> BoxFuture<'static, Result<Route, String>> {
+        let cut = self.cut.lock().unwrap().contains(&leader);
+        let batcher = self.batchers.lock().unwrap().get(&leader).cloned().filter(|_| !cut);
+        Box::pin(async move { batcher.map(Route::local).ok_or_else(|| "cut off".to_owned()) })
+    }
+}
+
+impl BarrierLink for TestLink {
+    fn barrier(&self, leader: NodeId, _: TopicId) -> BoxFuture<'static, Result<LogIndex, String>> {
+        let group = self.groups.lock().unwrap().get(&leader).cloned();
+        Box::pin(async move {
+            let group = group.ok_or("cut off")?;
+            group.read_index().await.map_err(|error| error.to_string())
+        })
+    }
+}
+
+struct TestNode {
+    handle: PartitionHandle,
+    group: Group<PartitionMachine>,
+    admission: watch::Sender<Admission>,
+}
+
+struct Cluster {
+    net: MemoryNet,
+    nodes: BTreeMap<NodeId, TestNode>,
+    link: Arc<TestLink>,
+    keys: Arc<OpenKeys>,
+    tasks: Tasks,
+}
+
+const GROUP: GroupId = GroupId(16);
+
+fn context() -> PartitionContext {
+    PartitionContext {
+        cluster: ClusterId::from_bytes([1; 16]),
+        project: ProjectId::from_bytes([2; 16]),
+        topic: TopicId::from_bytes([3; 16]),
+        partition: Partition(0),
+    }
+}
+
+impl Cluster {
+    async fn start(size: u64) -> Self {
+        let (net, link, keys, tasks) =
+            (MemoryNet::new(), Arc::<TestLink>::default(), Arc::<OpenKeys>::default(), Tasks::new());
+        let voters: BTreeSet<_> = (1..=size).map(NodeId).collect();
+        let runtimes: Vec<_> = voters
+            .iter()
+            .map(|me| {
+                let clock = Arc::new(SystemClock);
+                let runtime = Runtime::new(quick(*me), net.transport(*me), clock, Arc::new(OsRng), tasks.clone());
+                net.attach(&runtime);
+                runtime
+            })
+            .collect();
+        let mut nodes = BTreeMap::new();
+        for runtime in runtimes {
+            let me = runtime.node();
+            // A tail this small makes readers go to the log.
+            let tail = Tail::new(TailBudget::new(ByteCount(64 << 10), ByteCount(16 << 10)));
+            let machine = PartitionMachine::new(context(), Arc::clone(&tail));
+            let spec = GroupSpec { id: GROUP, voters: voters.clone(), initialize: true };
+            let group = runtime.start(spec, MemoryLog::new().group(GROUP), machine).await.unwrap();
+            let (admission, admitted) = watch::channel(Admission::Open);
+            let (batcher, task) = BatcherParts {
+                me,
+                context: context(),
+                group: group.clone(),
+                ring: RingId::default(),
+                keys: Arc::<OpenKeys>::clone(&keys),
+                clock: Arc::new(SystemClock),
+                admission: admitted.clone(),
+                limits: BatchLimits { target: ByteCount(8 << 10), ..BatchLimits::default() },
+            }
+            .start();
+            tasks.spawn("batcher", task);
+            link.batchers.lock().unwrap().insert(me, batcher.clone());
+            link.groups.lock().unwrap().insert(me, group.clone());
+            let ring = RingId::default();
+            let parts =
+                Parts { me, context: context(), ring, group: group.clone(), tail, batcher, admission: admitted };
+            let handle = PartitionHandle::new(parts, Arc::<OpenKeys>::clone(&keys), Arc::<TestLink>::clone(&link));
+            nodes.insert(me, TestNode { handle, group, admission });
+        }
+        Self { net, nodes, link, keys, tasks }
+    }
+
+    fn publisher(&self, node: NodeId) -> Publisher {
+        let handle = self.nodes[&node].handle.clone();
+        let (submissions, appender) = Appender::new(handle, Arc::<TestLink>::clone(&self.link), Arc::new(OsRng));
+        self.tasks.spawn("appender", move |stop| appender.run(stop));
+        Publisher { submissions, room: Arc::new(Semaphore::new(1 << 20)) }
+    }
+
+    async fn leader(&self) -> NodeId {
+        loop {
+            for node in self.nodes.values() {
+                let leadership = *node.group.leadership().borrow();
+                if leadership.ready {
+                    return leadership.leader.unwrap();
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Everything that a node has, in order: offset, event bytes.
+    async fn read(&self, node: NodeId) -> Vec<(Offset, Bytes)> {
+        let handle = &self.nodes[&node].handle;
+        handle.catch_up(Duration::from_secs(10)).await.unwrap();
+        let (mut next, mut place, mut events) = (Offset::FIRST, None, Vec::new());
+        loop {
+            let batches = handle.read(next, ByteCount(32 << 10), &mut place).await.unwrap();
+            let Some(last) = batches.last() else { return events };
+            for batch in &batches {
+                assert_eq!(batch.base, next, "batches follow one another");
+                next = batch.end();
+                let mut open = handle.open(batch).await.unwrap();
+                while let Some(event) = open.next() {
+                    let mut wrapper = Vec::new();
+                    event.write_wrapper(&mut wrapper);
+                    let wrapper = api::EventWrapper::decode(&wrapper[..]).unwrap();
+                    assert_eq!(wrapper.offset, event.offset().0);
+                    events.push((event.offset(), wrapper.event));
+                }
+            }
+            assert_eq!(next, last.end());
+        }
+    }
+}
+
+struct Publisher {
+    submissions: mpsc::Sender<Submission>,
+    room: Arc<Semaphore>,
+}
+
+type Waiting = oneshot::Receiver<Result<Appended, PublishError>>;
+
+impl Publisher {
+    async fn send(&self, numbering: Numbering, events: &[String]) -> Waiting {
+        let (mut bodies, mut shapes) = (Vec::new(), Vec::new());
+        for event in events {
+            let before = bodies.len();
+            encode_body(api::EventWrapper { event: event.clone().into(), ..Default::default() }, &mut bodies);
+            shapes.push(BodyShape::new((bodies.len() - before) as u32, true));
+        }
+        let (reply, outcome) = oneshot::channel();
+        let submission = Submission {
+            numbering,
+            publisher: Bytes::from_static(b"\x0a\x01p"),
+            kinds: vec![Bytes::from_static(b"\x0a\x04kind")],
+            kind_of: vec![1; shapes.len()],
+            shapes,
+            bodies: bodies.into(),
+            reply,
+            room: Arc::clone(&self.room).acquire_owned().await.unwrap(),
+        };
+        self.submissions.send(submission).await.unwrap();
+        outcome
+    }
+
+    async fn publish(&self, events: &[String]) -> Result<Appended, PublishError> {
+        self.send(Numbering::Ours, events).await.await.unwrap()
+    }
+}
+
+fn names(prefix: &str, range: std::ops::Range<u32>) -> Vec<String> {
+    range.map(|n| format!("{prefix}-{n:06}")).collect()
+}
+
+#[tokio::test]
+async fn what_is_acknowledged_is_read_back_in_order_at_its_offset() {
+    let cluster = Cluster::start(1).await;
+    let publisher = cluster.publisher(NodeId(1));
+    let mut waiting = Vec::new();
+    for n in 0..300 {
+        waiting.push(publisher.send(Numbering::Ours, &names("e", n * 10..n * 10 + 10)).await);
+    }
+    let mut offset = Offset::FIRST;
+    for outcome in waiting {
+        for run in outcome.await.unwrap().unwrap().runs {
+            assert_eq!(run.offset, offset);
+            offset = offset.plus(u64::from(run.count));
+        }
+    }
+    let events = cluster.read(NodeId(1)).await;
+    let expected: Vec<_> = names("e", 0..3000).into_iter().map(Bytes::from).collect();
+    assert_eq!(events.iter().map(|(_, event)| event.clone()).collect::<Vec<_>>(), expected);
+    let counters = cluster.nodes[&NodeId(1)].handle.counters().await;
+    assert_eq!((counters.events, counters.types.len(), counters.types[0].0.events), (3000, 1, 3000));
+    assert_eq!(counters.types[0].1.as_deref(), Some(&b"\x0a\x04kind"[..]));
+}
+
+#[tokio::test]
+async fn any_node_takes_events_and_gives_them() {
+    let cluster = Cluster::start(3).await;
+    for node in 1..=3 {
+        let appended = cluster.publisher(NodeId(node)).publish(&names(&format!("n{node}"), 0..5)).await.unwrap();
+        assert_eq!(appended.runs.iter().map(|run| run.count).sum::<u32>(), 5);
+    }
+    for node in 1..=3 {
+        assert_eq!(cluster.read(NodeId(node)).await.len(), 15);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leader_changes_and_cuts_lose_nothing_repeat_nothing_and_keep_the_order() {
+    let cluster = Cluster::start(3).await;
+    let publishers: Vec<_> = (1..=3).map(|node| cluster.publisher(NodeId(node))).collect();
+    let stop = AtomicBool::new(false);
+    let publish = |at: usize| {
+        let (publisher, stop) = (&publishers[at], &stop);
+        async move {
+            let mut waiting = Vec::new();
+            let mut n = 0;
+            while !stop.load(Ordering::SeqCst) {
+                waiting.push(publisher.send(Numbering::Ours, &names(&format!("p{at}"), n..n + 3)).await);
+                n += 3;
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            for outcome in waiting {
+                outcome.await.unwrap().expect("a publisher that waits never learns of a leader change");
+            }
+            n
+        }
+    };
+    let trouble = async {
+        for round in 0..6 {
+            tokio::time::sleep(Duration::from_millis(250)).await;
+            let leader = cluster.leader().await;
+            if round % 2 == 0 {
+                let to = NodeId(leader.0 % 3 + 1);
+                let _ = cluster.nodes[&leader].group.transfer_leader(to).await;
+            } else {
+                cluster.net.isolate(leader);
+                cluster.link.cut.lock().unwrap().insert(leader);
+                tokio::time::sleep(Duration::from_millis(600)).await;
+                cluster.net.heal();
+                cluster.link.cut.lock().unwrap().clear();
+            }
+        }
+        stop.store(true, Ordering::SeqCst);
+    };
+    let (sent_0, sent_1, sent_2, ()) = tokio::join!(publish(0), publish(1), publish(2), trouble);
+    let reference = cluster.read(NodeId(1)).await;
+    for (at, sent) in [sent_0, sent_1, sent_2].into_iter().enumerate() {
+        let prefix = format!("p{at}-");
+        let own: Vec<_> = reference.iter().filter(|(_, event)| event.starts_with(prefix.as_bytes())).collect();
+        let expected: Vec<_> = names(&format!("p{at}"), 0..sent).into_iter().map(Bytes::from).collect();
+        assert_eq!(own.into_iter().map(|(_, event)| event.clone()).collect::<Vec<_>>(), expected);
+    }
+    for node in 2..=3 {
+        assert_eq!(cluster.read(NodeId(node)).await, reference, "every replica gives the same");
+    }
+}
+
+#[tokio::test]
+async fn a_publishers_own_numbers_make_its_retry_harmless() {
+    let cluster = Cluster::start(3).await;
+    let session = SessionId::new(1_700_000_000_000, [4; 10]);
+    let numbered = |first| Numbering::Theirs { session, epoch: 1, first };
+    let first = cluster.publisher(NodeId(1));
+    let appended = first.send(numbered(1), &names("e", 0..4)).await.await.unwrap().unwrap();
+    // The same publisher, reconnected elsewhere, sends what it has no answer for, and goes on.
+    let second = cluster.publisher(NodeId(2));
+    let again = second.send(numbered(3), &names("e", 2..6)).await.await.unwrap().unwrap();
+    assert_eq!(again.runs[0].offset, appended.runs[0].offset.plus(2));
+    assert_eq!(again.runs[0].committed_ms, appended.runs[0].committed_ms);
+    assert_eq!((again.runs[1].offset, again.runs[1].count), (Offset(5), 2));
+    let expected: Vec<_> = names("e", 0..6).into_iter().map(Bytes::from).collect();
+    assert_eq!(cluster.read(NodeId(3)).await.into_iter().map(|(_, event)| event).collect::<Vec<_>>(), expected);
+    // A newer epoch ends the older one.
+    let newer = Numbering::Theirs { session, epoch: 2, first: 1 };
+    second.send(newer, &names("f", 0..1)).await.await.unwrap().unwrap();
+    let fenced = first.send(numbered(7), &names("e", 6..7)).await.await.unwrap();
+    assert_eq!(fenced, Err(PublishError::Fenced { epoch: 2 }));
+}
+
+#[tokio::test]
+async fn a_head_that_moved_behind_the_batchers_back_is_taken_anew() {
+    let cluster = Cluster::start(1).await;
+    let node = &cluster.nodes[&NodeId(1)];
+    let publisher = cluster.publisher(NodeId(1));
+    publisher.publish(&names("e", 0..2)).await.unwrap();
+    // Somebody else's batch takes the place that the batcher has predicted.
+    let (dek, header) = node.group.inspect(|machine| {
+        let state = machine.state();
+        let dek = state.deks.last().unwrap().dek;
+        let first_id = state.last_id.plus(1);
+        let header = BatchHeader {
+            algorithm: ensign_proto::Algorithm::default(),
+            count: 1,
+            term: node.group.leadership().borrow().term,
+            base_offset: state.next_offset,
+            first_id,
+            last_id: first_id,
+            dek,
+            prev: state.link,
+            producers: Vec::new(),
+            types: Vec::new(),
+            fingerprints: Vec::new(),
+        };
+        (dek, header)
+    });
+    let foreign = names("foreign", 0..1);
+    let mut body = Vec::new();
+    encode_body(api::EventWrapper { event: foreign[0].clone().into(), ..Default::default() }, &mut body);
+    let shapes = [BodyShape::new(body.len() as u32, true)];
+    let run = super::block::BlockRun { publisher: &Bytes::new(), shapes: &shapes, bodies: &body };
+    let mut blocks = Vec::new();
+    super::block::encode(&[run], &mut blocks);
+    let mut plain = PlainBatch::with_capacity(blocks.len());
+    plain.append(&blocks).unwrap();
+    let sealed = cluster.keys.seal(&context(), dek, header, plain).unwrap();
+    node.group.propose(None, sealed.into_bytes()).await.unwrap();
+    publisher.publish(&names("e", 2..4)).await.unwrap();
+    let events: Vec<_> = cluster.read(NodeId(1)).await.into_iter().map(|(_, event)| event).collect();
+    assert_eq!(events, ["e-000000", "e-000001", "foreign-000000", "e-000002", "e-000003"].map(Bytes::from));
+}
+
+#[tokio::test]
+async fn an_archived_or_deleted_topic_refuses_for_certain() {
+    let cluster = Cluster::start(3).await;
+    let follower = NodeId(cluster.leader().await.0 % 3 + 1);
+    let publisher = cluster.publisher(follower);
+    publisher.publish(&names("e", 0..1)).await.unwrap();
+    for (admission, expected) in
+        [(Admission::Archived, PublishError::Archived), (Admission::Deleted, PublishError::Deleted)]
+    {
+        for node in cluster.nodes.values() {
+            node.admission.send_replace(admission);
+        }
+        assert_eq!(publisher.publish(&names("no", 0..1)).await, Err(expected));
+    }
+    for node in cluster.nodes.values() {
+        node.admission.send_replace(Admission::Open);
+    }
+    publisher.publish(&names("e", 1..2)).await.unwrap();
+    assert_eq!(cluster.read(follower).await.len(), 2, "what was refused left no hole in the numbers, and no event");
+}
+
+#[tokio::test]
+async fn a_revoked_ring_refuses_writes_and_a_rotated_one_moves_to_its_new_key() {
+    let cluster = Cluster::start(1).await;
+    let publisher = cluster.publisher(NodeId(1));
+    publisher.publish(&names("e", 0..1)).await.unwrap();
+    cluster.keys.roll_over.store(true, Ordering::SeqCst);
+    publisher.publish(&names("e", 1..2)).await.unwrap();
+    let deks = cluster.nodes[&NodeId(1)].group.inspect(|machine| machine.state().deks.clone());
+    assert_eq!(deks.len(), 2);
+    let dead = deks.iter().map(|row| row.dek);
+    cluster.keys.dead.lock().unwrap().extend(dead);
+    cluster.keys.revoked.store(true, Ordering::SeqCst);
+    let refused = publisher.publish(&names("no", 0..1)).await;
+    assert!(matches!(refused, Err(PublishError::KeyUnusable { .. })), "{refused:?}");
+    let handle = &cluster.nodes[&NodeId(1)].handle;
+    let batches = handle.read(Offset::FIRST, ByteCount(1 << 20), &mut None).await.unwrap();
+    let unreadable = handle.open(&batches[0]).await;
+    assert!(matches!(unreadable, Err(super::ReadError::Key(KeysError::Unusable(_)))), "{unreadable:?}");
+}
+
+#[tokio::test]
+async fn a_vault_that_is_away_for_a_moment_delays_and_loses_nothing() {
+    let cluster = Cluster::start(1).await;
+    cluster.keys.away.store(true, Ordering::SeqCst);
+    let publisher = cluster.publisher(NodeId(1));
+    let waiting = publisher.send(Numbering::Ours, &names("e", 0..3)).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    cluster.keys.away.store(false, Ordering::SeqCst);
+    waiting.await.unwrap().unwrap();
+    assert_eq!(cluster.read(NodeId(1)).await.len(), 3);
+}
+
+#[tokio::test]
+async fn times_and_event_ids_lead_to_offsets() {
+    let cluster = Cluster::start(1).await;
+    let publisher = cluster.publisher(NodeId(1));
+    let mut committed = Vec::new();
+    for n in 0..20 {
+        let appended = publisher.publish(&names("e", n * 10..n * 10 + 10)).await.unwrap();
+        committed.push((appended.runs[0].committed_ms, appended.runs[0].offset));
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+    let handle = &cluster.nodes[&NodeId(1)].handle;
+    for (ms, offset) in &committed {
+        assert_eq!(handle.offset_at_time(*ms).await.unwrap(), *offset);
+    }
+    assert_eq!(handle.offset_at_time(0).await.unwrap(), Offset::FIRST);
+    assert_eq!(handle.offset_at_time(u64::MAX >> 16).await.unwrap(), Offset(201));
+    let batches = handle.read(Offset(101), ByteCount(1), &mut None).await.unwrap();
+    let first = BatchHeader::decode(&batches[0].sealed).unwrap().header.first_id;
+    assert_eq!(handle.offset_after(first).await.unwrap(), batches[0].base.plus(1));
+    assert_eq!(handle.offset_after(first.plus(9)).await.unwrap(), batches[0].base.plus(10));
+}
