@@ -117,3 +117,6 @@ impl tower::Service<http::Request<Body>> for Ensign {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -107,6 +107,7 @@ async fn open(
         messages,
         ended,
         catalog,
+        outdated: false,
         totals: api::CloseStream::default(),
         closing: false,
         _online: Online::subscriber(),
@@ -167,6 +168,8 @@ struct Subscriber {
     messages: Streaming<api::SubscribeRequest>,
     ended: Pin<Box<dyn Future<Output = Status> + Send>>,
     catalog: watch::Receiver<LogIndex>,
+    /// The catalog has changed since the topics were looked at.
+    outdated: bool,
     totals: api::CloseStream,
     closing: bool,
     _online: Online,
@@ -208,7 +211,8 @@ impl Subscriber {
                 return Ok(frame);
             }
             match self.wait().await {
-                Woken::Events | Woken::Catalog => {}
+                Woken::Events => {}
+                Woken::Catalog => self.outdated = true,
                 Woken::Ended(status) => return Err(status),
                 Woken::Request(request) => {
                     if let Some(close) = self.take_request(*request)? {
@@ -243,7 +247,7 @@ impl Subscriber {
 
     /// A stream for all topics takes those that are made while it lives, from their first event; destroyed ones leave it.
     async fn follow_catalog(&mut self) -> Result<(), Status> {
-        if !self.catalog.has_changed().unwrap_or(false) {
+        if !std::mem::take(&mut self.outdated) && !self.catalog.has_changed().unwrap_or(false) {
             return Ok(());
         }
         self.catalog.mark_unchanged();
