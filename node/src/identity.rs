@@ -15,13 +15,16 @@ mod cache;
 mod credentials;
 mod hashing;
 mod http;
+mod issue;
 mod limits;
+mod login;
 mod metrics;
 mod secrets;
 mod service;
 mod signing;
 mod token;
 mod vault;
+mod verify;
 
 #[cfg(test)]
 mod tests;

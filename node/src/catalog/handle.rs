@@ -235,10 +235,13 @@ impl Catalog {
     /// # Errors
     /// See [`PutNodeError`].
     pub async fn put_node(&self, node: NodeRecord) -> Result<(), PutNodeError> {
-        if self.node(node.id).is_some_and(|known| *known == node) {
-            return Ok(());
-        }
         let id = node.id;
+        match self.node(id) {
+            Some(known) if *known == node => return Ok(()),
+            // It has custody already; only its addresses change.
+            Some(_) => return Ok(plain(self.write(Command::PutNode(node)).await?)?),
+            None => {}
+        }
         self.put_custody_of_all(&[id]).await?;
         plain(self.write(Command::PutNode(node)).await?)?;
         // Topics that were made meanwhile did not know of the node; from here on, they do.

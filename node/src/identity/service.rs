@@ -1,4 +1,4 @@
-//! Logging in, refreshing, verifying.
+//! The service: its settings, its parts and what it does on its own. Its calls are in `login`, `verify` and `issue`.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -13,19 +13,17 @@ use futures::future::BoxFuture;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
-use tracing::{info, warn};
-use ulid::Ulid;
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::warn;
 
 use super::cache::Recent;
-use super::credentials::{ClientId, ClientSecret};
 use super::hashing::{HashParams, HashPool};
 use super::limits::FailureLimits;
 use super::metrics;
-use super::secrets::{SecretKind, SecretStore};
+use super::secrets::SecretStore;
 use super::signing::{self, Jwk, SigningKeys};
-use super::token::{AuthError, Claims, RawClaims, Rejection, Unverified};
-use crate::catalog::{ApiKey, Catalog};
+use super::token::Claims;
+use crate::catalog::Catalog;
 
 /// Logins whose secret was right lately, so that a fleet that reconnects costs no hashes.
 const SECRETS_REMEMBERED: usize = 4_096;
@@ -35,14 +33,6 @@ const TOKENS_REMEMBERED: usize = 8_192;
 const DELAYED_MAX: usize = 4_096;
 /// Tokens being signed at once.
 const SIGNING_MAX: usize = 64;
-/// How far another node's clock may be ahead of this one's.
-const LEEWAY_SECONDS: u64 = 60;
-/// At most this often is the cluster asked whether it knows something that this node does not.
-const CATCH_UP_EVERY: Duration = Duration::from_millis(100);
-/// A `kid` that nobody knows is asked about at most this often: anyone can make one up.
-const UNKNOWN_KID_EVERY: Duration = Duration::from_secs(1);
-/// After a failed call the vault is left alone for this long.
-const VAULT_PAUSE: Duration = Duration::from_secs(1);
 const TEND_EVERY: Duration = Duration::from_mins(1);
 
 /// Settings. All nodes of a cluster must agree on issuer and audience.
@@ -160,26 +150,33 @@ pub(super) struct Inner {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) rng: Arc<dyn Rng>,
     pub(super) pool: HashPool,
-    signing: SigningKeys,
-    signing_slots: Semaphore,
-    limits: Mutex<FailureLimits>,
+    pub(super) signing: SigningKeys,
+    pub(super) signing_slots: Semaphore,
+    pub(super) limits: Mutex<FailureLimits>,
     /// Keys the cache below: what a memory dump of it shows cannot be tried against elsewhere.
-    secret_tag_key: hmac::Key,
-    known_secrets: Mutex<Recent<[u8; 32], ApiKeyId>>,
-    known_tokens: Mutex<Recent<[u8; 32], Arc<Known>>>,
-    delayed: Semaphore,
-    pause: Arc<dyn Pause>,
-    caught_up: AsyncMutex<Option<Instant>>,
-    vault_failed: Mutex<Option<BootTime>>,
-    availability: watch::Sender<Availability>,
-    started: BootTime,
+    pub(super) secret_tag_key: hmac::Key,
+    pub(super) known_secrets: Mutex<Recent<[u8; 32], ApiKeyId>>,
+    pub(super) known_tokens: Mutex<Recent<[u8; 32], Arc<Known>>>,
+    pub(super) delayed: Semaphore,
+    pub(super) pause: Arc<dyn Pause>,
+    pub(super) caught_up: AsyncMutex<Option<CaughtUp>>,
+    pub(super) vault_failed: Mutex<Option<BootTime>>,
+    pub(super) availability: watch::Sender<Availability>,
+    pub(super) started: BootTime,
+}
+
+/// How the last attempt to catch up with the cluster went.
+pub(super) struct CaughtUp {
+    pub(super) begun: Instant,
+    pub(super) ended: Instant,
+    pub(super) failure: Option<String>,
 }
 
 /// A token whose signature, issuer and audience were right.
-struct Known {
-    claims: Arc<Claims>,
-    kid: [u8; 16],
-    not_before: u64,
+pub(super) struct Known {
+    pub(super) claims: Arc<Claims>,
+    pub(super) kid: [u8; 16],
+    pub(super) not_before: u64,
 }
 
 impl fmt::Debug for Identity {
@@ -256,339 +253,6 @@ impl Identity {
         self.inner.signing.published(self.inner.clock.wall())
     }
 
-    /// Logs an API key in. Whatever comes in, however long: only 32 letters and 64 characters are ever looked at.
-    ///
-    /// A failure is answered a fixed time after `arrived`, hashing included. Cancel safe.
-    ///
-    /// # Errors
-    /// See [`LoginError`].
-    pub async fn authenticate(
-        &self,
-        client_id: &str,
-        secret: String,
-        from: Option<IpAddr>,
-        arrived: Instant,
-    ) -> Result<TokenPair, LoginError> {
-        let client = sha256(client_id.as_bytes());
-        let secret = ClientSecret::parse(secret);
-        let client_id = client_id.parse::<ClientId>();
-        if let (Ok(client_id), Ok(secret)) = (&client_id, &secret)
-            && let Some(key) = self.remembered(client_id, secret)
-        {
-            return self.issue(&key, None).await;
-        }
-        if let Some(wait) = self.limits().wait(from, &client, self.inner.clock.boot()) {
-            return Err(LoginError::Busy { retry_after: wait });
-        }
-        // Asked before the id is looked up, so that a full queue looks the same to everybody.
-        if !self.inner.pool.admits(self.inner.config.failure_delay * 4 / 5) {
-            return Err(LoginError::Busy { retry_after: Duration::from_secs(1) });
-        }
-        let (Ok(client_id), Ok(secret)) = (client_id, secret) else {
-            return self.refuse(from, client, arrived).await;
-        };
-        match self.check(&client_id, secret, arrived).await? {
-            Some(key) => self.issue(&key, None).await,
-            None => self.refuse(from, client, arrived).await,
-        }
-    }
-
-    /// The key whose secret this is, if any.
-    async fn check(
-        &self,
-        client_id: &ClientId,
-        secret: ClientSecret,
-        arrived: Instant,
-    ) -> Result<Option<Arc<ApiKey>>, LoginError> {
-        let deadline = arrived + self.inner.config.failure_delay * 9 / 10;
-        self.vault_answers(deadline).await?;
-        let mut key = self.inner.catalog.api_key_by_client(client_id.as_str());
-        if key.is_none() {
-            // Perhaps made on another node just now. Failing to find out is no reason to say more than "no".
-            let _ = timeout_at(deadline, self.catch_up()).await;
-            key = self.inner.catalog.api_key_by_client(client_id.as_str());
-        }
-        // Nothing is hashed for an id that could not log in anyway.
-        let Some(key) = key.filter(|key| key.revoked_at.is_none()) else { return Ok(None) };
-        let asked = self.inner.secrets.get(SecretKind::ApiKey, *key.id.as_bytes());
-        let hash = match timeout_at(deadline, asked).await {
-            Ok(Ok(Some(hash))) => hash,
-            Ok(Ok(None)) => {
-                warn!(key = %key.id, "the vault has no hash of this API key");
-                return Ok(None);
-            }
-            Ok(Err(error)) => {
-                warn!(%error, "a login failed for want of the vault");
-                self.vault_failed_now();
-                return Err(LoginError::Unavailable);
-            }
-            Err(_) => {
-                self.vault_failed_now();
-                return Err(LoginError::Unavailable);
-            }
-        };
-        let tag = self.secret_tag(client_id, &secret);
-        match self.inner.pool.verify(hash, secret, deadline).await {
-            Ok(false) => Ok(None),
-            Ok(true) => {
-                lock(&self.inner.known_secrets).insert(tag, key.id);
-                // It may have been revoked while its secret was hashed.
-                Ok(Some(key).filter(|key| !self.inner.catalog.is_revoked(key.id)))
-            }
-            Err(_) => Err(LoginError::Busy { retry_after: Duration::from_secs(1) }),
-        }
-    }
-
-    /// While the vault does not answer, known and unknown ids are refused alike: nobody learns which are which.
-    async fn vault_answers(&self, deadline: Instant) -> Result<(), LoginError> {
-        let Some(failed) = *lock(&self.inner.vault_failed) else { return Ok(()) };
-        if self.inner.clock.boot().0.saturating_sub(failed.0) < VAULT_PAUSE {
-            return Err(LoginError::Unavailable);
-        }
-        let probe = self.inner.secrets.get(SecretKind::ApiKey, [0; 16]);
-        if matches!(timeout_at(deadline, probe).await, Ok(Ok(_))) {
-            *lock(&self.inner.vault_failed) = None;
-            Ok(())
-        } else {
-            self.vault_failed_now();
-            Err(LoginError::Unavailable)
-        }
-    }
-
-    fn vault_failed_now(&self) {
-        *lock(&self.inner.vault_failed) = Some(self.inner.clock.boot());
-    }
-
-    /// The key of a login that succeeded lately.
-    fn remembered(&self, client_id: &ClientId, secret: &ClientSecret) -> Option<Arc<ApiKey>> {
-        let tag = self.secret_tag(client_id, secret);
-        let id = *lock(&self.inner.known_secrets).get_mut(&tag)?;
-        let key = self.inner.catalog.api_key(id).filter(|key| key.revoked_at.is_none());
-        if key.is_none() {
-            lock(&self.inner.known_secrets).remove(&tag);
-        }
-        key
-    }
-
-    fn secret_tag(&self, client_id: &ClientId, secret: &ClientSecret) -> [u8; 32] {
-        let mut context = hmac::Context::with_key(&self.inner.secret_tag_key);
-        // Both have a fixed length, so there is one way to cut them apart.
-        context.update(client_id.as_str().as_bytes());
-        context.update(secret.expose().as_bytes());
-        let mut tag = [0; 32];
-        tag.copy_from_slice(context.sign().as_ref());
-        tag
-    }
-
-    async fn refuse<T>(&self, from: Option<IpAddr>, client: [u8; 32], arrived: Instant) -> Result<T, LoginError> {
-        self.limits().failed(from, client, self.inner.clock.boot());
-        self.delay(arrived).await?;
-        Err(LoginError::Refused)
-    }
-
-    /// Waits until a failure may be answered: the next multiple of the fixed delay after `arrived`.
-    async fn delay(&self, arrived: Instant) -> Result<(), LoginError> {
-        let delay = self.inner.config.failure_delay;
-        let Ok(_place) = self.inner.delayed.try_acquire() else {
-            return Err(LoginError::Busy { retry_after: Duration::from_secs(1) });
-        };
-        let mut until = arrived + delay;
-        while until <= Instant::now() && delay > Duration::ZERO {
-            until += delay;
-        }
-        self.inner.pause.until(until, until - arrived).await;
-        Ok(())
-    }
-
-    /// Trades a refresh token for a new pair, with what its API key may do now.
-    ///
-    /// # Errors
-    /// See [`LoginError`]; a failure is answered as late as a failed login.
-    pub async fn refresh(&self, token: &str, arrived: Instant) -> Result<TokenPair, LoginError> {
-        let known = async {
-            let claims = self.signed_by_us(token).await?.1;
-            let now = self.inner.clock.wall().as_secs();
-            self.check_place(&claims, &self.inner.config.refresh_audience())?;
-            check_times(claims.nbf, claims.exp, now).map_err(AuthError::Invalid)?;
-            let subject = claims.subject().map_err(AuthError::Invalid)?;
-            let key = self.known_key(subject).await?;
-            // An API key never changes hands, so this only guards against our own mistakes.
-            let same = key.org.to_string() == claims.org && key.project.map(|id| id.to_string()) == claims.project;
-            if same { Ok((key, claims.iat)) } else { Err(AuthError::Invalid(Rejection::Revoked)) }
-        };
-        match known.await {
-            Ok((key, before)) => self.issue(&key, Some(before)).await,
-            Err(AuthError::Unavailable { .. }) => Err(LoginError::Unavailable),
-            Err(AuthError::Invalid(reason)) => {
-                info!(%reason, "a refresh was refused");
-                self.delay(arrived).await?;
-                Err(LoginError::Refused)
-            }
-        }
-    }
-
-    /// Who the bearer of this access token is. Cheap for a token that was seen before; asks the network only about tokens of
-    /// this cluster that this node does not know yet.
-    ///
-    /// # Errors
-    /// [`AuthError::Invalid`]: UNAUTHENTICATED, for whatever reason, the API key's revocation included.
-    pub async fn verify(&self, bearer: &str) -> Result<Arc<Claims>, AuthError> {
-        if self.inner.catalog.stuck().is_some() {
-            // It would not hear of a revocation.
-            return Err(AuthError::Unavailable { cause: "this node must be upgraded".to_owned() });
-        }
-        let digest = sha256(bearer.as_bytes());
-        let hit = lock(&self.inner.known_tokens).get_mut(&digest).map(|known| Arc::clone(known));
-        let known = if let Some(known) = hit {
-            known
-        } else {
-            let verified = self.verify_anew(bearer).await;
-            metrics::token(if verified.is_ok() { "ok" } else { "refused" });
-            let known = Arc::new(verified?);
-            lock(&self.inner.known_tokens).insert(digest, Arc::clone(&known));
-            known
-        };
-        let now = self.inner.clock.wall();
-        let checked = check_times(known.not_before, known.claims.expires, now.as_secs()).and_then(|()| {
-            // A signing key can be withdrawn, an API key revoked, at any time.
-            self.inner.signing.public_key(&known.kid, now).ok_or(Rejection::UnknownKey)?;
-            self.is_live(&known.claims).then_some(()).ok_or(Rejection::Revoked)
-        });
-        match checked {
-            Ok(()) => Ok(Arc::clone(&known.claims)),
-            Err(reason) => {
-                if reason != Rejection::NotYet {
-                    lock(&self.inner.known_tokens).remove(&digest);
-                }
-                Err(AuthError::Invalid(reason))
-            }
-        }
-    }
-
-    /// Whether the caller's API key is still good: what an open stream asks whenever [`View::changes`] wakes it.
-    ///
-    /// [`View::changes`]: crate::catalog::View::changes
-    pub fn is_live(&self, claims: &Claims) -> bool {
-        !self.inner.catalog.is_revoked(claims.subject)
-    }
-
-    async fn verify_anew(&self, bearer: &str) -> Result<Known, AuthError> {
-        let (kid, claims) = self.signed_by_us(bearer).await?;
-        self.check_place(&claims, &self.inner.config.audience)?;
-        // A refresh token names the same audience; it opens nothing but the refresh call.
-        if claims.aud.contains(&self.inner.config.refresh_audience()) {
-            return Err(AuthError::Invalid(Rejection::WrongAudience));
-        }
-        let access = claims.access().map_err(AuthError::Invalid)?;
-        self.known_key(access.subject).await?;
-        Ok(Known { claims: Arc::new(access), kid, not_before: claims.nbf.max(claims.iat) })
-    }
-
-    /// The claims of a token that one of this cluster's keys has signed.
-    async fn signed_by_us(&self, token: &str) -> Result<([u8; 16], RawClaims), AuthError> {
-        let token = Unverified::parse(token).map_err(AuthError::Invalid)?;
-        let now = self.inner.clock.wall();
-        let mut key = self.inner.signing.public_key(&token.kid, now);
-        if key.is_none() && self.may_ask_about_kid().await {
-            self.catch_up().await?;
-            key = self.inner.signing.public_key(&token.kid, now);
-        }
-        let key = key.ok_or(AuthError::Invalid(Rejection::UnknownKey))?;
-        let claims = token.verify(&key.public_key).map_err(AuthError::Invalid)?;
-        Ok((token.kid, claims))
-    }
-
-    fn check_place(&self, claims: &RawClaims, audience: &str) -> Result<(), AuthError> {
-        if claims.iss != self.inner.config.issuer {
-            return Err(AuthError::Invalid(Rejection::WrongIssuer));
-        }
-        let named = claims.aud.iter().any(|named| named == audience);
-        named.then_some(()).ok_or(AuthError::Invalid(Rejection::WrongAudience))
-    }
-
-    /// The API key of a token that we signed, unless it is revoked. It exists somewhere, so this node may be behind.
-    async fn known_key(&self, subject: ApiKeyId) -> Result<Arc<ApiKey>, AuthError> {
-        let mut key = self.inner.catalog.api_key(subject);
-        if key.is_none() {
-            self.catch_up().await?;
-            key = self.inner.catalog.api_key(subject);
-        }
-        key.filter(|key| key.revoked_at.is_none()).ok_or(AuthError::Invalid(Rejection::Revoked))
-    }
-
-    async fn may_ask_about_kid(&self) -> bool {
-        self.inner.caught_up.lock().await.is_none_or(|last| last.elapsed() >= UNKNOWN_KID_EVERY)
-    }
-
-    /// Lets this node apply what the cluster knew when this was called. However many ask, the cluster is asked once for all.
-    async fn catch_up(&self) -> Result<(), AuthError> {
-        let asked = Instant::now();
-        let mut last = self.inner.caught_up.lock().await;
-        if let Some(last) = *last {
-            if last >= asked {
-                return Ok(());
-            }
-            sleep_until(last + CATCH_UP_EVERY).await;
-        }
-        let begun = Instant::now();
-        match timeout(Duration::from_secs(5), self.inner.catalog.refresh()).await {
-            Ok(Ok(())) => {
-                *last = Some(begun);
-                Ok(())
-            }
-            Ok(Err(error)) => Err(AuthError::Unavailable { cause: error.to_string() }),
-            Err(_) => Err(AuthError::Unavailable { cause: "the catalog's leader does not answer".to_owned() }),
-        }
-    }
-
-    /// Makes a pair of tokens.
-    async fn issue(&self, key: &ApiKey, last_login: Option<u64>) -> Result<TokenPair, LoginError> {
-        let now = self.inner.clock.wall();
-        let signer = self.inner.signing.signer(&*self.inner.secrets, now).await.map_err(|error| {
-            warn!(%error, "no tokens can be made");
-            LoginError::Unavailable
-        })?;
-        let (access, refresh) = self.claims(key);
-        let Ok(_slot) = self.inner.signing_slots.acquire().await else { return Err(LoginError::Unavailable) };
-        let signed =
-            tokio::task::spawn_blocking(move || Some((signer.sign(&access).ok()?, signer.sign(&refresh).ok()?))).await;
-        let Some((access, refresh)) = signed.ok().flatten() else {
-            warn!("a token could not be signed");
-            return Err(LoginError::Unavailable);
-        };
-        Ok(TokenPair { access, refresh, last_login })
-    }
-
-    fn claims(&self, key: &ApiKey) -> (RawClaims, RawClaims) {
-        let config = &self.inner.config;
-        let now = self.inner.clock.wall();
-        let mut random = [0; 10];
-        self.inner.rng.fill(&mut random);
-        let jti = Ulid::from_parts(now.as_millis(), random.iter().fold(0, |n, byte| n << 8 | u128::from(*byte)));
-        let iat = now.as_secs();
-        let exp = iat + config.access_ttl.as_secs();
-        let access = RawClaims {
-            iss: config.issuer.clone(),
-            aud: vec![config.audience.clone()],
-            sub: key.id.to_string(),
-            jti: jti.to_string().to_ascii_lowercase(),
-            iat,
-            nbf: iat,
-            exp,
-            org: key.org.to_string(),
-            project: key.project.map(|project| project.to_string()),
-            permissions: Some(key.permissions.to_texts().into_iter().map(str::to_owned).collect()),
-        };
-        let refresh = RawClaims {
-            aud: vec![config.audience.clone(), config.refresh_audience()],
-            nbf: exp.saturating_sub(config.refresh_overlap.as_secs()).max(iat),
-            exp: iat + config.refresh_ttl.as_secs(),
-            permissions: None,
-            ..access.clone()
-        };
-        (access, refresh)
-    }
-
     /// Follows the catalog until `stop`: loads signing keys ahead of their use, forgets what belongs to revoked API keys, and,
     /// on the catalog's leader, replaces the signing key when it is old. One task a node.
     pub async fn tend(self, stop: Stop) {
@@ -613,28 +277,13 @@ impl Identity {
             }
         }
     }
-
-    fn limits(&self) -> MutexGuard<'_, FailureLimits> {
-        lock(&self.inner.limits)
-    }
 }
 
-/// No leeway at the end: nobody is served longer than the token says.
-fn check_times(not_before: u64, expires: u64, now: u64) -> Result<(), Rejection> {
-    if now >= expires {
-        return Err(Rejection::Expired);
-    }
-    if now + LEEWAY_SECONDS < not_before {
-        return Err(Rejection::NotYet);
-    }
-    Ok(())
-}
-
-fn sha256(bytes: &[u8]) -> [u8; 32] {
+pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
     Sha256::digest(bytes).into()
 }
 
 /// Nothing here panics while it holds a lock, and each of these maps is whole between two statements.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,0 +1,452 @@
+//! Rows: how a record looks in bytes. Shared by commands, answers and snapshots, so that a field is described once.
+
+use bytes::Bytes;
+use ensign_proto::{
+    ApiKeyId, GroupId, NodeId, OrgId, Partition, Permission, PermissionSet, ProjectId, RingId, TopicId, TopicName,
+};
+use ensign_raft::env::UnixNanos;
+use prost::Message;
+
+use super::DecodeError;
+use crate::catalog::command::NewTopic;
+use crate::catalog::records::{
+    ApiKey, NodeRecord, Organization, Project, SigningKey, Topic, TopicPolicies, TopicState,
+};
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct NodeRow {
+    #[prost(uint64, tag = "1")]
+    pub(super) id: u64,
+    #[prost(string, tag = "2")]
+    pub(super) peer: String,
+    #[prost(string, tag = "3")]
+    pub(super) grpc: String,
+    #[prost(string, tag = "4")]
+    pub(super) http: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct OrganizationRow {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(super) id: Bytes,
+    #[prost(string, tag = "2")]
+    pub(super) name: String,
+    #[prost(uint64, tag = "3")]
+    pub(super) created: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ProjectRow {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(super) id: Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(super) org: Bytes,
+    #[prost(string, tag = "3")]
+    pub(super) name: String,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub(super) ring: Bytes,
+    #[prost(uint64, tag = "5")]
+    pub(super) created: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct PoliciesRow {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(super) deduplication: Bytes,
+    #[prost(int32, tag = "2")]
+    pub(super) sharding: i32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct TopicRow {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(super) id: Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(super) project: Bytes,
+    // Empty in a command, which leaves it to the catalog.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub(super) org: Bytes,
+    #[prost(string, tag = "4")]
+    pub(super) name: String,
+    // Likewise zero in a command.
+    #[prost(uint64, tag = "5")]
+    pub(super) group: u64,
+    #[prost(bytes = "bytes", tag = "6")]
+    pub(super) ring: Bytes,
+    // 1 ready, 2 readonly, 3 deleting; 0 in a command.
+    #[prost(uint32, tag = "7")]
+    pub(super) state: u32,
+    #[prost(message, optional, tag = "8")]
+    pub(super) policies: Option<PoliciesRow>,
+    #[prost(uint64, tag = "9")]
+    pub(super) created: u64,
+    #[prost(uint64, tag = "10")]
+    pub(super) modified: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ApiKeyRow {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(super) id: Bytes,
+    #[prost(string, tag = "2")]
+    pub(super) client_id: String,
+    #[prost(string, tag = "3")]
+    pub(super) name: String,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub(super) org: Bytes,
+    // Empty for none.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub(super) project: Bytes,
+    // Wire strings: numbers could be renumbered by mistake.
+    #[prost(string, repeated, tag = "6")]
+    pub(super) permissions: Vec<String>,
+    #[prost(bool, tag = "7")]
+    pub(super) admin: bool,
+    #[prost(uint64, tag = "8")]
+    pub(super) created: u64,
+    #[prost(uint64, optional, tag = "9")]
+    pub(super) revoked_at: Option<u64>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct SigningKeyRow {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(super) kid: Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    public_key: Bytes,
+    #[prost(uint64, tag = "3")]
+    pub(super) created: u64,
+    #[prost(uint64, tag = "4")]
+    pub(super) signs_from: u64,
+    #[prost(uint64, optional, tag = "5")]
+    pub(super) verifies_until: Option<u64>,
+}
+
+/// Something happens to the record of this id.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ChangeRow {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(super) id: Bytes,
+    #[prost(uint64, tag = "2")]
+    pub(super) at: u64,
+    #[prost(uint32, tag = "3")]
+    pub(super) state: u32,
+    #[prost(message, optional, tag = "4")]
+    pub(super) policies: Option<PoliciesRow>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct CommandRow {
+    #[prost(oneof = "CommandKind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    pub(super) kind: Option<CommandKind>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub(super) enum CommandKind {
+    #[prost(message, tag = "1")]
+    PutNode(NodeRow),
+    #[prost(message, tag = "2")]
+    CreateOrganization(OrganizationRow),
+    #[prost(message, tag = "3")]
+    CreateProject(ProjectRow),
+    #[prost(message, tag = "4")]
+    CreateTopic(TopicRow),
+    #[prost(message, tag = "5")]
+    SetTopicState(ChangeRow),
+    #[prost(message, tag = "6")]
+    SetTopicPolicies(ChangeRow),
+    #[prost(message, tag = "7")]
+    FinishDestroy(ChangeRow),
+    #[prost(message, tag = "8")]
+    CreateApiKey(ApiKeyRow),
+    #[prost(message, tag = "9")]
+    RevokeApiKey(ChangeRow),
+    #[prost(message, tag = "10")]
+    AddSigningKey(SigningKeyRow),
+    #[prost(message, tag = "11")]
+    RetireSigningKey(ChangeRow),
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ResponseRow {
+    #[prost(oneof = "ResponseKind", tags = "1, 2, 3, 4, 5, 6")]
+    pub(super) kind: Option<ResponseKind>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub(super) enum ResponseKind {
+    #[prost(uint32, tag = "1")]
+    Refusal(u32),
+    #[prost(bool, tag = "2")]
+    Done(bool),
+    #[prost(message, tag = "3")]
+    Organization(OrganizationRow),
+    #[prost(message, tag = "4")]
+    Project(ProjectRow),
+    #[prost(message, tag = "5")]
+    Topic(TopicRow),
+    #[prost(message, tag = "6")]
+    ApiKey(ApiKeyRow),
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct SnapshotRow {
+    #[prost(uint64, tag = "1")]
+    pub(super) next_group: u64,
+    #[prost(message, repeated, tag = "2")]
+    pub(super) nodes: Vec<NodeRow>,
+    #[prost(message, repeated, tag = "3")]
+    pub(super) organizations: Vec<OrganizationRow>,
+    #[prost(message, repeated, tag = "4")]
+    pub(super) projects: Vec<ProjectRow>,
+    #[prost(message, repeated, tag = "5")]
+    pub(super) topics: Vec<TopicRow>,
+    #[prost(message, repeated, tag = "6")]
+    pub(super) api_keys: Vec<ApiKeyRow>,
+    #[prost(message, repeated, tag = "7")]
+    pub(super) signing_keys: Vec<SigningKeyRow>,
+    #[prost(message, repeated, tag = "8")]
+    pub(super) tombstones: Vec<ChangeRow>,
+    // The last entry that the state holds.
+    #[prost(uint64, tag = "9")]
+    pub(super) applied: u64,
+}
+
+pub(super) fn id<'a, T: TryFrom<&'a [u8]>>(bytes: &'a Bytes, what: &'static str) -> Result<T, DecodeError> {
+    T::try_from(&bytes[..]).map_err(|_| DecodeError::Invalid(what))
+}
+
+pub(super) fn kid(bytes: &Bytes) -> Result<[u8; 16], DecodeError> {
+    <[u8; 16]>::try_from(&bytes[..]).map_err(|_| DecodeError::Invalid("kid"))
+}
+
+pub(super) fn raw(id: &[u8; 16]) -> Bytes {
+    Bytes::copy_from_slice(id)
+}
+
+impl From<&NodeRecord> for NodeRow {
+    fn from(node: &NodeRecord) -> Self {
+        Self { id: node.id.0, peer: node.peer.clone(), grpc: node.grpc.clone(), http: node.http.clone() }
+    }
+}
+
+impl From<NodeRow> for NodeRecord {
+    fn from(row: NodeRow) -> Self {
+        Self { id: NodeId(row.id), peer: row.peer, grpc: row.grpc, http: row.http }
+    }
+}
+
+impl From<&Organization> for OrganizationRow {
+    fn from(org: &Organization) -> Self {
+        Self { id: raw(org.id.as_bytes()), name: org.name.clone(), created: org.created.0 }
+    }
+}
+
+impl TryFrom<OrganizationRow> for Organization {
+    type Error = DecodeError;
+
+    fn try_from(row: OrganizationRow) -> Result<Self, DecodeError> {
+        Ok(Self { id: id::<OrgId>(&row.id, "organization")?, name: row.name, created: UnixNanos(row.created) })
+    }
+}
+
+impl From<&Project> for ProjectRow {
+    fn from(project: &Project) -> Self {
+        Self {
+            id: raw(project.id.as_bytes()),
+            org: raw(project.org.as_bytes()),
+            name: project.name.clone(),
+            ring: raw(project.ring.as_bytes()),
+            created: project.created.0,
+        }
+    }
+}
+
+impl TryFrom<ProjectRow> for Project {
+    type Error = DecodeError;
+
+    fn try_from(row: ProjectRow) -> Result<Self, DecodeError> {
+        Ok(Self {
+            id: id::<ProjectId>(&row.id, "project")?,
+            org: id::<OrgId>(&row.org, "organization")?,
+            name: row.name,
+            ring: id::<RingId>(&row.ring, "ring")?,
+            created: UnixNanos(row.created),
+        })
+    }
+}
+
+impl From<&TopicPolicies> for PoliciesRow {
+    fn from(policies: &TopicPolicies) -> Self {
+        Self { deduplication: policies.deduplication.clone(), sharding: policies.sharding }
+    }
+}
+
+impl From<Option<PoliciesRow>> for TopicPolicies {
+    fn from(row: Option<PoliciesRow>) -> Self {
+        let row = row.unwrap_or_default();
+        // A copy: a slice would keep the whole message that it came in alive.
+        Self { deduplication: Bytes::copy_from_slice(&row.deduplication), sharding: row.sharding }
+    }
+}
+
+pub(super) fn state_number(state: TopicState) -> u32 {
+    match state {
+        TopicState::Ready => 1,
+        TopicState::Readonly => 2,
+        TopicState::Deleting => 3,
+    }
+}
+
+pub(super) fn state_of(number: u32) -> Result<TopicState, DecodeError> {
+    match number {
+        1 => Ok(TopicState::Ready),
+        2 => Ok(TopicState::Readonly),
+        3 => Ok(TopicState::Deleting),
+        _ => Err(DecodeError::Invalid("topic state")),
+    }
+}
+
+/// Strict: a permission that this version does not know must not get lost in the next snapshot.
+fn permissions(texts: &[String]) -> Result<PermissionSet, DecodeError> {
+    let known: Result<PermissionSet, _> = texts.iter().map(|text| text.parse::<Permission>()).collect();
+    known.map_err(|_| DecodeError::Invalid("permission"))
+}
+
+fn topic_name(text: &str) -> Result<TopicName, DecodeError> {
+    text.parse().map_err(|_| DecodeError::Invalid("topic name"))
+}
+
+impl From<&Topic> for TopicRow {
+    fn from(topic: &Topic) -> Self {
+        Self {
+            id: raw(topic.id.as_bytes()),
+            project: raw(topic.project.as_bytes()),
+            org: raw(topic.org.as_bytes()),
+            name: topic.name.as_str().to_owned(),
+            group: topic.group.0,
+            ring: raw(topic.ring.as_bytes()),
+            state: state_number(topic.state),
+            policies: Some((&topic.policies).into()),
+            created: topic.created.0,
+            modified: topic.modified.0,
+        }
+    }
+}
+
+impl TryFrom<TopicRow> for Topic {
+    type Error = DecodeError;
+
+    fn try_from(row: TopicRow) -> Result<Self, DecodeError> {
+        if row.group < GroupId::FIRST_PARTITION.0 {
+            return Err(DecodeError::Invalid("group"));
+        }
+        Ok(Self {
+            id: id::<TopicId>(&row.id, "topic")?,
+            project: id::<ProjectId>(&row.project, "project")?,
+            org: id::<OrgId>(&row.org, "organization")?,
+            name: topic_name(&row.name)?,
+            group: GroupId(row.group),
+            partition: Partition(0),
+            ring: id::<RingId>(&row.ring, "ring")?,
+            state: state_of(row.state)?,
+            policies: row.policies.into(),
+            created: UnixNanos(row.created),
+            modified: UnixNanos(row.modified),
+        })
+    }
+}
+
+impl From<&NewTopic> for TopicRow {
+    fn from(topic: &NewTopic) -> Self {
+        Self {
+            id: raw(topic.id.as_bytes()),
+            project: raw(topic.project.as_bytes()),
+            name: topic.name.as_str().to_owned(),
+            ring: raw(topic.ring.as_bytes()),
+            policies: Some((&topic.policies).into()),
+            created: topic.at.0,
+            ..Self::default()
+        }
+    }
+}
+
+impl TryFrom<TopicRow> for NewTopic {
+    type Error = DecodeError;
+
+    fn try_from(row: TopicRow) -> Result<Self, DecodeError> {
+        Ok(Self {
+            id: id::<TopicId>(&row.id, "topic")?,
+            project: id::<ProjectId>(&row.project, "project")?,
+            name: topic_name(&row.name)?,
+            ring: id::<RingId>(&row.ring, "ring")?,
+            policies: row.policies.into(),
+            at: UnixNanos(row.created),
+        })
+    }
+}
+
+impl From<&ApiKey> for ApiKeyRow {
+    fn from(key: &ApiKey) -> Self {
+        Self {
+            id: raw(key.id.as_bytes()),
+            client_id: key.client_id.clone(),
+            name: key.name.clone(),
+            org: raw(key.org.as_bytes()),
+            project: key.project.map(|project| raw(project.as_bytes())).unwrap_or_default(),
+            permissions: key.permissions.to_texts().into_iter().map(str::to_owned).collect(),
+            admin: key.admin,
+            created: key.created.0,
+            revoked_at: key.revoked_at.map(|at| at.0),
+        }
+    }
+}
+
+impl TryFrom<ApiKeyRow> for ApiKey {
+    type Error = DecodeError;
+
+    fn try_from(row: ApiKeyRow) -> Result<Self, DecodeError> {
+        let project = (!row.project.is_empty()).then(|| id::<ProjectId>(&row.project, "project")).transpose()?;
+        Ok(Self {
+            id: id::<ApiKeyId>(&row.id, "API key")?,
+            client_id: row.client_id,
+            name: row.name,
+            org: id::<OrgId>(&row.org, "organization")?,
+            project,
+            permissions: permissions(&row.permissions)?,
+            admin: row.admin,
+            created: UnixNanos(row.created),
+            revoked_at: row.revoked_at.map(UnixNanos),
+        })
+    }
+}
+
+impl From<&SigningKey> for SigningKeyRow {
+    fn from(key: &SigningKey) -> Self {
+        Self {
+            kid: raw(&key.kid),
+            public_key: key.public_key.clone(),
+            created: key.created.0,
+            signs_from: key.signs_from.0,
+            verifies_until: key.verifies_until.map(|until| until.0),
+        }
+    }
+}
+
+impl TryFrom<SigningKeyRow> for SigningKey {
+    type Error = DecodeError;
+
+    fn try_from(row: SigningKeyRow) -> Result<Self, DecodeError> {
+        Ok(Self {
+            kid: kid(&row.kid)?,
+            public_key: Bytes::copy_from_slice(&row.public_key),
+            created: UnixNanos(row.created),
+            signs_from: UnixNanos(row.signs_from),
+            verifies_until: row.verifies_until.map(UnixNanos),
+        })
+    }
+}
+
+pub(super) fn change(id: &[u8; 16], at: UnixNanos) -> ChangeRow {
+    ChangeRow { id: raw(id), at: at.0, ..ChangeRow::default() }
+}

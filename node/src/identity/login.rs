@@ -1,0 +1,163 @@
+//! Logging in: the order of the checks is what keeps a failure from telling anything.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_lc_rs::hmac;
+use tokio::time::{Instant, timeout_at};
+use tracing::warn;
+
+use super::credentials::{ClientId, ClientSecret};
+use super::secrets::SecretKind;
+use super::service::{Identity, LoginError, TokenPair, lock, sha256};
+use crate::catalog::ApiKey;
+
+/// After a failed call the vault is left alone for this long.
+const VAULT_PAUSE: Duration = Duration::from_secs(1);
+
+impl Identity {
+    /// Logs an API key in. Whatever comes in, however long: only 32 letters and 64 characters are ever looked at.
+    ///
+    /// A failure is answered a fixed time after `arrived`, hashing included. Cancel safe.
+    ///
+    /// # Errors
+    /// See [`LoginError`].
+    pub async fn authenticate(
+        &self,
+        client_id: &str,
+        secret: String,
+        from: Option<IpAddr>,
+        arrived: Instant,
+    ) -> Result<TokenPair, LoginError> {
+        let client = sha256(client_id.as_bytes());
+        let secret = ClientSecret::parse(secret);
+        let client_id = client_id.parse::<ClientId>();
+        if let (Ok(client_id), Ok(secret)) = (&client_id, &secret)
+            && let Some(key) = self.remembered(client_id, secret)
+        {
+            return self.issue(&key, None).await;
+        }
+        if let Some(wait) = lock(&self.inner.limits).wait(from, &client, self.inner.clock.boot()) {
+            return Err(LoginError::Busy { retry_after: wait });
+        }
+        // Asked before the id is looked up, so that a full queue looks the same to everybody.
+        if !self.inner.pool.admits(self.inner.config.failure_delay * 4 / 5) {
+            return Err(LoginError::Busy { retry_after: Duration::from_secs(1) });
+        }
+        let (Ok(client_id), Ok(secret)) = (client_id, secret) else {
+            return self.refuse(from, client, arrived).await;
+        };
+        match self.check(&client_id, secret, arrived).await? {
+            Some(key) => self.issue(&key, None).await,
+            None => self.refuse(from, client, arrived).await,
+        }
+    }
+
+    /// The key whose secret this is, if any.
+    async fn check(
+        &self,
+        client_id: &ClientId,
+        secret: ClientSecret,
+        arrived: Instant,
+    ) -> Result<Option<Arc<ApiKey>>, LoginError> {
+        let deadline = arrived + self.inner.config.failure_delay * 9 / 10;
+        self.vault_answers(deadline).await?;
+        let mut key = self.inner.catalog.api_key_by_client(client_id.as_str());
+        if key.is_none() {
+            // Perhaps made on another node just now. Failing to find out is no reason to say more than "no".
+            let _ = timeout_at(deadline, self.catch_up()).await;
+            key = self.inner.catalog.api_key_by_client(client_id.as_str());
+        }
+        // Nothing is hashed for an id that could not log in anyway.
+        let Some(key) = key.filter(|key| key.revoked_at.is_none()) else { return Ok(None) };
+        let asked = self.inner.secrets.get(SecretKind::ApiKey, *key.id.as_bytes());
+        let hash = match timeout_at(deadline, asked).await {
+            Ok(Ok(Some(hash))) => hash,
+            Ok(Ok(None)) => {
+                warn!(key = %key.id, "the vault has no hash of this API key");
+                return Ok(None);
+            }
+            Ok(Err(error)) => {
+                warn!(%error, "a login failed for want of the vault");
+                self.vault_failed_now();
+                return Err(LoginError::Unavailable);
+            }
+            Err(_) => {
+                self.vault_failed_now();
+                return Err(LoginError::Unavailable);
+            }
+        };
+        let tag = self.secret_tag(client_id, &secret);
+        match self.inner.pool.verify(hash, secret, deadline).await {
+            Ok(false) => Ok(None),
+            Ok(true) => {
+                lock(&self.inner.known_secrets).insert(tag, key.id);
+                // It may have been revoked while its secret was hashed.
+                Ok(Some(key).filter(|key| !self.inner.catalog.is_revoked(key.id)))
+            }
+            Err(_) => Err(LoginError::Busy { retry_after: Duration::from_secs(1) }),
+        }
+    }
+
+    /// While the vault does not answer, known and unknown ids are refused alike: nobody learns which are which.
+    async fn vault_answers(&self, deadline: Instant) -> Result<(), LoginError> {
+        let Some(failed) = *lock(&self.inner.vault_failed) else { return Ok(()) };
+        if self.inner.clock.boot().0.saturating_sub(failed.0) < VAULT_PAUSE {
+            return Err(LoginError::Unavailable);
+        }
+        let probe = self.inner.secrets.get(SecretKind::ApiKey, [0; 16]);
+        if matches!(timeout_at(deadline, probe).await, Ok(Ok(_))) {
+            *lock(&self.inner.vault_failed) = None;
+            Ok(())
+        } else {
+            self.vault_failed_now();
+            Err(LoginError::Unavailable)
+        }
+    }
+
+    fn vault_failed_now(&self) {
+        *lock(&self.inner.vault_failed) = Some(self.inner.clock.boot());
+    }
+
+    /// The key of a login that succeeded lately.
+    fn remembered(&self, client_id: &ClientId, secret: &ClientSecret) -> Option<Arc<ApiKey>> {
+        let tag = self.secret_tag(client_id, secret);
+        let id = *lock(&self.inner.known_secrets).get_mut(&tag)?;
+        let key = self.inner.catalog.api_key(id).filter(|key| key.revoked_at.is_none());
+        if key.is_none() {
+            lock(&self.inner.known_secrets).remove(&tag);
+        }
+        key
+    }
+
+    fn secret_tag(&self, client_id: &ClientId, secret: &ClientSecret) -> [u8; 32] {
+        let mut context = hmac::Context::with_key(&self.inner.secret_tag_key);
+        // Both have a fixed length, so there is one way to cut them apart.
+        context.update(client_id.as_str().as_bytes());
+        context.update(secret.expose().as_bytes());
+        let mut tag = [0; 32];
+        tag.copy_from_slice(context.sign().as_ref());
+        tag
+    }
+
+    async fn refuse<T>(&self, from: Option<IpAddr>, client: [u8; 32], arrived: Instant) -> Result<T, LoginError> {
+        lock(&self.inner.limits).failed(from, client, self.inner.clock.boot());
+        self.delay(arrived).await?;
+        Err(LoginError::Refused)
+    }
+
+    /// Waits until a failure may be answered: the next multiple of the fixed delay after `arrived`.
+    pub(super) async fn delay(&self, arrived: Instant) -> Result<(), LoginError> {
+        let delay = self.inner.config.failure_delay;
+        let Ok(_place) = self.inner.delayed.try_acquire() else {
+            return Err(LoginError::Busy { retry_after: Duration::from_secs(1) });
+        };
+        let mut until = arrived + delay;
+        while until <= Instant::now() && delay > Duration::ZERO {
+            until += delay;
+        }
+        self.inner.pause.until(until, until - arrived).await;
+        Ok(())
+    }
+}
