@@ -10,15 +10,16 @@
 //! A crash rebuilds `live` from `durable` and a part of `pending` ([`Crash`]). Handles opened before it are dead, so a
 //! database that is dropped after the crash cannot flush what the crash took.
 
+mod file;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use ensign_proto::ByteCount;
-
-use crate::disk::{Disk, DiskFile, LockGuard};
 
 const SECTOR: usize = 512;
 
@@ -285,181 +286,6 @@ fn survivors(pending: Vec<Change>, crash: Crash, rng: &mut SplitMix) -> Vec<Chan
     }
 }
 
-#[derive(Debug)]
-struct FaultFile {
-    disk: FaultDisk,
-    path: PathBuf,
-    generation: u64,
-}
-
-impl FaultFile {
-    fn change(&self, change: Change) -> io::Result<()> {
-        let mut state = self.disk.lock();
-        state.alive(self.generation)?;
-        let mut change = change;
-        if let Change::Write { offset, .. } = &mut change {
-            if state.due(|fault| match fault {
-                Fault::Write(left) | Fault::EveryWriteFrom(left) => Some(left),
-                _ => None,
-            }) {
-                return Err(io::Error::other("injected: the write failed"));
-            }
-            if state.due(|fault| if let Fault::Misdirect(left) = fault { Some(left) } else { None }) {
-                *offset += 4096;
-            }
-        }
-        let (what, at, data): (u8, u64, &[u8]) = match &change {
-            Change::Write { offset, data } => (1, *offset, data),
-            Change::SetLen(len) => (2, *len, &[]),
-        };
-        let end = at + data.len() as u64;
-        let taken: u64 = state.files.values().map(|file| file.allocated).sum();
-        let own = state.files.get(&self.path).map_or(0, |file| file.allocated);
-        if what == 1 && end > own && state.capacity.is_some_and(|capacity| taken + (end - own) > capacity) {
-            return Err(io::Error::from(io::ErrorKind::StorageFull));
-        }
-        state.note(what, &self.path, at, data);
-        state.writes += 1;
-        let fails = state.power_fails();
-        let file = state.files.entry(self.path.clone()).or_default();
-        change.apply(&mut file.live);
-        file.allocated = if what == 1 { own.max(end) } else { own.min(at) };
-        file.pending.push(change);
-        // The change was issued, so it may survive; its caller never learns.
-        if fails { Err(io::Error::other("the power is off")) } else { Ok(()) }
-    }
-}
-
-impl DiskFile for FaultFile {
-    fn len(&self) -> io::Result<u64> {
-        let state = self.disk.lock();
-        state.alive(self.generation)?;
-        Ok(state.files.get(&self.path).map_or(0, |file| file.live.len() as u64))
-    }
-
-    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let mut state = self.disk.lock();
-        state.alive(self.generation)?;
-        if state.due(|fault| if let Fault::Read(left) = fault { Some(left) } else { None }) {
-            return Err(io::Error::other("injected: the read failed"));
-        }
-        let file = state.files.get(&self.path).ok_or(io::ErrorKind::NotFound)?;
-        let found = file.live.get(offset as usize..offset as usize + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
-        out.copy_from_slice(found);
-        Ok(())
-    }
-
-    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.change(Change::Write { offset, data: data.to_vec() })
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.change(Change::SetLen(len))
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        let mut state = self.disk.lock();
-        state.alive(self.generation)?;
-        let failed = state.due(|fault| if let Fault::Sync(left) = fault { Some(left) } else { None });
-        let off = state.power_fails();
-        state.note(3, &self.path, 0, &[]);
-        state.syncs += 1;
-        let lying = state.lying;
-        let file = state.files.entry(self.path.clone()).or_default();
-        if off {
-            return Err(io::Error::other("the power is off"));
-        }
-        if failed {
-            // As Linux does: the pages are marked clean, so no later sync writes them.
-            file.pending.clear();
-            return Err(io::Error::other("injected: the sync failed"));
-        }
-        if !lying {
-            for change in std::mem::take(&mut file.pending) {
-                change.apply(&mut file.durable);
-            }
-        }
-        Ok(())
-    }
-}
-
-struct FaultLock {
-    disk: FaultDisk,
-    path: PathBuf,
-    generation: u64,
-}
-
-impl Drop for FaultLock {
-    fn drop(&mut self) {
-        let mut state = self.disk.lock();
-        // A crash has taken it already, and somebody else may hold it now.
-        if state.generation == self.generation {
-            state.locks.remove(&self.path);
-        }
-    }
-}
-
-impl Disk for FaultDisk {
-    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        let mut state = self.lock();
-        let generation = state.generation;
-        state.alive(generation)?;
-        state.files.entry(path.to_owned()).or_default();
-        Ok(Box::new(FaultFile { disk: self.clone(), path: path.to_owned(), generation }))
-    }
-
-    fn exists(&self, path: &Path) -> io::Result<bool> {
-        let state = self.lock();
-        Ok(state.files.contains_key(path) || state.folders.contains(path))
-    }
-
-    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
-        self.contents(path).ok_or_else(|| io::ErrorKind::NotFound.into())
-    }
-
-    fn write_atomically(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        let mut state = self.lock();
-        state.alive(state.generation)?;
-        if state.power_fails() {
-            return Err(io::Error::other("the power is off"));
-        }
-        state.note(4, path, 0, bytes);
-        drop(state);
-        self.replace(path, bytes.to_vec());
-        Ok(())
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.lock();
-        state.alive(state.generation)?;
-        state.files.remove(path).map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
-    }
-
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        self.lock().folders.insert(path.to_owned());
-        Ok(())
-    }
-
-    fn lock(&self, path: &Path) -> io::Result<Option<LockGuard>> {
-        let mut state = FaultDisk::lock(self);
-        let generation = state.generation;
-        state.alive(generation)?;
-        if !state.locks.insert(path.to_owned()) {
-            return Ok(None);
-        }
-        Ok(Some(Box::new(FaultLock { disk: self.clone(), path: path.to_owned(), generation })))
-    }
-
-    fn free_space(&self, _path: &Path) -> io::Result<ByteCount> {
-        let taken = self.allocated();
-        Ok(ByteCount(FaultDisk::lock(self).capacity.map_or(1 << 40, |capacity| capacity.saturating_sub(taken.0))))
-    }
-
-    fn elapsed(&self) -> Duration {
-        Duration::ZERO
-    }
-}
-
 /// A small generator for tests: one seed, one sequence.
 #[derive(Debug, Clone)]
 pub struct SplitMix(pub u64);
@@ -478,89 +304,5 @@ impl SplitMix {
     /// A number below `limit`; 0 when that is 0.
     pub fn below(&mut self, limit: u64) -> u64 {
         self.next().checked_rem(limit).unwrap_or(0)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const PATH: &str = "file";
-
-    fn open(disk: &FaultDisk) -> Box<dyn DiskFile> {
-        disk.open(Path::new(PATH)).unwrap()
-    }
-
-    fn read(disk: &FaultDisk, len: usize) -> Vec<u8> {
-        let mut out = vec![0; len];
-        open(disk).read_at(0, &mut out).unwrap();
-        out
-    }
-
-    #[test]
-    fn unsynced_writes_are_lost_and_old_handles_are_dead() {
-        let disk = FaultDisk::new();
-        let file = open(&disk);
-        file.write_at(0, b"kept").unwrap();
-        file.sync_data().unwrap();
-        file.write_at(0, b"lost").unwrap();
-        disk.crash(Crash::DropAll, 0);
-        assert_eq!(read(&disk, 4), b"kept");
-        assert!(file.write_at(0, b"late").is_err());
-        assert_eq!(read(&disk, 4), b"kept");
-    }
-
-    #[test]
-    fn a_torn_write_keeps_whole_sectors() {
-        let disk = FaultDisk::new();
-        let seen: BTreeSet<_> = (0..40)
-            .map(|seed| {
-                let file = open(&disk);
-                file.write_at(0, &[1; 2048]).unwrap();
-                file.sync_data().unwrap();
-                file.write_at(0, &[2; 2048]).unwrap();
-                disk.crash(Crash::Sectors, seed);
-                let found = read(&disk, 2048);
-                assert!(found.chunks(SECTOR).all(|sector| sector.iter().all(|byte| *byte == sector[0])));
-                found.iter().step_by(SECTOR).copied().collect::<Vec<_>>()
-            })
-            .collect();
-        assert!(seen.len() > 8, "{seen:?}");
-    }
-
-    #[test]
-    fn a_failed_sync_loses_its_pages_for_good() {
-        let disk = FaultDisk::new();
-        let file = open(&disk);
-        disk.inject(Fault::Sync(0));
-        file.write_at(0, b"data").unwrap();
-        assert!(file.sync_data().is_err());
-        file.sync_data().unwrap();
-        disk.crash(Crash::DropAll, 0);
-        assert_eq!(disk.contents(Path::new(PATH)).unwrap(), b"");
-    }
-
-    #[test]
-    fn a_full_disk_refuses_growth_and_takes_overwrites() {
-        let disk = FaultDisk::new();
-        let file = open(&disk);
-        file.write_at(0, &[0; 100]).unwrap();
-        disk.set_capacity(Some(ByteCount(100)));
-        assert_eq!(file.write_at(50, &[0; 51]).unwrap_err().kind(), io::ErrorKind::StorageFull);
-        file.write_at(50, &[0; 50]).unwrap();
-        disk.set_capacity(None);
-        file.write_at(50, &[0; 51]).unwrap();
-    }
-
-    #[test]
-    fn the_power_fails_at_the_chosen_change() {
-        let disk = FaultDisk::new();
-        let file = open(&disk);
-        disk.inject(Fault::PowerOff(1));
-        file.write_at(0, b"a").unwrap();
-        assert!(file.sync_data().is_err() && disk.powered_off());
-        assert!(disk.open(Path::new(PATH)).is_err());
-        disk.crash(Crash::DropAll, 0);
-        assert!(open(&disk).is_empty().unwrap());
     }
 }

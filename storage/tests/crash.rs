@@ -21,7 +21,7 @@ fn seeds(count: u64) -> std::ops::Range<u64> {
 #[test]
 fn what_was_promised_survives_a_power_failure_at_any_write() {
     let mut total = world::Tally::default();
-    for seed in seeds(200) {
+    for seed in seeds(170) {
         let tally = live_through(seed, CRASHES, LogConfig::tiny(), false)
             .unwrap_or_else(|violation| panic!("SEED={seed}: {violation:?}"));
         total.crashes += tally.crashes;

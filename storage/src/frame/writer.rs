@@ -1,6 +1,6 @@
 //! The writer: takes what all groups have queued, makes it one frame, syncs once, then calls back, in order.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,30 +8,26 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ensign_proto::GroupId;
-use tracing::{error, info, warn};
+use tracing::warn;
 
-use crate::backend::is_full;
-use crate::frame::codec::{FrameBuilder, Kind, MAX_ORDER, SMALL_ORDER, pieces};
+use crate::frame::codec::{FrameBuilder, MAX_ORDER, SMALL_ORDER, pieces};
 use crate::frame::group::Group;
 use crate::frame::index::Encoder;
-use crate::frame::queue::{Batch, Lazy, Op, Work, full};
-use crate::frame::recover::{Locator, Recovered, each};
-use crate::frame::state::{Blob, Census, Change, FrameInfo};
+use crate::frame::plan::{Plan, Planned, plan_lazy};
+use crate::frame::queue::{Batch, Lazy, Op, Work};
+use crate::frame::recover::{Locator, Recovered};
+use crate::frame::state::{Census, Change, FrameInfo};
 use crate::frame::store::{Commit, INDEX_BLOB, WriteFailure};
-use crate::frame::{LogConfig, RESERVE, Shared};
+use crate::frame::{LogConfig, Shared};
 use crate::log::LogError;
 use crate::metrics;
 
 /// Frames that one commit removes at most.
 const PURGE_FRAMES: usize = 64;
-/// Bytes of live entries that one commit moves forward at most, and frames that it looks through for them.
-const MOVE_BYTES: usize = 256 << 10;
-const MOVE_FRAMES: usize = 16;
+/// Runs of entries in memory that are kept count of at most; the oldest leave memory beyond it.
+const TAILS: usize = 1 << 17;
 /// How often a full disk is asked again.
 const FULL_RETRY: Duration = Duration::from_millis(500);
-/// What redb needs for itself in an empty file.
-const OVERHEAD: u64 = 512 << 10;
 
 /// What a commit did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -44,22 +40,22 @@ pub struct Committed {
 
 /// The one that writes. Runs on its own thread, or is driven by hand in a simulation.
 pub struct Writer {
-    shared: Arc<Shared>,
-    config: LogConfig,
-    census: Census,
-    next: u64,
-    covered: u64,
-    next_blob: u64,
-    index_len: u64,
-    since_index: u64,
-    snapshot_bytes: u64,
-    orphans: Vec<u64>,
-    frame: FrameBuilder,
-    /// Durable entries in memory, oldest first: group, last index, serial.
-    tails: VecDeque<(Arc<Group>, u64)>,
-    full: bool,
+    pub(super) shared: Arc<Shared>,
+    pub(super) config: LogConfig,
+    pub(super) census: Census,
+    pub(super) next: u64,
+    pub(super) covered: u64,
+    pub(super) next_blob: u64,
+    pub(super) index_len: u64,
+    pub(super) since_index: u64,
+    pub(super) snapshot_bytes: u64,
+    pub(super) orphans: Vec<u64>,
+    pub(super) frame: FrameBuilder,
+    /// Durable entries in memory, oldest first: a group, and up to which index.
+    pub(super) tails: VecDeque<(Arc<Group>, u64)>,
+    pub(super) full: bool,
     /// A frame that cannot be read cannot be moved; its readers report it.
-    cannot_move: bool,
+    pub(super) cannot_move: bool,
 }
 
 impl std::fmt::Debug for Writer {
@@ -76,25 +72,6 @@ impl Drop for Writer {
             self.shared.end(if std::thread::panicking() { panicked } else { LogError::Closed });
         }
     }
-}
-
-/// What one commit will have changed once it is durable, in the order of its records.
-enum Planned {
-    Op(usize),
-    Moved(Arc<Group>, u64, u64),
-    MovedCheckpoint(Arc<Group>),
-    Committed(Arc<Group>, Option<Bytes>),
-    Checkpoint(Arc<Group>, Bytes),
-}
-
-#[derive(Default)]
-struct Plan {
-    steps: Vec<Planned>,
-    blobs: Vec<(u64, Bytes)>,
-    /// Of the snapshots, in order.
-    blob_ids: VecDeque<Blob>,
-    dropped: Vec<u64>,
-    moved: usize,
 }
 
 impl Writer {
@@ -195,7 +172,7 @@ impl Writer {
             self.plan_moves(&mut frame, &mut plan);
         }
         self.plan_ops(&ops, &mut frame, &mut plan);
-        Self::plan_lazy(&lazy, &mut frame, &mut plan);
+        plan_lazy(&lazy, &mut frame, &mut plan);
         frame.finish();
         let store_index = closing || self.since_index >= self.config.index_every.0.max(8 * self.index_len);
         if frame.records() == 0 && !closing {
@@ -204,7 +181,7 @@ impl Writer {
             return Ok(Committed::default());
         }
 
-        plan.dropped.append(&mut self.orphans);
+        plan.dropped.extend(&self.orphans);
         let purged = self.take_dead(frame.len() > 0);
         let log_start = self.census.log_start(self.next);
         if store_index {
@@ -249,12 +226,12 @@ impl Writer {
             Ok(()) => {}
             Err(WriteFailure::Full) => {
                 purged.into_iter().rev().for_each(|frame| self.census.unpop(frame));
-                self.orphans = plan.dropped.into_iter().filter(|id| self.orphans.contains(id)).collect();
                 self.shared.queue.put_back(Batch { ops, lazy });
                 return Err(self.recover_from_full());
             }
             Err(WriteFailure::Failed(cause)) => return Err(self.fence(cause, ops)),
         }
+        self.orphans.clear();
         if let Some(len) = index_len {
             (self.covered, self.index_len, self.since_index) = (self.next, len, 0);
             self.shared.counters.indexes.fetch_add(1, Ordering::Relaxed);
@@ -279,130 +256,6 @@ impl Writer {
     #[expect(clippy::unused_self, reason = "a planted bug asks")]
     fn is_durable(&self) -> bool {
         true
-    }
-
-    fn plan_ops(&mut self, ops: &[Op], frame: &mut FrameBuilder, plan: &mut Plan) {
-        // The snapshots of this batch, which replace the stored ones.
-        let mut snapshots: BTreeMap<GroupId, Option<u64>> = BTreeMap::new();
-        for (n, op) in ops.iter().enumerate() {
-            let id = op.group.id;
-            let old = |snapshots: &BTreeMap<GroupId, Option<u64>>| match snapshots.get(&id) {
-                Some(blob) => *blob,
-                None => op.group.lock().disk.snapshot.map(|blob| blob.id),
-            };
-            match &op.work {
-                Work::Append(entries) => entries.iter().for_each(|entry| frame.entry(Kind::Append, id, entry)),
-                Work::Vote(vote) => frame.record(Kind::Vote, id, (0, 0), Some(vote)),
-                Work::Truncate(from) => frame.record(Kind::Truncate, id, (0, from.0), None),
-                Work::Purge(through) => frame.record(Kind::Purge, id, (through.term.0, through.index.0), None),
-                Work::Snapshot(bytes) => {
-                    let blob = Blob { id: self.next_blob, len: bytes.len() as u64 };
-                    self.next_blob += 1;
-                    if let Some(old) = old(&snapshots) {
-                        plan.blobs.retain(|(id, _)| *id != old);
-                        plan.dropped.push(old);
-                    }
-                    snapshots.insert(id, Some(blob.id));
-                    plan.blobs.push((blob.id, bytes.clone()));
-                    plan.blob_ids.push_back(blob);
-                    frame.record(Kind::Snapshot, id, (blob.len, blob.id), None);
-                }
-                Work::Remove => {
-                    if let Some(old) = old(&snapshots) {
-                        plan.blobs.retain(|(id, _)| *id != old);
-                        plan.dropped.push(old);
-                    }
-                    snapshots.insert(id, None);
-                    frame.record(Kind::Remove, id, (0, 0), None);
-                }
-                Work::Nothing => continue,
-            }
-            plan.steps.push(Planned::Op(n));
-        }
-    }
-
-    fn plan_lazy(lazy: &[(Lazy, u64, Arc<Group>)], frame: &mut FrameBuilder, plan: &mut Plan) {
-        for (lazy, _, group) in lazy {
-            // Removed meanwhile: a mark would bring it back.
-            if !group.exists() {
-                continue;
-            }
-            match lazy {
-                Lazy::Committed => {
-                    let committed = group.lock().committed.clone();
-                    frame.record(Kind::Committed, group.id, (0, 0), committed.as_ref());
-                    plan.steps.push(Planned::Committed(Arc::clone(group), committed));
-                }
-                Lazy::Checkpoint => {
-                    let Some(checkpoint) = group.lock().waiting_checkpoint() else { continue };
-                    frame.record(Kind::Checkpoint, group.id, (0, 0), Some(&checkpoint));
-                    plan.steps.push(Planned::Checkpoint(Arc::clone(group), checkpoint));
-                }
-            }
-        }
-    }
-
-    /// Writes the live entries of the oldest frames again, so that a group that seldom writes does not pin the log.
-    fn plan_moves(&mut self, frame: &mut FrameBuilder, plan: &mut Plan) {
-        let Some(front) = self.census.frames.iter().find(|frame| frame.live > 0) else { return };
-        // What is dead in front of it goes by itself, and what the index does not cover yet cannot go.
-        let pinned = self.census.pinned(front.first).saturating_sub(self.since_index);
-        if self.cannot_move || pinned < self.config.pinned_max.0 || pinned * 2 < self.census.total {
-            return;
-        }
-        let mut found = Vec::new();
-        let (mut bytes, mut frames) = (0, 0);
-        let limit = MOVE_BYTES.min(self.config.commit.0 as usize);
-        let walked = self.shared.store.walk(front.first, |head, cuts, stored| {
-            each(stored, head.frame, cuts, |id, change| {
-                let group = self.shared.group(id);
-                let disk = &group.lock().disk;
-                let (live, len) = match &change {
-                    Change::Entry { index, place } | Change::Moved { index, place } => {
-                        (disk.place(*index) == Some(*place), place.len)
-                    }
-                    Change::Checkpoint(place) => (disk.checkpoint == Some(*place), place.len),
-                    _ => (false, 0),
-                };
-                if live {
-                    bytes += len as usize;
-                    found.push((id, change));
-                }
-                Ok(())
-            })?;
-            frames += 1;
-            Ok(bytes < limit && frames < MOVE_FRAMES && stored.len() < 4 * limit)
-        });
-        let read = || -> Result<(), crate::frame::store::ReadFailure> {
-            walked?;
-            for (id, change) in &found {
-                let group = self.shared.group(*id);
-                match change {
-                    Change::Entry { index, place } | Change::Moved { index, place } => {
-                        for entry in self.shared.store.entries(*id, &[(*index, *place)])? {
-                            frame.entry(Kind::Moved, *id, &entry);
-                            plan.moved += entry.payload.len();
-                        }
-                        plan.steps.push(Planned::Moved(group, *index, place.term));
-                    }
-                    Change::Checkpoint(place) => {
-                        let checkpoint = self.shared.store.checkpoint(*id, *place)?;
-                        frame.record(Kind::Checkpoint, *id, (0, 0), Some(&checkpoint));
-                        plan.moved += checkpoint.len();
-                        plan.steps.push(Planned::MovedCheckpoint(group));
-                    }
-                    _ => {}
-                }
-            }
-            Ok(())
-        };
-        if let Err(failure) = read() {
-            error!(
-                ?failure,
-                "an old frame cannot be moved forward, so the log keeps growing; rebuild this node from its peers"
-            );
-            self.cannot_move = true;
-        }
     }
 
     /// Takes the frames that nobody needs out of the census. With nothing to write, nothing is removed either.
@@ -450,8 +303,9 @@ impl Writer {
                                 let place = place(entry.id.term.0, entry.payload.len())?;
                                 inner.disk.apply(Change::Entry { index: entry.id.index.0, place }, &mut self.census)?;
                             }
+                            drop(inner);
                             if let Some(last) = entries.last() {
-                                self.tails.push_back((Arc::clone(&op.group), last.id.index.0));
+                                self.remember(&op.group, last.id.index.0);
                             }
                             continue;
                         }
@@ -500,10 +354,18 @@ impl Writer {
         Ok(())
     }
 
+    /// Notes durable entries that are still in memory, so that they can be dropped in their turn.
+    fn remember(&mut self, group: &Arc<Group>, upto: u64) {
+        match self.tails.back_mut() {
+            Some((last, end)) if Arc::ptr_eq(last, group) => *end = upto,
+            _ => self.tails.push_back((Arc::clone(group), upto)),
+        }
+    }
+
     /// Drops the oldest durable entries from memory until the rest fits its budget.
     fn evict(&mut self, durable: u64) {
         let budget = self.config.tail.0;
-        while self.shared.tail_bytes.load(Ordering::Relaxed) > budget {
+        while self.shared.tail_bytes.load(Ordering::Relaxed) > budget || self.tails.len() > TAILS {
             let Some((group, upto)) = self.tails.pop_front() else { return };
             let mut inner = group.lock();
             let freed = inner.evict(upto, durable);
@@ -524,53 +386,7 @@ impl Writer {
         metrics::observe_move(plan.moved as u64);
     }
 
-    /// Sees to it that redb finds room for everything that may be queued, or else stops taking more.
-    fn make_room(&mut self) -> Result<(), LogError> {
-        let space = &self.shared.store.space;
-        let used = self.census.stored() + self.snapshot_bytes + 2 * self.index_len + OVERHEAD;
-        let used = used + used / 32;
-        let headroom = self.config.headroom();
-        let free = space.logical().saturating_sub(used);
-        let want = space.next_logical().max(2 * (used + headroom));
-        let mut room = None;
-        if free < (2 * headroom).max(space.physical() / 4) && space.physical() < want {
-            // A little with each commit, so that none of them waits long, unless it is needed now.
-            let to = if free < headroom { want } else { want.min(space.physical() + 8 * self.config.commit.0) };
-            match space.extend(to) {
-                Ok(()) => {}
-                Err(error) if is_full(&error) && free >= headroom => {}
-                Err(error) if is_full(&error) => room = Some(space.physical().saturating_sub(used + RESERVE)),
-                Err(error) => return Err(self.fence(format!("the file cannot be written ahead: {error}"), Vec::new())),
-            }
-        }
-        if room.is_some() != self.full {
-            self.full = room.is_some();
-            metrics::set_full(self.full);
-            if self.full {
-                warn!(path = %self.shared.store.path.display(), "the disk is full: appends are refused until there is room");
-            } else {
-                info!(path = %self.shared.store.path.display(), "there is room again: appends are taken");
-            }
-        }
-        self.shared.queue.set_room(room);
-        Ok(())
-    }
-
-    /// redb was refused growth. Nothing of the batch counts: its header was not written, so the last commit stands.
-    fn recover_from_full(&mut self) -> LogError {
-        self.full = true;
-        self.shared.queue.set_room(Some(0));
-        let reopened = self.shared.store.reopen();
-        self.shared.counters.reopened.fetch_add(1, Ordering::Relaxed);
-        let extent = reopened.and_then(|()| self.shared.store.extent());
-        match extent {
-            Ok(extent) if extent.map_or(1, |(_, last, _)| last + 1) == self.next => full(),
-            Ok(extent) => self.fence(format!("after a refused growth the log ends elsewhere: {extent:?}"), Vec::new()),
-            Err(failure) => self.fence(format!("after a refused growth: {failure:?}"), Vec::new()),
-        }
-    }
-
-    fn fence(&self, cause: String, ops: Vec<Op>) -> LogError {
+    pub(super) fn fence(&self, cause: String, ops: Vec<Op>) -> LogError {
         let error = LogError::Fenced { cause: cause.into() };
         let error = self.shared.ended.get_or_init(|| error).clone();
         call_back(ops, &Err(error.clone()));
