@@ -26,18 +26,18 @@ use tonic::service::Routes;
 use tracing::{info, warn};
 
 use crate::admin::{self, AdminParts};
-use crate::catalog::{Catalog, CatalogMachine, CatalogParts, NodeRecord};
+use crate::catalog::{Catalog, CatalogMachine, CatalogParts, NodeRecord, VaultRings};
 use crate::config::{Config, Timing};
 use crate::edge;
 use crate::files::NodeFile;
 use crate::health::{self, Health, Phase};
-use crate::identity::{Availability, Identity, IdentityConfig};
+use crate::identity::{Availability, Identity, IdentityConfig, VaultSecrets};
 use crate::partition::forward::{Channels, ForwardService, PeerForward};
 use crate::partition::{BatchLimits, Partitions, PartitionsParts};
 use crate::peers::{self, LeaderLink, PeerTls, Peers, PipeTransport, Services, VaultCalls};
 use crate::rpc::{Ensign, RpcParts};
 use crate::telemetry;
-use crate::vault::{HolderService, VaultAccess, VaultService};
+use crate::vault::{HolderService, VaultService};
 
 /// Where a node listens. What is absent is not served.
 #[derive(Debug)]
@@ -188,7 +188,6 @@ impl Node {
         let holder = Holder::new(holder_config, link.clone(), Arc::clone(&clock), &tasks);
         calls.connect(Arc::new(VaultService(vault.clone())), Arc::new(HolderService(holder.clone())));
         let vault_client = VaultClient::new(link, cluster, me, &Entropy::kernel());
-        let vault_access = Arc::new(VaultAccess::new(vault_client.clone(), cluster, me));
 
         let (machine, view) = CatalogMachine::new();
         let catalog_spec = GroupSpec { id: GroupId::CATALOG, voters: voters.clone(), initialize };
@@ -202,7 +201,7 @@ impl Node {
             replica: Arc::new(catalog_group.clone()),
             view,
             link: Arc::new(leader_link),
-            vault: vault_access.clone(),
+            vault: Arc::new(VaultRings::new(vault_client.clone(), cluster, me)),
             clock: Arc::clone(&clock),
             rng: Arc::clone(&rng),
         });
@@ -215,8 +214,8 @@ impl Node {
         }
         identity_config.access_ttl = config.auth.access_ttl.into();
         identity_config.refresh_ttl = config.auth.refresh_ttl.into();
-        let identity =
-            Identity::new(identity_config, catalog.clone(), vault_access, Arc::clone(&clock), Arc::clone(&rng));
+        let secrets = Arc::new(VaultSecrets::new(vault_client.clone(), me));
+        let identity = Identity::new(identity_config, catalog.clone(), secrets, Arc::clone(&clock), Arc::clone(&rng));
         let forward = PeerForward::new(Arc::new(peers.clone()));
         let partitions = Partitions::start(PartitionsParts {
             me,
