@@ -153,7 +153,7 @@ impl Node {
 
         let log = OpenLog::open(&disk, &dir.join("log"), log_config(&config))?;
         // The vault shares its file with no other group: after a revoke, that file is rewritten.
-        let small = LogConfig { prefill: ByteCount(4 << 20), tail: ByteCount(4 << 20), ..LogConfig::default() };
+        let small = LogConfig { prefill: ByteCount(4 << 20), ..LogConfig::small() };
         let vault_log = OpenLog::open(&disk, &dir.join("vault"), small)?;
 
         let peers = Peers::new(me, &config.cluster.peers, &tls)?;

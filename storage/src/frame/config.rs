@@ -71,9 +71,10 @@ impl LogConfig {
     /// For a log that holds little, such as the vault's.
     pub fn small() -> Self {
         Self {
-            prefill: ByteCount(16 << 20),
-            tail: ByteCount(8 << 20),
-            queue: ByteCount(2 << 20),
+            prefill: ByteCount(8 << 20),
+            tail: ByteCount(4 << 20),
+            queue: ByteCount(1 << 20),
+            commit: ByteCount(256 << 10),
             pinned_max: ByteCount(16 << 20),
             index_every: ByteCount(8 << 20),
             ..Self::default()

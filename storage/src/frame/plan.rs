@@ -81,6 +81,9 @@ impl Writer {
 
     /// Writes the live entries of the oldest frames again, so that a group that seldom writes does not pin the log.
     pub(super) fn plan_moves(&mut self, frame: &mut FrameBuilder, plan: &mut Plan) {
+        if self.census.total.saturating_sub(self.census.live) < self.config.pinned_max.0 {
+            return;
+        }
         let Some(front) = self.census.frames.iter().find(|frame| frame.live > 0) else { return };
         // What is dead in front of it goes by itself, and what the index does not cover yet cannot go.
         let pinned = self.census.pinned(front.first).saturating_sub(self.since_index);
