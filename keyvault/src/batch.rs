@@ -15,6 +15,7 @@ use thiserror::Error;
 
 use crate::arena::KeySlot;
 use crate::entropy::Entropy;
+use crate::holder::Use;
 use crate::seal::{self, COMMIT_LEN, OpenError, Parts, Purpose, SALT_LEN, TAG_LEN, wipe};
 
 /// Blocks that are not compressed: the only codec so far.
@@ -26,10 +27,14 @@ const HEAD_ROOM: usize = HEADER_BYTES + 2048 + SALT_LEN + COMMIT_LEN;
 pub const RAW_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Events before they are sealed, or after they were opened. Its memory is overwritten when it is dropped.
+///
+/// An opened batch is a [`Use`] of its key: drop it, and all bytes taken from it, as soon as its events are handed over.
 pub struct PlainBatch {
     buffer: Vec<u8>,
     /// Where the payload begins.
     start: usize,
+    /// Of an opened batch: a surrender of its key waits until the plaintext is gone.
+    using: Option<Use>,
 }
 
 /// There is no room in the batch for more.
@@ -43,7 +48,7 @@ impl PlainBatch {
         let mut buffer = Vec::with_capacity(HEAD_ROOM + PREFIX + blocks + TAG_LEN);
         buffer.resize(HEAD_ROOM, 0);
         buffer.extend_from_slice(&[CODEC_NONE, 0, 0, 0, 0]);
-        Self { buffer, start: HEAD_ROOM }
+        Self { buffer, start: HEAD_ROOM, using: None }
     }
 
     /// Appends bytes.
@@ -80,6 +85,12 @@ impl PlainBatch {
         Bytes::from_owner(self)
     }
 
+    /// Holds the key in use for as long as the plaintext is in memory.
+    pub(crate) fn guard(mut self, using: Use) -> Self {
+        self.using = Some(using);
+        self
+    }
+
     fn payload_len(&self) -> usize {
         self.buffer.len() - self.start
     }
@@ -100,7 +111,7 @@ impl PlainBatch {
 
     /// Takes an opened payload, if it is one.
     fn from_payload(payload: Vec<u8>) -> Result<Self, OpenError> {
-        let plain = Self { buffer: payload, start: 0 };
+        let plain = Self { buffer: payload, start: 0, using: None };
         let Some((&[codec, a, b, c, d], blocks)) = plain.buffer.split_first_chunk::<PREFIX>() else {
             return Err(OpenError);
         };
@@ -121,7 +132,9 @@ impl AsRef<[u8]> for PlainBatch {
 
 impl Drop for PlainBatch {
     fn drop(&mut self) {
+        // Before the use ends, which is when a surrender may say that nothing is left.
         wipe(&mut self.buffer);
+        self.using = None;
     }
 }
 

@@ -204,7 +204,7 @@ impl Holder {
     }
 
     /// Opens a batch that is expected at `ctx`. Ask [`Holder::usable`] once more right before its events are handed to the
-    /// transport, and hold a [`Use`] until they are.
+    /// transport. What is opened is a [`Use`] of the key by itself, until it is dropped; hold another one for copies of it.
     ///
     /// # Errors
     /// [`KeyError::Unknown`] or [`KeyError::NoLease`]: `ensure`, then open again. [`KeyError::Revoked`]: never again.
@@ -230,8 +230,8 @@ impl Holder {
         match open_batch(&held.slot, ctx, &sealed) {
             None => Err(KeyError::NoLease),
             Some(Err(_)) => Err(KeyError::Damaged),
-            Some(Ok(_)) if !self.usable(held.wrapped.dek) => Err(KeyError::NoLease),
-            Some(Ok(plain)) => Ok(plain),
+            Some(Ok(_)) if !using.is_live() => Err(KeyError::NoLease),
+            Some(Ok(plain)) => Ok(plain.guard(using)),
         }
     }
 

@@ -277,6 +277,22 @@ async fn a_use_that_ends_when_it_is_asked_to_is_acknowledged() {
 }
 
 #[tokio::test]
+async fn a_surrender_waits_until_opened_events_are_gone() {
+    let world = World::new();
+    let wrapped = world.holder.create_dek(&ctx(0), world.ring).await.unwrap();
+    let sealed = world.holder.seal(&ctx(0), wrapped.dek, header(), plain("event")).unwrap();
+    let bytes = world.holder.open(&ctx(0), sealed.bytes()).unwrap().into_bytes();
+    let (head, tail) = (bytes.slice(..2), bytes.slice(2..));
+    drop(bytes);
+    let mut surrender = Box::pin(world.holder.surrender(world.surrender_request(&world.holder, 1_000)));
+    assert!(soon(&mut surrender).await.is_none());
+    drop(head);
+    assert!(soon(&mut surrender).await.is_none());
+    drop(tail);
+    assert!(soon(&mut surrender).await.unwrap().is_ok());
+}
+
+#[tokio::test]
 async fn a_process_does_not_speak_for_another() {
     let world = World::new();
     let other = world.vault.holder(ME, world.clock.clone(), &world.tasks);
