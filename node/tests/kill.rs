@@ -30,7 +30,7 @@ async fn publish_until(
     stop: Arc<AtomicBool>,
     progress: Arc<AtomicU64>,
 ) -> anyhow::Result<Acked> {
-    let options = PublisherOptions { deadline: Duration::from_secs(120), ..PublisherOptions::default() };
+    let options = PublisherOptions { deadline: Duration::from_mins(2), ..PublisherOptions::default() };
     let stream = client.publisher(TOPIC, options).await?;
     let mut acked = 0;
     while !stop.load(Ordering::Relaxed) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use ensign_client::{
-    CallError, Client, Credentials, CredentialsFile, Event, Mime, Options, PublisherOptions, Revoke, Start,
+    CallError, Client, Credentials, CredentialsFile, Event, Mime, Options, PublisherOptions, Revoke, Ring, Start,
     SubscribeError, SubscriberOptions,
 };
 use support::wiretap::Seen;
@@ -134,7 +134,7 @@ async fn a_revoked_key_takes_its_data_with_it_and_nobody_elses() -> anyhow::Resu
         topic.project
     };
     let ring = dev.admin()?.admin().key_rings(Some(project)).await?.pop().context("the project has no ring")?;
-    let reply = dev.admin()?.admin().revoke_key(Some(ring.id.parse()?), Revoke::All).await?;
+    let reply = dev.admin()?.admin().revoke_key(Ring::Id(ring.id.parse()?), Revoke::All).await?;
     ensure!(reply.versions == [1], "revoked {:?}", reply.versions);
 
     let refused = |what: &str, outcome: Result<usize, CallError>| match outcome {
@@ -176,7 +176,7 @@ async fn rotation_interrupts_nobody_and_old_events_stay_readable() -> anyhow::Re
     let ring = dev.admin()?.admin().key_rings(Some(topic.project)).await?.pop().context("the project has no ring")?;
     for era in 1..=3 {
         publish(&client, "eras", &[format!("era {era}")]).await?;
-        let reply = dev.admin()?.admin().rotate_key(Some(ring.id.parse()?)).await?;
+        let reply = dev.admin()?.admin().rotate_key(Ring::Id(ring.id.parse()?)).await?;
         ensure!(reply.version == era + 1, "rotation {era} made version {}", reply.version);
     }
     publish(&client, "eras", &["era 4".to_owned()]).await?;
@@ -186,7 +186,7 @@ async fn rotation_interrupts_nobody_and_old_events_stay_readable() -> anyhow::Re
     ensure!(texts == [b"era 1", b"era 2", b"era 3", b"era 4"], "{texts:?}");
 
     // Destroying one era leaves the others.
-    dev.admin()?.admin().revoke_key(Some(ring.id.parse()?), Revoke::Version(ensign_proto::KeyVersion(1))).await?;
+    dev.admin()?.admin().revoke_key(Ring::Id(ring.id.parse()?), Revoke::Version(ensign_proto::KeyVersion(1))).await?;
     let later = client.query("SELECT * FROM eras OFFSET 1").await;
     let mut rows = later?;
     let mut count = 0;

@@ -1,6 +1,6 @@
 //! Real `ensign` processes for tests: started on free ports, killed, restarted, always reaped.
 
-#![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its own part, and none is a library")]
 
 pub mod wiretap;
 

@@ -96,8 +96,7 @@ pub fn tap(
 
 async fn copy(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, seen: Seen) {
     let mut buffer = vec![0; 64 << 10];
-    loop {
-        let Ok(count @ 1..) = from.read(&mut buffer).await else { break };
+    while let Ok(count @ 1..) = from.read(&mut buffer).await {
         seen.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&buffer[..count]);
         if to.write_all(&buffer[..count]).await.is_err() || to.flush().await.is_err() {
             break;
