@@ -1,7 +1,6 @@
 //! From a payload to its place in the log, or to a proof that it has none.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use ensign_proto::{ByteCount, NodeId, Term};
@@ -100,7 +99,7 @@ impl Replica {
 
     fn check_proposable(&self, expected: Option<Term>) -> Result<Raft, ProposeError> {
         let raft = self.core().map_err(propose_error)?;
-        if self.full.load(Ordering::Relaxed) {
+        if self.is_full() {
             return Err(ProposeError::DiskFull);
         }
         let leadership = *self.leadership().borrow();

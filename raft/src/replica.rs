@@ -48,7 +48,7 @@ pub(crate) struct Replica {
     leadership: watch::Sender<Leadership>,
     applied: watch::Sender<LogIndex>,
     fenced: OnceLock<Arc<str>>,
-    pub(crate) full: AtomicBool,
+    full: AtomicBool,
     pub(crate) admission: Arc<Semaphore>,
 }
 
@@ -148,11 +148,27 @@ impl Replica {
         }
     }
 
-    pub(crate) async fn wait_for_room(&self, cause: &str, pause: Duration) {
+    /// Pauses before a full disk is asked again.
+    ///
+    /// # Errors
+    /// The replica is to stop: it must not hang in a core that waits for room.
+    pub(crate) async fn wait_for_room(&self, cause: &str, pause: Duration) -> Result<(), LogError> {
         if !self.full.swap(true, Ordering::Relaxed) {
             warn!(group = %self.id, cause, "the disk is full; this replica waits for room and refuses proposals");
         }
-        sleep(pause).await;
+        let wait = async {
+            tokio::select! {
+                () = self.stop.cancelled() => {}
+                () = self.fence.cancelled() => {}
+                () = sleep(pause) => return true,
+            }
+            false
+        };
+        if wait.await { Ok(()) } else { Err(LogError::Full { cause: cause.into() }) }
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
     }
 
     pub(crate) fn has_room(&self) {
@@ -244,7 +260,7 @@ impl Replica {
             Err(Absent::Fenced(cause)) => Health::Fenced { cause },
             Err(Absent::Stopped) => Health::Stopped,
             Err(Absent::Recovering) => Health::Recovering,
-            Ok(_) if self.full.load(Ordering::Relaxed) => Health::DiskFull,
+            Ok(_) if self.is_full() => Health::DiskFull,
             Ok(_) => Health::Running,
         }
     }

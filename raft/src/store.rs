@@ -73,7 +73,7 @@ pub(crate) async fn durable(replica: &Replica, submit: impl Fn(&dyn GroupLog, Do
             }),
         );
         match receiver.await {
-            Ok(Err(LogError::Full { cause })) => replica.wait_for_room(&cause, FULL_PAUSE).await,
+            Ok(Err(LogError::Full { cause })) => replica.wait_for_room(&cause, FULL_PAUSE).await?,
             Ok(result) => {
                 replica.has_room();
                 return result;
@@ -173,7 +173,8 @@ impl RaftLogStorage<Types> for Store {
                 return Ok(());
             };
             // The core waits here, and with it this replica: openraft would take an error for the end of the group.
-            self.replica.wait_for_room(&cause, FULL_PAUSE).await;
+            let waited = self.replica.wait_for_room(&cause, FULL_PAUSE).await;
+            waited.map_err(|error| self.replica.storage_failed(&error))?;
         }
     }
 

@@ -267,3 +267,21 @@ async fn a_failed_write_fences_the_replica_and_another_leads() {
     cluster.node(new).group.propose(None, Bytes::from_static(b"d")).await.unwrap();
     assert!(cluster.node(new).group.leadership().borrow().term > Term(1));
 }
+
+#[tokio::test]
+async fn a_replica_whose_disk_is_full_still_stops() {
+    let cluster = Cluster::start(1).await;
+    cluster.propose("a").await;
+    let node = cluster.node(NodeId(1));
+    node.log.fail(Some(LogError::Full { cause: "no space left".into() }));
+    let waiting = node.group.submit(None, Bytes::from_static(b"b")).await.unwrap();
+    within("a full disk", async {
+        while node.group.status().health != Health::DiskFull {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    within("a stop", node.runtime.stop(GROUP)).await;
+    let outcome = within("an outcome", waiting).await;
+    assert!(matches!(outcome, Err(ProposeError::OutcomeUnknown)), "{outcome:?}");
+}

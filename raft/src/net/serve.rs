@@ -161,7 +161,8 @@ impl Server<'_> {
 
     fn core(&self, group: GroupId) -> Result<Raft, Refusal> {
         let replica = self.registry.get(group).ok_or(Refusal::UnknownGroup)?;
-        if self.work.len() >= WORK_MAX {
+        // The core of a replica whose disk is full waits for room; what is sent to it would only pile up.
+        if self.work.len() >= WORK_MAX || replica.is_full() {
             return Err(Refusal::Busy);
         }
         replica.raft().ok_or(Refusal::Stopped)
@@ -211,25 +212,24 @@ impl Server<'_> {
         if total > 2 * self.limits.in_flight.0 + PART_MAX as u64 {
             return Err(format!("{total} bytes of appends at once"));
         }
-        if !self.streams.contains_key(&key) {
-            match self.core(group) {
-                Err(refusal) => {
-                    self.answer(group, call, Answer::Refused(refusal));
-                    return Ok(());
-                }
-                Ok(raft) => {
-                    let (sender, receiver) = mpsc::unbounded_channel();
-                    self.streams.insert(key, Some(sender));
-                    let answers = self.answers.clone();
-                    self.work.push(Box::pin(async move {
-                        run_stream(group, raft, receiver, answers).await;
-                        Some(key)
-                    }));
-                }
+        let raft = match self.core(group) {
+            Ok(raft) => raft,
+            Err(refusal) => {
+                self.answer(group, call, Answer::Refused(refusal));
+                return Ok(());
             }
-        }
-        let open = self.streams.get(&key).and_then(Option::as_ref);
-        let taken = open.is_some_and(|sender| sender.send(Append { call, held, request }).is_ok());
+        };
+        let (answers, work) = (&self.answers, &self.work);
+        let open = self.streams.entry(key).or_insert_with(|| {
+            let (sender, receiver) = mpsc::unbounded_channel();
+            let answers = answers.clone();
+            work.push(Box::pin(async move {
+                run_stream(group, raft, receiver, answers).await;
+                Some(key)
+            }));
+            Some(sender)
+        });
+        let taken = open.as_ref().is_some_and(|sender| sender.send(Append { call, held, request }).is_ok());
         if !taken {
             self.answer(group, call, Answer::Refused(Refusal::StreamClosed));
         }

@@ -1,15 +1,16 @@
 //! Drives a simulation: steps it, disturbs it, checks it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ensign_proto::{LogIndex, NodeId};
+use ensign_proto::{ByteCount, LogIndex, NodeId};
 use ensign_raft::env::{Rng as _, SeededRng};
 use ensign_storage::fault::{Crash, Fault};
 use turmoil::{Builder, Sim};
 
 use crate::check::{Checker, Violation};
-use crate::host::{self, name};
+use crate::host::{self, Plants, name};
 use crate::world::World;
 
 /// How long anything that must happen may take.
@@ -19,12 +20,12 @@ const LOOK: Duration = Duration::from_millis(4);
 
 pub(crate) struct Options {
     pub(crate) seed: u64,
-    pub(crate) planted_leader_restore: bool,
+    pub(crate) plants: Plants,
 }
 
 impl Options {
     pub(crate) fn new(seed: u64) -> Self {
-        Self { seed, planted_leader_restore: false }
+        Self { seed, plants: Plants::default() }
     }
 }
 
@@ -44,6 +45,7 @@ enum Undo {
     Restart(NodeId),
     Heal,
     Release(NodeId),
+    Grow(NodeId),
 }
 
 pub(crate) struct SimCluster {
@@ -53,6 +55,8 @@ pub(crate) struct SimCluster {
     rng: SeededRng,
     checker: Checker,
     undo: Vec<(Duration, Undo)>,
+    /// From whom to whom nothing gets through.
+    cuts: BTreeSet<(NodeId, NodeId)>,
     looked: Duration,
     disturbances: usize,
 }
@@ -72,8 +76,8 @@ impl SimCluster {
         let nodes: Vec<_> = [1, 2, 3].map(NodeId).to_vec();
         for node in nodes.clone() {
             let (world, voters) = (world.clone(), nodes.clone());
-            let (seed, planted) = (options.seed, options.planted_leader_restore);
-            sim.host(name(node), move || host::run(world.clone(), node, voters.clone(), seed, planted));
+            let (seed, plants) = (options.seed, options.plants);
+            sim.host(name(node), move || host::run(world.clone(), node, voters.clone(), seed, plants));
         }
         let rng = SeededRng::new(options.seed);
         Self {
@@ -83,6 +87,7 @@ impl SimCluster {
             rng,
             checker: Checker::default(),
             undo: Vec::new(),
+            cuts: BTreeSet::new(),
             looked: Duration::ZERO,
             disturbances: 0,
         }
@@ -127,6 +132,7 @@ impl SimCluster {
                 Undo::Restart(node) => self.restart(node),
                 Undo::Heal => self.heal(),
                 Undo::Release(node) => self.hold_syncs(node, false),
+                Undo::Grow(node) => self.limit_disk(node, None),
             }
         }
         Ok(())
@@ -200,7 +206,18 @@ impl SimCluster {
         // First the disk: dropping a database flushes it, and a dead process flushes nothing.
         disk.fence();
         drop(running);
+        // Its sockets fall silent: a dead machine says no goodbye. (They would say it in the order in which tokio drops
+        // its tasks, which depends on task numbers of the whole process, and no seed would replay.)
+        let others: Vec<_> = self.nodes.iter().copied().filter(|other| *other != node).collect();
+        for other in &others {
+            self.sim.partition_oneway(name(node), name(*other));
+        }
         self.sim.crash(name(node));
+        for other in others {
+            if !self.cuts.contains(&(node, other)) {
+                self.sim.repair_oneway(name(node), name(other));
+            }
+        }
         disk.crash(crash, self.rng.next_u64());
     }
 
@@ -216,20 +233,50 @@ impl SimCluster {
         self.world.lock().nodes.entry(node).or_default().held = held;
     }
 
+    fn limit_disk(&mut self, node: NodeId, capacity: Option<ByteCount>) {
+        self.note(&format!("{} disk limited: {capacity:?}", name(node)));
+        self.world.lock().nodes.entry(node).or_default().disk.set_capacity(capacity);
+    }
+
     pub(crate) fn isolate(&mut self, node: NodeId) {
         self.note(&format!("isolate {}", name(node)));
-        for other in self.nodes.iter().filter(|other| **other != node) {
-            self.sim.partition(name(node), name(*other));
+        for other in self.nodes.clone().into_iter().filter(|other| *other != node) {
+            self.cut(node, other);
+            self.cut(other, node);
         }
+    }
+
+    fn cut(&mut self, from: NodeId, to: NodeId) {
+        self.cuts.insert((from, to));
+        self.sim.partition_oneway(name(from), name(to));
     }
 
     pub(crate) fn heal(&mut self) {
         self.note("heal");
-        for (at, a) in self.nodes.iter().enumerate() {
-            for b in &self.nodes[at + 1..] {
-                self.sim.repair(name(*a), name(*b));
-            }
+        for (from, to) in std::mem::take(&mut self.cuts) {
+            self.sim.repair_oneway(name(from), name(to));
         }
+    }
+
+    /// Every node loses power, with whatever it had not synced, and comes back: the followers within their next commit,
+    /// while the leader's own sync is late.
+    pub(crate) fn outage(&mut self) -> Result<(), Violation> {
+        let leader = self.run_to_leader()?;
+        self.hold_syncs(leader, true);
+        for node in self.nodes.clone().into_iter().filter(|node| *node != leader) {
+            self.world.lock().nodes.entry(node).or_default().disk.inject(Fault::PowerOff(0));
+        }
+        let end = self.sim.elapsed() + Duration::from_millis(60);
+        while self.sim.elapsed() < end {
+            self.sim.step().map_err(|error| Violation(format!("a host failed: {error}")))?;
+        }
+        self.checker.look(&self.world)?;
+        for node in self.nodes.clone() {
+            self.crash(node, Crash::DropAll);
+            self.restart(node);
+        }
+        self.hold_syncs(leader, false);
+        Ok(())
     }
 
     /// Something goes wrong somewhere.
@@ -237,7 +284,7 @@ impl SimCluster {
         let now = self.sim.elapsed();
         let node = self.some_node();
         self.disturbances += 1;
-        match self.below(12) {
+        match self.below(14) {
             0..=2 => {
                 let kinds = [Crash::KeepAll, Crash::DropAll, Crash::Prefix, Crash::Sectors];
                 self.crash(node, kinds[self.below(4) as usize]);
@@ -262,13 +309,18 @@ impl SimCluster {
                 let other = self.some_node();
                 if other != node {
                     self.note(&format!("{} cannot reach {}", name(node), name(other)));
-                    self.sim.partition_oneway(name(node), name(other));
+                    self.cut(node, other);
                     self.undo.push((now + self.millis(200, 2500), Undo::Heal));
                 }
             }
             9 | 10 => {
                 self.hold_syncs(node, true);
                 self.undo.push((now + self.millis(50, 1200), Undo::Release(node)));
+            }
+            11 | 12 => {
+                let used = self.world.lock().nodes.entry(node).or_default().disk.allocated();
+                self.limit_disk(node, Some(ByteCount(used.0 + self.below(64 << 10))));
+                self.undo.push((now + self.millis(200, 1500), Undo::Grow(node)));
             }
             _ => self.world.lock().nodes.entry(node).or_default().compact = true,
         }
@@ -302,6 +354,7 @@ impl SimCluster {
         self.heal();
         for node in self.nodes.clone() {
             self.hold_syncs(node, false);
+            self.limit_disk(node, None);
             self.world.lock().nodes.entry(node).or_default().disk.heal();
             self.restart(node);
         }
@@ -310,6 +363,8 @@ impl SimCluster {
         self.run_until_acked(acked + 5)?;
         self.world.lock().busy = false;
         self.note("quiet");
+        // What is still in flight may yet be acknowledged.
+        self.run(Duration::from_secs(1))?;
         let journal = self.run_until("equal journals", |this| {
             let journals: Option<Vec<_>> = this.nodes.iter().map(|node| this.journal(*node)).collect();
             let journals = journals?;
@@ -317,8 +372,10 @@ impl SimCluster {
             let whole = journals[0].last().map(|(index, _)| *index) >= settled;
             (whole && journals.windows(2).all(|pair| pair[0] == pair[1])).then(|| journals[0].clone())
         })?;
-        self.run(Duration::from_millis(500))?;
-        self.checker.nothing_is_lost(&journal)?;
+        if let Err(found) = self.checker.nothing_is_lost(&journal) {
+            let trace = std::mem::take(&mut self.world.lock().trace);
+            return Err(Violation(format!("{found}; the trace:\n{trace}")));
+        }
         for node in self.nodes.clone() {
             let digest = self.world.lock().nodes.entry(node).or_default().disk.trace();
             self.note(&format!("{} disk {digest:016x}", name(node)));

@@ -9,7 +9,8 @@ use ensign_proto::{GroupId, NodeId};
 use ensign_raft::env::{BootTime, Clock, Lane, Pipe, Rng, SeededRng, Tasks, Transport, TransportError, UnixNanos};
 use ensign_raft::testing::Journal;
 use ensign_raft::{DiskReads, Group, GroupSpec, Limits, Runtime, RuntimeConfig, Timing};
-use ensign_storage::{FrameLog, LogConfig, LogError, NodeLog as _, Writer};
+use ensign_storage::frame::Plant;
+use ensign_storage::{FaultDisk, FrameLog, LogConfig, LogError, NodeLog as _, OpenError, Writer};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -26,6 +27,13 @@ pub(crate) const TIMING: Timing = Timing {
     election_max: Duration::from_millis(400),
 };
 const PORT: u16 = 5357;
+
+/// Bugs to find.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Plants {
+    pub(crate) leader_restore: bool,
+    pub(crate) log: Option<Plant>,
+}
 
 pub(crate) fn name(node: NodeId) -> String {
     format!("n{node}")
@@ -44,13 +52,7 @@ impl Clock for SimClock {
 }
 
 /// Runs a node until its host is crashed.
-pub(crate) async fn run(
-    world: World,
-    node: NodeId,
-    voters: Vec<NodeId>,
-    seed: u64,
-    planted_leader_restore: bool,
-) -> turmoil::Result {
+pub(crate) async fn run(world: World, node: NodeId, voters: Vec<NodeId>, seed: u64, plants: Plants) -> turmoil::Result {
     let (disk, incarnation) = {
         let mut state = world.lock();
         let slot = state.nodes.entry(node).or_default();
@@ -58,13 +60,20 @@ pub(crate) async fn run(
         (slot.disk.clone(), slot.incarnation)
     };
     let rng: Arc<dyn Rng> = Arc::new(SeededRng::new(seed ^ node.0 << 32 ^ incarnation << 40));
-    let (log, writer) = FrameLog::open(Arc::new(disk), Path::new("log"), LogConfig::tiny())?;
+    let log_config = LogConfig { plant: plants.log, ..LogConfig::tiny() };
+    let (log, writer) = loop {
+        match FrameLog::open(Arc::new(disk.clone()), Path::new("log"), log_config) {
+            Ok(opened) => break opened,
+            Err(OpenError::Full { .. }) => sleep(Duration::from_millis(100)).await,
+            Err(error) => failed_start(&disk, error).await?,
+        }
+    };
     let tasks = Tasks::new();
     let (disks, latencies) = (world.clone(), Arc::clone(&rng));
     tasks.spawn("sync", move |_stop| commit(disks, node, writer, latencies));
 
     let mut config = RuntimeConfig { timing: TIMING, disk_reads: DiskReads::Inline, ..RuntimeConfig::new(node) };
-    config.planted_leader_restore = planted_leader_restore;
+    config.planted_leader_restore = plants.leader_restore;
     // Small, so that checkpoints happen within a short run.
     config.limits = Limits { checkpoint_entries: 64, ..Limits::default() };
     let transport = Arc::new(SimTransport { node, tasks: tasks.clone() });
@@ -81,7 +90,10 @@ pub(crate) async fn run(
     });
 
     let spec = GroupSpec { id: GROUP, voters: voters.into_iter().collect(), initialize: true };
-    let group = runtime.start(spec, log.group(GROUP), Journal::with_checkpoints()).await?;
+    let group = match runtime.start(spec, log.group(GROUP), Journal::with_checkpoints()).await {
+        Ok(group) => group,
+        Err(error) => return failed_start(&disk, error).await,
+    };
     world.note(&format!("{} started", name(node)));
     let running = Running { group: group.clone(), log: log.group(GROUP), tasks: tasks.clone() };
     if let Some(slot) = world.lock().nodes.get_mut(&node) {
@@ -89,6 +101,14 @@ pub(crate) async fn run(
     }
     client(world, node, group, tasks, rng).await;
     Ok(())
+}
+
+/// A start may lose its power too: then the test crashes this host and starts it again. Anything else is a finding.
+async fn failed_start(disk: &FaultDisk, error: impl std::error::Error + 'static) -> turmoil::Result {
+    if disk.powered_off() {
+        std::future::pending::<()>().await;
+    }
+    Err(error.into())
 }
 
 /// The writer's thread, as a task: a sync takes a few milliseconds, or as long as the test holds it.

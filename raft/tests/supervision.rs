@@ -1,0 +1,183 @@
+//! What happens when a core or a machine panics.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::{GROUP, within};
+use ensign_proto::{ByteCount, LogIndex, NodeId};
+use ensign_raft::env::{SeededRng, SystemClock, Tasks};
+use ensign_raft::testing::{Journal, MemoryNet, quick};
+use ensign_raft::{
+    CommittedEntry, Group, GroupSpec, Health, ProposeError, RestoreError, Runtime, StartError, StateMachine,
+};
+use ensign_storage::{Done, Entry, EntryId, GroupLog, GroupState, LogError, MemoryLog, NodeLog as _};
+
+/// A log whose next append panics, within the core that called it.
+struct Panicky {
+    log: Arc<dyn GroupLog>,
+    armed: Arc<AtomicBool>,
+}
+
+impl GroupLog for Panicky {
+    fn state(&self) -> GroupState {
+        self.log.state()
+    }
+
+    fn append(&self, entries: Vec<Entry>, done: Done) {
+        assert!(!self.armed.swap(false, Ordering::SeqCst), "a bug in the log");
+        self.log.append(entries, done);
+    }
+
+    fn save_vote(&self, vote: Bytes, done: Done) {
+        self.log.save_vote(vote, done);
+    }
+
+    fn save_committed(&self, committed: Option<Bytes>) {
+        self.log.save_committed(committed);
+    }
+
+    fn truncate(&self, from: LogIndex, done: Done) {
+        self.log.truncate(from, done);
+    }
+
+    fn purge(&self, through: EntryId, done: Done) {
+        self.log.purge(through, done);
+    }
+
+    fn read_cached(&self, range: Range<LogIndex>, limit: ByteCount) -> Option<Vec<Entry>> {
+        self.log.read_cached(range, limit)
+    }
+
+    fn read(&self, range: Range<LogIndex>, limit: ByteCount) -> Result<Vec<Entry>, LogError> {
+        self.log.read(range, limit)
+    }
+
+    fn put_snapshot(&self, snapshot: Bytes, done: Done) {
+        self.log.put_snapshot(snapshot, done);
+    }
+
+    fn snapshot(&self) -> Result<Option<Bytes>, LogError> {
+        self.log.snapshot()
+    }
+
+    fn put_checkpoint(&self, checkpoint: Bytes) {
+        self.log.put_checkpoint(checkpoint);
+    }
+
+    fn checkpoint(&self) -> Result<Option<Bytes>, LogError> {
+        self.log.checkpoint()
+    }
+}
+
+fn alone() -> (Runtime, Tasks) {
+    let (net, tasks) = (MemoryNet::new(), Tasks::new());
+    let node = NodeId(1);
+    let rng = Arc::new(SeededRng::new(1));
+    let runtime = Runtime::new(quick(node), net.transport(node), Arc::new(SystemClock), rng, tasks.clone());
+    net.attach(&runtime);
+    (runtime, tasks)
+}
+
+fn spec() -> GroupSpec {
+    GroupSpec { id: GROUP, voters: BTreeSet::from([NodeId(1)]), initialize: true }
+}
+
+async fn ready<S: StateMachine>(group: &Group<S>) {
+    let mut leadership = group.leadership();
+    within("a leader", async { leadership.wait_for(|now| now.ready).await.map(|_| ()) })
+        .await
+        .expect("the group lives");
+}
+
+#[tokio::test]
+async fn a_core_that_panics_is_created_again_from_storage() {
+    let (runtime, tasks) = alone();
+    let armed = Arc::new(AtomicBool::new(false));
+    let log = Arc::new(Panicky { log: MemoryLog::new().group(GROUP), armed: Arc::clone(&armed) });
+    let group = runtime.start(spec(), log, Journal::default()).await.unwrap();
+    ready(&group).await;
+    let first = group.propose(None, Bytes::from_static(b"a")).await.unwrap();
+    let term = group.leadership().borrow().term;
+    armed.store(true, Ordering::SeqCst);
+    let outcome = within("an outcome", group.propose(None, Bytes::from_static(b"b"))).await;
+    assert!(matches!(outcome, Err(ProposeError::OutcomeUnknown)), "{outcome:?}");
+    within("a restart", async {
+        while group.status().restarts == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    ready(&group).await;
+    // Every life of a core is a new term.
+    assert!(group.leadership().borrow().term > term);
+    let second = group.propose(None, Bytes::from_static(b"c")).await.unwrap();
+    assert!(second.id > first.id);
+    assert_eq!(group.status().health, Health::Running);
+    let payloads = group.inspect(|journal| journal.entries.iter().map(|e| e.payload.clone()).collect::<Vec<_>>());
+    assert_eq!(payloads, ["a", "c"]);
+    assert_eq!(tasks.panicked(), None, "a group's death is not the node's");
+}
+
+struct Fragile;
+
+impl StateMachine for Fragile {
+    type Response = ();
+
+    fn apply(&mut self, entry: &CommittedEntry) {
+        assert_ne!(entry.payload, &b"poison"[..], "a bug in the machine");
+    }
+
+    fn snapshot(&self) -> Bytes {
+        Bytes::new()
+    }
+
+    fn restore(&mut self, _snapshot: &Bytes) -> Result<(), RestoreError> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_machine_that_panics_fences_its_replica_and_nothing_else() {
+    let (runtime, tasks) = alone();
+    let logs = MemoryLog::new();
+    let group = runtime.start(spec(), logs.group(GROUP), Fragile).await.unwrap();
+    ready(&group).await;
+    let outcome = within("an outcome", group.propose(None, Bytes::from_static(b"poison"))).await;
+    assert!(matches!(outcome, Err(ProposeError::OutcomeUnknown | ProposeError::Fenced { .. })), "{outcome:?}");
+    within("a fence", async {
+        while !matches!(group.status().health, Health::Fenced { .. }) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert_eq!(tasks.panicked(), None);
+    let other = GroupSpec { id: ensign_proto::GroupId(17), ..spec() };
+    let other = runtime.start(other, logs.group(ensign_proto::GroupId(17)), Fragile).await.unwrap();
+    ready(&other).await;
+    other.propose(None, Bytes::from_static(b"fine")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_group_starts_once_and_again_after_it_was_stopped() {
+    let (runtime, _tasks) = alone();
+    let logs = MemoryLog::new();
+    let group = runtime.start(spec(), logs.group(GROUP), Journal::default()).await.unwrap();
+    ready(&group).await;
+    group.propose(None, Bytes::from_static(b"a")).await.unwrap();
+    let twice = runtime.start(spec(), logs.group(GROUP), Journal::default()).await;
+    assert!(matches!(twice, Err(StartError::Running { group: GROUP })), "{twice:?}");
+    runtime.stop(GROUP).await;
+    assert!(matches!(group.propose(None, Bytes::new()).await, Err(ProposeError::Stopped)));
+    let again = runtime.start(spec(), logs.group(GROUP), Journal::default()).await.unwrap();
+    ready(&again).await;
+    assert_eq!(again.inspect(|journal| journal.entries.len()), 1);
+    runtime.shut_down(Duration::from_secs(2)).await;
+    let late = runtime.start(spec(), logs.group(GROUP), Journal::default()).await;
+    assert!(matches!(late, Err(StartError::Stopping)), "{late:?}");
+}
