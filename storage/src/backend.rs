@@ -200,3 +200,97 @@ impl StorageBackend for Space {
 pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use redb::{Builder, Database, ReadableDatabase, TableDefinition};
+
+    use super::*;
+    use crate::fault::{Crash, FaultDisk};
+
+    const TABLE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("table");
+    const MB: u64 = 1 << 20;
+
+    /// Opens the database and tells how often redb reported on a repair.
+    fn open(disk: &FaultDisk, prefill: u64) -> (Space, Database, usize) {
+        let space = Space::open(Arc::new(disk.clone()), Path::new("file"), prefill).expect("the file opens");
+        let repairs = Arc::new(AtomicUsize::new(0));
+        let seen = Arc::clone(&repairs);
+        let db = Builder::new()
+            .set_repair_callback(move |_| {
+                seen.fetch_add(1, Ordering::Relaxed);
+            })
+            .create_with_backend(space.clone())
+            .expect("the database opens");
+        let repairs = repairs.load(Ordering::Relaxed);
+        (space, db, repairs)
+    }
+
+    fn write(db: &Database, keys: std::ops::Range<u64>) {
+        let txn = db.begin_write().unwrap();
+        for key in keys {
+            txn.open_table(TABLE).unwrap().insert(key, &vec![key as u8; 100_000][..]).unwrap();
+        }
+        txn.commit().unwrap();
+    }
+
+    fn clear(db: &Database) {
+        let txn = db.begin_write().unwrap();
+        txn.open_table(TABLE).unwrap().retain(|_, _| false).unwrap();
+        txn.commit().unwrap();
+    }
+
+    #[test]
+    fn redb_gives_free_space_back_and_the_file_keeps_it() {
+        let disk = FaultDisk::new();
+        let (space, db, _) = open(&disk, 4 * MB);
+        assert!(space.physical() >= 4 * MB && space.logical() < 2 * MB);
+        write(&db, 0..200);
+        let peak = space.physical();
+        assert!(peak > 20 * MB && space.logical() == peak);
+        clear(&db);
+        (0..20).for_each(|_| write(&db, 0..1));
+        assert!(space.logical() < 4 * MB, "redb keeps {} bytes now", space.logical());
+        assert_eq!(space.physical(), peak);
+        let (writes, _) = disk.counts();
+        write(&db, 0..100);
+        // It grows again into what is there: nothing is written but pages.
+        assert!(disk.counts().0 - writes < 150 && space.physical() == peak);
+    }
+
+    #[test]
+    fn a_clean_close_needs_no_repair_and_a_crash_finds_all_room() {
+        let disk = FaultDisk::new();
+        let (_, db, _) = open(&disk, 8 * MB);
+        write(&db, 0..10);
+        drop(db);
+        let (space, db, repairs) = open(&disk, 8 * MB);
+        assert_eq!(repairs, 0);
+        assert!(space.logical() < space.physical());
+        write(&db, 10..20);
+        disk.crash(Crash::DropAll, 0);
+        drop(db);
+        let (space, db, repairs) = open(&disk, 8 * MB);
+        assert!(repairs > 0, "it was not closed");
+        assert_eq!(space.logical(), space.physical());
+        let table = db.begin_read().unwrap().open_table(TABLE).unwrap();
+        assert!((0..20).all(|key| table.get(key).unwrap().unwrap().value()[0] == key as u8));
+    }
+
+    #[test]
+    fn a_crash_while_the_file_is_made_leaves_a_fresh_one() {
+        for fails in 0..12 {
+            let disk = FaultDisk::new();
+            disk.inject(crate::fault::Fault::PowerOff(fails));
+            let space = Space::open(Arc::new(disk.clone()), Path::new("file"), 3 * MB);
+            let db = space.map(|space| Builder::new().create_with_backend(space));
+            disk.fence();
+            drop(db);
+            disk.crash(Crash::Sectors, fails);
+            let (_, db, _) = open(&disk, 3 * MB);
+            write(&db, 0..3);
+        }
+    }
+}

@@ -61,7 +61,7 @@ impl Slot {
 pub(crate) struct Inner {
     exists: bool,
     vote: Option<Bytes>,
-    pub(crate) committed: Option<Bytes>,
+    committed: Option<Bytes>,
     purged: Option<EntryId>,
     start: u64,
     end: u64,
@@ -185,11 +185,6 @@ impl Inner {
         freed
     }
 
-    /// A vote, mark, slot or entry that the writer may have to write again.
-    pub(crate) fn waiting_checkpoint(&self) -> Option<Bytes> {
-        if let Slot::Waiting(bytes) = &self.checkpoint { Some(bytes.clone()) } else { None }
-    }
-
     /// Where the entries of a range lie: first some on disk, then some in memory.
     fn plan(&self, range: &Range<LogIndex>, limit: ByteCount) -> Result<Plan, LogError> {
         let mut plan = Plan::default();
@@ -308,8 +303,8 @@ impl GroupLog for Handle {
     fn save_committed(&self, committed: Option<Bytes>) {
         let mut inner = self.group.lock();
         inner.exists = true;
-        inner.committed = committed;
-        self.shared.queue.mark(&self.group, Lazy::Committed);
+        inner.committed.clone_from(&committed);
+        self.shared.queue.mark(&self.group, Lazy::Committed, committed);
     }
 
     fn truncate(&self, from: LogIndex, done: Done) {
@@ -363,8 +358,8 @@ impl GroupLog for Handle {
     fn put_checkpoint(&self, checkpoint: Bytes) {
         let mut inner = self.group.lock();
         inner.exists = true;
-        inner.checkpoint = Slot::Waiting(checkpoint);
-        self.shared.queue.mark(&self.group, Lazy::Checkpoint);
+        inner.checkpoint = Slot::Waiting(checkpoint.clone());
+        self.shared.queue.mark(&self.group, Lazy::Checkpoint, Some(checkpoint));
     }
 
     fn checkpoint(&self) -> Result<Option<Bytes>, LogError> {

@@ -9,7 +9,7 @@ use tracing::error;
 
 use crate::frame::codec::{FrameBuilder, Kind};
 use crate::frame::group::Group;
-use crate::frame::queue::{Lazy, Op, Work};
+use crate::frame::queue::{Lazy, Mark, Op, Work};
 use crate::frame::recover::each;
 use crate::frame::state::{Blob, Change};
 use crate::frame::store::ReadFailure;
@@ -146,22 +146,18 @@ impl Writer {
     }
 }
 
-pub(super) fn plan_lazy(lazy: &[(Lazy, u64, Arc<Group>)], frame: &mut FrameBuilder, plan: &mut Plan) {
-    for (lazy, _, group) in lazy {
-        // Removed meanwhile: a mark would bring it back.
-        if !group.exists() {
-            continue;
-        }
-        match lazy {
-            Lazy::Committed => {
-                let committed = group.lock().committed.clone();
-                frame.record(Kind::Committed, group.id, (0, 0), committed.as_ref());
-                plan.steps.push(Planned::Committed(Arc::clone(group), committed));
+pub(super) fn plan_marks(marks: &[Mark], frame: &mut FrameBuilder, plan: &mut Plan) {
+    for Mark { lazy, group, value, .. } in marks {
+        let group = Arc::clone(group);
+        match (lazy, value) {
+            (Lazy::Checkpoint, Some(checkpoint)) => {
+                frame.record(Kind::Checkpoint, group.id, (0, 0), Some(checkpoint));
+                plan.steps.push(Planned::Checkpoint(group, checkpoint.clone()));
             }
-            Lazy::Checkpoint => {
-                let Some(checkpoint) = group.lock().waiting_checkpoint() else { continue };
-                frame.record(Kind::Checkpoint, group.id, (0, 0), Some(&checkpoint));
-                plan.steps.push(Planned::Checkpoint(Arc::clone(group), checkpoint));
+            (Lazy::Checkpoint, None) => {}
+            (Lazy::Committed, committed) => {
+                frame.record(Kind::Committed, group.id, (0, 0), committed.as_ref());
+                plan.steps.push(Planned::Committed(group, committed.clone()));
             }
         }
     }

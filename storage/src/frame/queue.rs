@@ -53,11 +53,21 @@ pub(crate) fn work_bytes(work: &Work) -> u64 {
     }
 }
 
-/// A mark that causes no commit of its own.
+/// A kind of mark that causes no commit of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Lazy {
     Committed,
     Checkpoint,
+}
+
+/// A mark that waits. It carries its value: by the time it is written, a newer one may be there, and that one may speak
+/// of entries that this commit does not hold.
+pub(crate) struct Mark {
+    pub(crate) lazy: Lazy,
+    pub(crate) group: Arc<Group>,
+    pub(crate) value: Option<Bytes>,
+    /// The serial of the operation that it follows.
+    after: u64,
 }
 
 #[derive(Default)]
@@ -66,8 +76,8 @@ pub(crate) struct Waiting {
     bytes: u64,
     /// The last serial given out.
     pub(crate) serial: u64,
-    /// Marks that changed, with the serial of the operation that they follow.
-    lazy: BTreeMap<(GroupId, Lazy), (u64, Arc<Group>)>,
+    /// The newest mark of each kind and group.
+    marks: BTreeMap<(GroupId, Lazy), Mark>,
     /// Bytes that may wait before the disk has to be asked again; below it everything is promised room.
     pub(crate) room: Option<u64>,
     pub(crate) closing: bool,
@@ -83,8 +93,7 @@ pub(crate) struct Waiting {
 #[derive(Default)]
 pub(crate) struct Batch {
     pub(crate) ops: Vec<Op>,
-    /// With the serial of the operation that each follows.
-    pub(crate) lazy: Vec<(Lazy, u64, Arc<Group>)>,
+    pub(crate) marks: Vec<Mark>,
 }
 
 /// The queue. Locked after a group, never before one.
@@ -137,8 +146,8 @@ impl Queue {
     pub(crate) fn push(&self, mut waiting: MutexGuard<'_, Waiting>, group: Arc<Group>, work: Work, done: Done) -> u64 {
         if matches!(work, Work::Remove) {
             // They belonged to the life that ends.
-            waiting.lazy.remove(&(group.id, Lazy::Committed));
-            waiting.lazy.remove(&(group.id, Lazy::Checkpoint));
+            waiting.marks.remove(&(group.id, Lazy::Committed));
+            waiting.marks.remove(&(group.id, Lazy::Checkpoint));
         }
         waiting.serial += 1;
         let op = Op { serial: waiting.serial, group, work, done };
@@ -150,11 +159,10 @@ impl Queue {
         serial
     }
 
-    pub(crate) fn mark(&self, group: &Arc<Group>, lazy: Lazy) -> u64 {
+    pub(crate) fn mark(&self, group: &Arc<Group>, lazy: Lazy, value: Option<Bytes>) {
         let mut waiting = self.lock();
-        let serial = waiting.serial;
-        waiting.lazy.insert((group.id, lazy), (serial, Arc::clone(group)));
-        serial
+        let mark = Mark { lazy, group: Arc::clone(group), value, after: waiting.serial };
+        waiting.marks.insert((group.id, lazy), mark);
     }
 
     /// Takes the oldest operations up to a commit's worth, at least one; then the marks that follow no later operation.
@@ -175,13 +183,15 @@ impl Queue {
         // Marks never cause a commit, but for the last one of all.
         if !batch.ops.is_empty() || waiting.closing {
             let taken = waiting.ops.front().map_or(u64::MAX, |next| next.serial - 1);
-            let ready: Vec<_> =
-                waiting.lazy.iter().filter(|(_, (after, _))| *after <= taken).map(|(key, _)| *key).collect();
-            for key in ready {
-                if let Some((after, group)) = waiting.lazy.remove(&key) {
-                    batch.lazy.push((key.1, after, group));
-                }
-            }
+            // Checkpoints of many groups may come due together: no more of them at once than a commit takes.
+            let mut left = bytes_max;
+            let ready = waiting.marks.extract_if(.., |_, mark| {
+                let ready = mark.after <= taken && left > 0;
+                let len = mark.value.as_ref().map_or(0, |value| value.len() as u64);
+                left = left.saturating_sub(if ready { len } else { 0 });
+                ready
+            });
+            batch.marks.extend(ready.map(|(_, mark)| mark));
         }
         drop(waiting);
         self.taken.notify_all();
@@ -195,10 +205,11 @@ impl Queue {
             waiting.bytes += op.bytes();
             waiting.ops.push_front(op);
         }
-        for (lazy, after, group) in batch.lazy {
-            let removed = waiting.ops.iter().any(|op| op.group.id == group.id && matches!(op.work, Work::Remove));
+        for mark in batch.marks {
+            let id = mark.group.id;
+            let removed = waiting.ops.iter().any(|op| op.group.id == id && matches!(op.work, Work::Remove));
             if !removed {
-                waiting.lazy.entry((group.id, lazy)).or_insert((after, group));
+                waiting.marks.entry((id, mark.lazy)).or_insert(mark);
             }
         }
     }
@@ -206,14 +217,14 @@ impl Queue {
     /// Whether there is something to commit.
     pub(crate) fn is_idle(&self) -> bool {
         let waiting = self.lock();
-        waiting.ops.is_empty() && (!waiting.closing || waiting.lazy.is_empty())
+        waiting.ops.is_empty() && (!waiting.closing || waiting.marks.is_empty())
     }
 
     /// Waits for work. False when the log is closing and all is done.
     pub(crate) fn wait(&self, at_most: Option<Duration>) -> bool {
         let mut waiting = self.lock();
         loop {
-            if !waiting.ops.is_empty() || (waiting.closing && !waiting.lazy.is_empty()) {
+            if !waiting.ops.is_empty() || (waiting.closing && !waiting.marks.is_empty()) {
                 return true;
             }
             if waiting.closing {
@@ -243,7 +254,7 @@ impl Queue {
         let mut waiting = self.lock();
         waiting.ended.get_or_insert(error);
         waiting.bytes = 0;
-        waiting.lazy.clear();
+        waiting.marks.clear();
         let ops = std::mem::take(&mut waiting.ops);
         drop(waiting);
         self.taken.notify_all();

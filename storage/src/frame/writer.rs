@@ -13,8 +13,8 @@ use tracing::warn;
 use crate::frame::codec::{FrameBuilder, MAX_ORDER, SMALL_ORDER, pieces};
 use crate::frame::group::Group;
 use crate::frame::index::Encoder;
-use crate::frame::plan::{Plan, Planned, plan_lazy};
-use crate::frame::queue::{Batch, Lazy, Op, Work};
+use crate::frame::plan::{Plan, Planned, plan_marks};
+use crate::frame::queue::{Batch, Mark, Op, Work};
 use crate::frame::recover::{Locator, Recovered};
 use crate::frame::state::{Census, Change, FrameInfo};
 use crate::frame::store::{Commit, INDEX_BLOB, WriteFailure};
@@ -164,7 +164,7 @@ impl Writer {
     }
 
     fn commit(&mut self, batch: Batch, closing: bool) -> Result<Committed, LogError> {
-        let Batch { ops, lazy } = batch;
+        let Batch { ops, marks } = batch;
         let mut frame = std::mem::take(&mut self.frame);
         frame.clear();
         let mut plan = Plan::default();
@@ -172,7 +172,7 @@ impl Writer {
             self.plan_moves(&mut frame, &mut plan);
         }
         self.plan_ops(&ops, &mut frame, &mut plan);
-        plan_lazy(&lazy, &mut frame, &mut plan);
+        plan_marks(&marks, &mut frame, &mut plan);
         frame.finish();
         let store_index = closing || self.since_index >= self.config.index_every.0.max(8 * self.index_len);
         if frame.records() == 0 && !closing {
@@ -195,16 +195,16 @@ impl Writer {
                 (op.done)(Ok(()));
                 Op { done: Box::new(|_| ()), ..op }
             });
-            return self.commit_planned(early.collect(), lazy, frame, plan, purged, log_start, index_len, max_order);
+            return self.commit_planned(early.collect(), marks, frame, plan, purged, log_start, index_len, max_order);
         }
-        self.commit_planned(ops, lazy, frame, plan, purged, log_start, index_len, max_order)
+        self.commit_planned(ops, marks, frame, plan, purged, log_start, index_len, max_order)
     }
 
     #[expect(clippy::too_many_arguments, reason = "one commit's parts, which are used once")]
     fn commit_planned(
         &mut self,
         ops: Vec<Op>,
-        lazy: Vec<(Lazy, u64, Arc<Group>)>,
+        marks: Vec<Mark>,
         mut frame: FrameBuilder,
         plan: Plan,
         purged: Vec<FrameInfo>,
@@ -226,7 +226,7 @@ impl Writer {
             Ok(()) => {}
             Err(WriteFailure::Full) => {
                 purged.into_iter().rev().for_each(|frame| self.census.unpop(frame));
-                self.shared.queue.put_back(Batch { ops, lazy });
+                self.shared.queue.put_back(Batch { ops, marks });
                 return Err(self.recover_from_full());
             }
             Err(WriteFailure::Failed(cause)) => return Err(self.fence(cause, ops)),
