@@ -178,6 +178,8 @@ async fn rotation_interrupts_nobody_and_old_events_stay_readable() -> anyhow::Re
         publish(&client, "eras", &[format!("era {era}")]).await?;
         let reply = dev.admin()?.admin().rotate_key(Ring::Id(ring.id.parse()?)).await?;
         ensure!(reply.version == era + 1, "rotation {era} made version {}", reply.version);
+        // Leaders hear of it with their next renewal (every 0.3 of a 10 s lease, ±10 %), and seal under it from then on.
+        tokio::time::sleep(Duration::from_secs(5)).await;
     }
     publish(&client, "eras", &["era 4".to_owned()]).await?;
     let rows = read_all(&client, "eras").await?;
