@@ -66,7 +66,7 @@ impl Default for Limits {
         Self {
             proposal: ByteCount(8 << 20),
             append: ByteCount(1 << 20),
-            pending: ByteCount(32 << 20),
+            pending: ByteCount(16 << 20),
             in_flight: ByteCount(16 << 20),
             snapshot: ByteCount(256 << 20),
             checkpoint: ByteCount(64 << 20),

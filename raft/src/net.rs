@@ -18,3 +18,6 @@ mod serve;
 pub(crate) use client::Factory;
 pub(crate) use conn::Peers;
 pub(crate) use serve::serve;
+
+#[cfg(test)]
+mod tests;

@@ -124,10 +124,10 @@ async fn start_core(replica: &Arc<Replica>, peers: &Arc<Peers>, spec: &GroupSpec
         // let it arrive first: a truncation of nothing is a barrier.
         store::durable(replica, move |log, done| log.truncate(LogIndex(last.index.0 + 1), done))
             .await
-            .map_err(|error| failed(error.to_string()))?;
+            .map_err(|error| failed(replica.storage_failed(&error).to_string()))?;
     }
     let applier = Applier::take_over(Arc::clone(replica));
-    applier.recover().await.map_err(|error| failed(error.to_string()))?;
+    applier.recover().await.map_err(|error| failed(replica.storage_failed(&error).to_string()))?;
     let factory = Factory::new(Arc::clone(peers), spec.id);
     let store = Store::new(Arc::clone(replica));
     let node = replica.config.node.0;

@@ -181,3 +181,19 @@ async fn a_group_starts_once_and_again_after_it_was_stopped() {
     let late = runtime.start(spec(), logs.group(GROUP), Journal::default()).await;
     assert!(matches!(late, Err(StartError::Stopping)), "{late:?}");
 }
+
+#[tokio::test]
+async fn a_group_on_a_failed_log_does_not_start() {
+    let (runtime, _tasks) = alone();
+    let logs = MemoryLog::new();
+    let group = runtime.start(spec(), logs.group(GROUP), Journal::default()).await.unwrap();
+    ready(&group).await;
+    runtime.stop(GROUP).await;
+    logs.fail(Some(LogError::Fenced { cause: "fsync failed".into() }));
+    let refused = runtime.start(spec(), logs.group(GROUP), Journal::default()).await;
+    assert!(matches!(refused, Err(StartError::Storage { group: GROUP, .. })), "{refused:?}");
+    // Nothing of it is left behind: it starts once the log is sound.
+    logs.fail(None);
+    let again = runtime.start(spec(), logs.group(GROUP), Journal::default()).await.unwrap();
+    ready(&again).await;
+}

@@ -1,0 +1,78 @@
+//! One end of a pipe, played by hand.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use ensign_proto::{GroupId, NodeId};
+use openraft::raft::VoteRequest;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use crate::env::{Lane, Pipe, SeededRng, SystemClock, Tasks};
+use crate::net::message::{self, Answer, Body, Frame, Message, Refusal, Request};
+use crate::runtime::Runtime;
+use crate::testing::{MemoryNet, quick};
+use crate::types::Vote;
+
+/// A peer that writes its frames itself.
+struct Peer {
+    to: mpsc::Sender<Bytes>,
+    from: mpsc::Receiver<Bytes>,
+    _runtime: Runtime,
+}
+
+fn node_1_hears_node(peer: u64) -> Peer {
+    let net = MemoryNet::new();
+    let rng = Arc::new(SeededRng::new(1));
+    let runtime = Runtime::new(quick(NodeId(1)), net.transport(NodeId(1)), Arc::new(SystemClock), rng, Tasks::new());
+    let ((to, incoming), (outgoing, from)) = (mpsc::channel(8), mpsc::channel(8));
+    runtime.accept(NodeId(peer), Lane::Control, Pipe { outgoing, incoming });
+    Peer { to, from, _runtime: runtime }
+}
+
+impl Peer {
+    async fn send(&self, request: Request) {
+        let mut frame = Frame::new();
+        frame.push(&Message { group: GroupId(99), call: 7, body: Body::Request(request) });
+        self.to.send(frame.take().0).await.unwrap();
+    }
+
+    /// The next answer, or `None` when the pipe was closed.
+    async fn answer(&mut self) -> Option<(u64, Answer)> {
+        let frame = timeout(Duration::from_secs(5), self.from.recv()).await.expect("an answer, or the end")?;
+        let message = message::decode(frame, Vec::new()).unwrap().remove(0);
+        let Body::Answer(answer) = message.body else { panic!("a request on a pipe that we opened") };
+        Some((message.call, answer))
+    }
+}
+
+#[tokio::test]
+async fn a_ping_is_answered_without_a_group() {
+    let mut peer = node_1_hears_node(2);
+    peer.send(Request::Ping).await;
+    assert!(matches!(peer.answer().await, Some((7, Answer::Pong))));
+}
+
+#[tokio::test]
+async fn a_request_for_a_group_that_is_not_here_says_so() {
+    let mut peer = node_1_hears_node(2);
+    peer.send(Request::Vote(VoteRequest::new(Vote::new(3, 2), None))).await;
+    assert!(matches!(peer.answer().await, Some((7, Answer::Refused(Refusal::UnknownGroup)))));
+}
+
+#[tokio::test]
+async fn a_peer_that_speaks_for_another_node_loses_its_pipe() {
+    let mut peer = node_1_hears_node(2);
+    peer.send(Request::Vote(VoteRequest::new(Vote::new(3, 3), None))).await;
+    assert!(peer.answer().await.is_none());
+}
+
+#[tokio::test]
+async fn a_peer_that_sends_garbage_loses_its_pipe() {
+    for garbage in [&b"\x01"[..], b"\x02\0\0", b"\x01\0\0\0\0\0\x01\xff", b"\x01\0\0", b""] {
+        let mut peer = node_1_hears_node(2);
+        peer.to.send(Bytes::copy_from_slice(garbage)).await.unwrap();
+        assert!(peer.answer().await.is_none(), "{garbage:?}");
+    }
+}
