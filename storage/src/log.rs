@@ -1,6 +1,6 @@
 //! What `raft` may ask of a log: one per group, all groups of a node sharing one writer and one fsync.
 //!
-//! Contract, checked by [`crate::testing::suite`] against every implementation:
+//! Contract, checked by `testing::suite` (feature `testing`) against every implementation:
 //! entries are readable as soon as `append` returns; `done` is called once, after the bytes are on disk, in the order in
 //! which a group's operations were submitted; after a failed write or sync every later call fails with [`LogError::Fenced`].
 

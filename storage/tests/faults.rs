@@ -74,6 +74,29 @@ fn a_read_error_fences_since_redb_will_not_go_on() {
 }
 
 #[test]
+fn the_writer_ends_with_the_log_and_nobody_waits_for_ever() {
+    // A read that fails ends the log while the writer sleeps.
+    let disk = FaultDisk::new();
+    let config = LogConfig { tail: ByteCount(0), cache: ByteCount(0), ..LogConfig::tiny() };
+    let (log, writer) = open(&disk, config).unwrap();
+    let writer = writer.spawn().unwrap();
+    let group = log.group(GROUP);
+    let (done, receiver) = outcome();
+    group.append(vec![sized(1, 50_000)], done);
+    receiver.recv().unwrap().unwrap();
+    disk.inject(Fault::Read(0));
+    assert!(matches!(group.read(span(1..2), ALL), Err(LogError::Fenced { .. })));
+    writer.join().unwrap();
+    // A writer that is dropped, as a killed node's is, ends the log too.
+    let (log, writer) = open(&FaultDisk::new(), config).unwrap();
+    let (done, receiver) = outcome();
+    log.group(GROUP).append(entries(1, 1..2), done);
+    drop(writer);
+    assert!(matches!(receiver.recv().unwrap(), Err(LogError::Closed)));
+    assert!(matches!(log.writable(), Err(LogError::Closed)));
+}
+
+#[test]
 fn a_full_disk_refuses_appends_serves_reads_takes_votes_and_resumes() {
     let disk = FaultDisk::new();
     let (log, mut writer) = open(&disk, LogConfig::tiny()).unwrap();

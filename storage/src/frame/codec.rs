@@ -393,4 +393,30 @@ mod tests {
             assert!(ChunkHead::decode(7, &damaged).is_err(), "bit {bit}");
         }
     }
+
+    /// Format 1, byte for byte. If this fails, every log on every disk has become unreadable: raise the version instead.
+    #[test]
+    fn the_first_format_is_what_it_was() {
+        let body = Bytes::from_static(b"body");
+        let mut frame = FrameBuilder::default();
+        frame.entry(Kind::Append, GroupId(16), &entry(1, 3));
+        frame.entry(Kind::Moved, GroupId(17), &entry(9, 0));
+        frame.record(Kind::Vote, GroupId(16), (0, 0), Some(&body));
+        frame.record(Kind::Committed, GroupId(16), (0, 0), None);
+        frame.record(Kind::Truncate, GroupId(16), (0, 5), None);
+        frame.record(Kind::Purge, GroupId(16), (3, 4), None);
+        frame.record(Kind::Snapshot, GroupId(16), (100, 7), None);
+        frame.record(Kind::Checkpoint, GroupId(16), (0, 0), Some(&body));
+        frame.record(Kind::Remove, GroupId(16), (0, 0), None);
+        frame.finish();
+        let mut chunk = vec![0; CHUNK_HEAD + frame.len()];
+        ChunkHead { sequence: 7, frame: 7, frame_len: frame.len() as u32, log_start: 2 }.encode(&mut chunk);
+        frame.copy_to(&mut chunk[CHUNK_HEAD..]);
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        assert_eq!(
+            hex(&chunk[..99]),
+            "454e53460100000007000000000000000700000000000000830100000000000002000000000000002681410800000000018ea11a010000000b000000010000001000000000000000030000000000000001000000000000005725578803000000010101"
+        );
+        assert_eq!((chunk.len(), crc32c::crc32c(&chunk)), (435, 112_670_077));
+    }
 }

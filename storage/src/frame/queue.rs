@@ -220,14 +220,14 @@ impl Queue {
         waiting.ops.is_empty() && (!waiting.closing || waiting.marks.is_empty())
     }
 
-    /// Waits for work. False when the log is closing and all is done.
+    /// Waits for work. False when the log has ended, or is closing and all is done.
     pub(crate) fn wait(&self, at_most: Option<Duration>) -> bool {
         let mut waiting = self.lock();
         loop {
             if !waiting.ops.is_empty() || (waiting.closing && !waiting.marks.is_empty()) {
                 return true;
             }
-            if waiting.closing {
+            if waiting.closing || waiting.ended.is_some() {
                 return false;
             }
             match at_most {
