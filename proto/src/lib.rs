@@ -31,6 +31,7 @@ pub mod convert;
 mod ids;
 mod permission;
 mod place;
+mod redact;
 mod topic;
 
 pub use batch::*;
