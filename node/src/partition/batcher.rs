@@ -496,7 +496,9 @@ impl<'a> Stretch<'a> {
             (Verdict::Gap { last }, _) => job.refuse(AppendError::Gap { last }),
             (Verdict::Fenced { epoch }, _) => job.refuse(AppendError::Fenced { epoch }),
             (Verdict::Forgotten, _) => {
-                let now_ms = self.head.last_id.unix_ms();
+                // Younger than every session that was dropped.
+                let dropped = self.parts.group.inspect(|machine| machine.state().producers.dropped_through_ms());
+                let now_ms = self.head.last_id.unix_ms().max(dropped.map_or(0, |dropped| dropped + 1));
                 job.refuse(AppendError::Forgotten { now_ms });
             }
         }

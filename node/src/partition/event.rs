@@ -23,40 +23,57 @@ pub(crate) fn encode_body(wrapper: api::EventWrapper, out: &mut Vec<u8>) {
     kept.encode_raw(out);
 }
 
-/// What an encoded `Event` is counted by: its type and mimetype. None if the bytes are not an `Event`, or are empty.
-///
-/// Only the outermost fields are looked at; payload and metadata are skipped, not decoded.
-pub(crate) fn kind_of(event: &Bytes) -> Option<EventKind> {
-    if event.is_empty() {
-        return None;
-    }
-    let mut rest: &[u8] = event;
-    let mut kind = EventKind { name: UNSPECIFIED.to_owned(), ..EventKind::default() };
-    while rest.has_remaining() {
-        let (tag, wire_type) = decode_key(&mut rest).ok()?;
-        match (tag, wire_type) {
-            (4, WireType::Varint) => kind.mimetype = decode_varint(&mut rest).ok()? as i32,
-            (5, WireType::LengthDelimited) => {
-                let length = usize::try_from(decode_varint(&mut rest).ok()?).ok()?;
-                let (encoded, after) = rest.split_at_checked(length)?;
-                rest = after;
-                let declared = api::Type::decode(encoded).ok()?;
-                let versioned = (declared.major_version, declared.minor_version, declared.patch_version) != (0, 0, 0);
-                if !declared.name.is_empty() || versioned {
-                    kind.name = declared.name;
-                }
-                (kind.major, kind.minor, kind.patch) =
-                    (declared.major_version, declared.minor_version, declared.patch_version);
-            }
-            _ => skip_field(wire_type, tag, &mut rest, DecodeContext::default()).ok()?,
+/// What an encoded `Event` is counted by, as it is encoded: cheap to take and to compare.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RawKind {
+    mimetype: i32,
+    /// An encoded `Type`; empty if there is none.
+    encoded_type: Bytes,
+}
+
+impl RawKind {
+    /// The kind of an event; none if the bytes are not an `Event`, or are empty.
+    ///
+    /// Only the outermost fields are looked at; payload and metadata are skipped, not decoded.
+    pub(crate) fn of(event: &Bytes) -> Option<Self> {
+        if event.is_empty() {
+            return None;
         }
+        let mut rest: &[u8] = event;
+        let mut kind = Self { mimetype: 0, encoded_type: Bytes::new() };
+        while rest.has_remaining() {
+            let (tag, wire_type) = decode_key(&mut rest).ok()?;
+            match (tag, wire_type) {
+                (4, WireType::Varint) => kind.mimetype = decode_varint(&mut rest).ok()? as i32,
+                (5, WireType::LengthDelimited) => {
+                    let length = usize::try_from(decode_varint(&mut rest).ok()?).ok()?;
+                    let (encoded, after) = rest.split_at_checked(length)?;
+                    kind.encoded_type = event.slice_ref(encoded);
+                    rest = after;
+                }
+                _ => skip_field(wire_type, tag, &mut rest, DecodeContext::default()).ok()?,
+            }
+        }
+        Some(kind)
     }
-    Some(kind)
+
+    /// The kind in words; none if its type does not decode.
+    pub(crate) fn decode(&self) -> Option<EventKind> {
+        let declared = api::Type::decode(self.encoded_type.clone()).ok()?;
+        let (major, minor, patch) = (declared.major_version, declared.minor_version, declared.patch_version);
+        let unnamed = declared.name.is_empty() && (major, minor, patch) == (0, 0, 0);
+        let name = if unnamed { UNSPECIFIED.to_owned() } else { declared.name };
+        Some(EventKind { name, major, minor, patch, mimetype: self.mimetype })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn kind_of(event: &Bytes) -> Option<EventKind> {
+        RawKind::of(event)?.decode()
+    }
 
     fn event(r#type: Option<api::Type>, mimetype: i32) -> Bytes {
         let metadata = [("a".to_owned(), "b".to_owned())].into();

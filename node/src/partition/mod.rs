@@ -41,7 +41,8 @@ pub use registry::{Partitions, PartitionsParts};
 pub use route::{ForwardLink, Route};
 pub use tail::{StoredBatch, Tail, TailBudget};
 
-pub(crate) use event::{encode_body, kind_of};
+pub(crate) use event::{RawKind, encode_body};
+pub(crate) use producers::made_at;
 
 #[cfg(test)]
 pub(crate) mod testing;

@@ -162,12 +162,13 @@ impl Producers {
             *session = fresh();
         }
         session.last = run.last;
-        session.seen_ms = now_ms;
+        // Never before the session was made, whatever clock its maker had: what is dropped is always as young as it claims to be.
+        session.seen_ms = now_ms.max(made_at(events.session));
         if session.runs.len() == RUNS_MAX {
             session.runs.pop_front();
         }
         session.runs.push_back(run);
-        self.by_age.insert((now_ms, events.session));
+        self.by_age.insert((session.seen_ms, events.session));
         self.drop_old(now_ms);
     }
 
@@ -262,6 +263,15 @@ mod tests {
         assert_eq!(judge(&table, &events(old, 1, 1, 1), Some(0)), Verdict::Forgotten);
         assert_eq!(judge(&table, &events(session(100, 3), 1, 1, 1), Some(0)), Verdict::Forgotten);
         assert_eq!(judge(&table, &events(session(101, 3), 1, 1, 1), Some(0)), Verdict::Fresh);
+    }
+
+    #[test]
+    fn a_session_from_the_future_is_still_refused_once_it_was_dropped() {
+        let mut table = Producers::default();
+        let ahead = session(5_000, 1);
+        table.record(&events(ahead, 1, 1, 1), Offset(1), 100);
+        table.record(&events(session(9_000 + IDLE_MS, 2), 1, 1, 1), Offset(2), 9_000 + IDLE_MS);
+        assert_eq!(judge(&table, &events(ahead, 1, 1, 1), Some(0)), Verdict::Forgotten);
     }
 
     #[test]

@@ -31,8 +31,8 @@ use super::{EVENT_MAX, Shared};
 use crate::catalog::TopicState;
 use crate::partition::metrics::{Online, observe_ack};
 use crate::partition::{
-    Admission, Appended, Appender, BodyShape, Numbering, PartitionHandle, PublishError, Submission, encode_body,
-    kind_of,
+    Admission, Appended, Appender, BodyShape, Numbering, PartitionHandle, PublishError, RawKind, Submission,
+    encode_body, made_at,
 };
 use crate::status::{self, Refusal, text};
 
@@ -47,6 +47,9 @@ const GULP: usize = 512;
 
 /// Runs that wait for their outcome.
 const RUNS: usize = 1024;
+
+/// How far ahead of ours a publisher's clock may be.
+const CLOCK_TOLERANCE: Duration = Duration::from_mins(10);
 
 /// How long the opening message may take.
 const OPENING: Duration = Duration::from_secs(30);
@@ -85,6 +88,7 @@ async fn publish(
         Ok(Err(_)) => return Err(Status::aborted(text::RECEIVE_FAILED)),
     };
     let producer = Producer::of_stream(&open).map_err(|error| status::invalid_field(&error))?;
+    check_session(&shared, producer)?;
     let scope = Scope::new(project, &open.topics);
     let topics = scope.open(&shared).await?;
     let online = Online::publisher();
@@ -121,6 +125,16 @@ async fn publish(
     drop(halt);
     drop(online);
     result
+}
+
+/// A session id begins with the time at which it was made: partitions tell by it whether they may have forgotten the session.
+fn check_session(shared: &Shared, producer: Option<Producer>) -> Result<(), Status> {
+    let newest = shared.parts.clock.wall().as_millis() + CLOCK_TOLERANCE.as_millis() as u64;
+    if producer.is_some_and(|producer| made_at(producer.session) > newest) {
+        let message = "invalid producer session field: it must be a ULID of about now, its first six bytes the milliseconds since 1970";
+        return Err(Status::invalid_argument(message));
+    }
+    Ok(())
 }
 
 fn user_agent(metadata: &tonic::metadata::MetadataMap) -> String {
@@ -174,6 +188,7 @@ struct Gathering {
     numbering: Numbering,
     local_ids: Vec<Bytes>,
     kinds: Vec<Bytes>,
+    last_kind: Option<(RawKind, u16)>,
     shapes: Vec<BodyShape>,
     kind_of: Vec<u16>,
     bodies: Vec<u8>,
@@ -192,16 +207,28 @@ impl Gathering {
         follows && self.topic == topic && self.bodies.len() + size <= RUN_BYTES
     }
 
+    /// The place of the event's kind in `kinds`, from 1; 0 if it has none.
+    fn kind(&mut self, event: &Bytes) -> u16 {
+        let Some(raw) = RawKind::of(event) else { return 0 };
+        // Neighbours are mostly of one kind.
+        if let Some((last, place)) = &self.last_kind
+            && *last == raw
+        {
+            return *place;
+        }
+        let Some(kind) = raw.decode().map(|kind| Bytes::from(kind.encode_to_vec())) else { return 0 };
+        let known = self.kinds.iter().position(|known| *known == kind);
+        let place = known.unwrap_or_else(|| {
+            self.kinds.push(kind);
+            self.kinds.len() - 1
+        }) as u16
+            + 1;
+        self.last_kind = Some((raw, place));
+        place
+    }
+
     fn push(&mut self, event: api::EventWrapper) {
-        let kind = kind_of(&event.event).map(|kind| Bytes::from(kind.encode_to_vec()));
-        let kind = kind.map_or(0, |kind| {
-            let known = self.kinds.iter().position(|known| *known == kind);
-            known.unwrap_or_else(|| {
-                self.kinds.push(kind);
-                self.kinds.len() - 1
-            }) as u16
-                + 1
-        });
+        let kind = self.kind(&event.event);
         self.local_ids.push(event.local_id.clone());
         let has_event = !event.event.is_empty();
         let before = self.bodies.len();
@@ -281,6 +308,7 @@ impl Intake {
                     numbering,
                     local_ids: Vec::new(),
                     kinds: Vec::new(),
+                    last_kind: None,
                     shapes: Vec::new(),
                     kind_of: Vec::new(),
                     bodies: Vec::with_capacity(size + 64),
@@ -355,6 +383,7 @@ impl Intake {
             return Ok(Numbering::Ours);
         }
         let own = Producer::of_event(event).map_err(|error| status::invalid_field(&error))?;
+        check_session(&self.shared, own)?;
         let Some(producer) = own.or(self.producer) else {
             return Err(Status::invalid_argument("a producer sequence needs a producer session"));
         };
