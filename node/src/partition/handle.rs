@@ -280,16 +280,20 @@ impl PartitionHandle {
     /// # Errors
     /// [`ReadError::Key`], [`ReadError::Corrupt`].
     pub(crate) async fn open(&self, batch: &StoredBatch) -> Result<OpenBatch, ReadError> {
-        let open = || self.keys.open(&self.parts.context, &batch.sealed);
-        let plaintext = match open() {
-            Err(KeysError::NotHeld(dek)) => {
+        let dek = BatchHeader::decode(&batch.sealed).map_err(|error| ReadError::Corrupt { what: error.to_string() })?;
+        let dek = dek.header.dek;
+        // In use from before it is opened until the caller has handed its events on.
+        let in_use = match self.keys.begin_use(dek) {
+            // Perhaps nobody here has asked for it yet, or the lease has just run out.
+            Err(KeysError::NotHeld(_) | KeysError::Unavailable(_)) => {
                 self.hold(dek).await?;
-                open()?
+                self.keys.begin_use(dek)?
             }
             other => other?,
         };
+        let plaintext = self.keys.open(&self.parts.context, &batch.sealed)?;
         metrics::observe_opened(batch.sealed.len());
-        OpenBatch::new(self.topic(), batch, plaintext).map_err(|what| ReadError::Corrupt { what })
+        OpenBatch::new(self.topic(), batch, plaintext, in_use).map_err(|what| ReadError::Corrupt { what })
     }
 
     async fn hold(&self, dek: DekId) -> Result<(), ReadError> {

@@ -5,6 +5,7 @@ use ensign_keyvault::PlainBatch;
 use ensign_proto::{BatchHeader, DekId, Offset, TopicId};
 
 use super::block::{BlockCursor, BlockMap, Envelope, StoredEvent};
+use super::keys::KeyUse;
 use super::tail::StoredBatch;
 
 /// A batch whose plaintext is in memory: as short as possible, and wiped by its owner when it goes.
@@ -14,6 +15,8 @@ pub(crate) struct OpenBatch {
     cursor: BlockCursor,
     envelope: Envelope,
     dek: DekId,
+    /// A surrender of the key waits until the batch is gone from memory.
+    _in_use: KeyUse,
 }
 
 impl std::fmt::Debug for OpenBatch {
@@ -51,11 +54,16 @@ impl OpenEvent<'_> {
 }
 
 impl OpenBatch {
-    pub(super) fn new(topic: TopicId, batch: &StoredBatch, plaintext: PlainBatch) -> Result<Self, String> {
+    pub(super) fn new(
+        topic: TopicId,
+        batch: &StoredBatch,
+        plaintext: PlainBatch,
+        in_use: KeyUse,
+    ) -> Result<Self, String> {
         let header = BatchHeader::decode(&batch.sealed).map_err(|error| error.to_string())?.header;
         let map = BlockMap::read(plaintext.blocks(), header.count).map_err(|error| error.to_string())?;
         let envelope = Envelope { topic, term: header.term, base: header.base_offset, first_rlid: header.first_id };
-        Ok(Self { cursor: map.start(), plaintext, map, envelope, dek: header.dek })
+        Ok(Self { cursor: map.start(), plaintext, map, envelope, dek: header.dek, _in_use: in_use })
     }
 
     /// The key that it was sealed under.

@@ -4,7 +4,7 @@
 //! by itself whenever it looks, also after a restart, so a crash in between costs nothing but time.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use ensign_proto::{ByteCount, ClusterId, GroupId, NodeId, PartitionContext, TopicId};
@@ -67,6 +67,8 @@ struct Inner {
     parts: PartitionsParts,
     budget: Arc<TailBudget>,
     running: RwLock<HashMap<TopicId, Running>>,
+    /// Destroyed topics that a task is about to make an end of in the catalog.
+    finishing: Mutex<BTreeSet<TopicId>>,
     changes: watch::Sender<u64>,
 }
 
@@ -89,7 +91,13 @@ impl Partitions {
         let partition = ByteCount((parts.tail_bytes.0 / 8).max(1 << 20));
         let budget = TailBudget::new(parts.tail_bytes, partition);
         let tasks = parts.tasks.clone();
-        let inner = Inner { parts, budget, running: RwLock::default(), changes: watch::Sender::new(0) };
+        let inner = Inner {
+            parts,
+            budget,
+            running: RwLock::default(),
+            finishing: Mutex::default(),
+            changes: watch::Sender::new(0),
+        };
         let partitions = Self { inner: Arc::new(inner) };
         let follower = partitions.clone();
         tasks.spawn("partitions", |stop| follower.follow(stop));
@@ -225,18 +233,18 @@ impl Partitions {
     /// Stops a topic that is being destroyed, removes its log here, and makes an end of it in the catalog.
     async fn destroy(&self, topic: &Arc<Topic>, stop: &Stop) -> bool {
         let removed = self.stop_and_remove(topic.id, topic.group).await;
-        if removed {
+        let begin = || self.inner.finishing.lock().unwrap_or_else(PoisonError::into_inner).insert(topic.id);
+        if removed && begin() {
             // Not awaited here: other topics need not wait for this one. A node that is down now finds the topic gone when it
             // comes back, and removes what it has.
             let (this, topic, stop) = (self.clone(), topic.id, stop.clone());
             self.inner.parts.tasks.spawn("destroy-topic", move |_| async move {
                 let _ = tokio::time::timeout(DELETING_FOR, stop.cancelled()).await;
-                if stop.is_cancelled() || this.inner.parts.catalog.view().topic(topic).is_none() {
-                    return;
-                }
-                if let Err(error) = this.inner.parts.catalog.finish_destroy(topic).await {
+                let listed = !stop.is_cancelled() && this.inner.parts.catalog.view().topic(topic).is_some();
+                if listed && let Err(error) = this.inner.parts.catalog.finish_destroy(topic).await {
                     warn!(%topic, %error, "a destroyed topic is still listed; tried again later");
                 }
+                this.inner.finishing.lock().unwrap_or_else(PoisonError::into_inner).remove(&topic);
             });
         }
         // Until the catalog forgets it, look again.

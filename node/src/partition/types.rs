@@ -16,7 +16,7 @@ pub(super) async fn open_name(
     let open = || keys.open_type(context, counted.dek, counted.handle, &counted.sealed);
     match open() {
         Ok(name) => Some(name),
-        Err(KeysError::NotHeld(_)) => {
+        Err(KeysError::NotHeld(_) | KeysError::Unavailable(_)) => {
             let wrapped = deks.iter().find(|row| row.dek == counted.dek)?.wrapped.clone();
             keys.ensure(*context, wrapped).await.ok()?;
             open().ok()

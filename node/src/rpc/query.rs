@@ -147,9 +147,9 @@ async fn next_frame(
             event.write_wrapper(&mut out);
             *left -= 1;
         }
-        let dek = open.dek();
-        drop(open);
-        if !handle.usable(dek) {
+        // The last moment before the bytes are the transport's.
+        if !handle.usable(open.dek()) {
+            drop(open);
             return Err(status::read_failed(&handle.why_unusable(&batch).await));
         }
         *next = batch.end();

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use ensign_proto::convert::Start;
 use ensign_proto::pb::ensign::v1beta1 as api;
-use ensign_proto::{ByteCount, DekId, LogIndex, Offset, Permission, TopicId};
+use ensign_proto::{ByteCount, LogIndex, Offset, Permission, TopicId};
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 use prost::encoding::{encode_varint, encoded_len_varint};
@@ -310,33 +310,31 @@ struct Encoded {
 impl Feed {
     /// Opens a batch and encodes what of it is next, then asks once more whether it may be shown.
     async fn encode(&mut self, batch: &StoredBatch, limit: usize) -> Result<Encoded, Status> {
-        let frame = {
-            let mut open = self.handle.open(batch).await.map_err(|error| status::read_failed(&error))?;
-            let mut out = BytesMut::with_capacity(batch.sealed.len() + batch.count as usize * 96);
-            let mut events = 0;
-            let mut blocked = None;
-            while let Some(event) = open.next() {
-                if event.offset() < self.next || !event.has_event() {
-                    continue;
-                }
-                let wrapper = event.wrapper_len();
-                let length = 1 + encoded_len_varint(wrapper as u64) + wrapper;
-                if length > limit {
-                    blocked = Some((event.offset(), length));
-                    break;
-                }
-                wire::put_prefix(length, &mut out);
-                // Field 1 of a reply: the event.
-                out.put_u8(0x0a);
-                encode_varint(wrapper as u64, &mut out);
-                event.write_wrapper(&mut out);
-                events += 1;
+        let mut open = self.handle.open(batch).await.map_err(|error| status::read_failed(&error))?;
+        let mut out = BytesMut::with_capacity(batch.sealed.len() + batch.count as usize * 96);
+        let mut events = 0;
+        let mut blocked = None;
+        while let Some(event) = open.next() {
+            if event.offset() < self.next || !event.has_event() {
+                continue;
             }
-            (out, events, blocked, open.dek())
-        };
-        let (out, events, blocked, dek): (BytesMut, u64, Option<(Offset, usize)>, DekId) = frame;
-        // The last moment before the bytes are the transport's: a lease that ran out meanwhile shows nothing.
-        if !self.handle.usable(dek) {
+            let wrapper = event.wrapper_len();
+            let length = 1 + encoded_len_varint(wrapper as u64) + wrapper;
+            if length > limit {
+                blocked = Some((event.offset(), length));
+                break;
+            }
+            wire::put_prefix(length, &mut out);
+            // Field 1 of a reply: the event.
+            out.put_u8(0x0a);
+            encode_varint(wrapper as u64, &mut out);
+            event.write_wrapper(&mut out);
+            events += 1;
+        }
+        // The last moment before the bytes are the transport's: a lease that ran out meanwhile shows nothing. From here to the
+        // transport nothing waits.
+        if !self.handle.usable(open.dek()) {
+            drop(open);
             return Err(status::read_failed(&self.handle.why_unusable(batch).await));
         }
         match blocked {
