@@ -17,9 +17,6 @@ const BULK_SERVICES: [&str; 3] = ["ensign.v1beta1.Ensign", "ensign.peer.v1.Forwa
 /// Packages that clients may know of, and that reflection therefore serves.
 const PUBLIC_PACKAGES: [&str; 4] = ["ensign.v1beta1", "ensign.admin.v1", "mimetype.v1beta1", "region.v1beta1"];
 
-/// Messages that carry a secret; `src/redact.rs` prints them without it.
-const SECRET_MESSAGES: [&str; 2] = [".ensign.vault.v1.PutSecretRequest", ".ensign.admin.v1.CreateApiKeyReply"];
-
 fn main() -> Result<(), Box<dyn Error>> {
     let schema = Path::new("schema");
     println!("cargo::rerun-if-changed=schema");
@@ -47,7 +44,6 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     Config::new()
         .bytes(["."])
-        .skip_debug(SECRET_MESSAGES)
         .include_file("tree.rs")
         .service_generator(Box::new(Services {
             bulk: tonic_prost_build::configure().codec_path("crate::codec::BulkCodec").service_generator(),

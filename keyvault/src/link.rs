@@ -4,13 +4,11 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use ensign_proto::pb::vault::v1 as pb;
 use ensign_proto::{KeyVersion, NodeId, RingId};
 use futures::future::BoxFuture;
 use thiserror::Error;
-use tokio::time::timeout;
 
 /// The call may or may not have reached the vault: nothing is known.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -169,13 +167,10 @@ impl From<pb::Refusal> for Refusal {
     }
 }
 
-/// How long one voter may take over a lease call before the next one is tried: a second voter must fit into its deadline.
-const LEASE_TRY: Duration = Duration::from_millis(900);
-
 /// Finds the leader among the vault's voters, and remembers it.
 ///
-/// A voter that does not lead names who does; one that does not answer is passed over, also by the next call when the caller
-/// gave up on this one. Every call goes round the voters at most twice, so it ends; the caller retries, with back-off.
+/// A voter that does not lead names who does; one that does not answer is passed over. Every call goes round the voters at
+/// most twice, so it ends; the caller retries, with back-off.
 #[derive(Clone)]
 pub struct RoutedLink {
     peers: Arc<dyn VaultPeer>,
@@ -194,18 +189,8 @@ impl RoutedLink {
         let mut order: Vec<NodeId> = self.voters.iter().copied().collect();
         let mut next = NodeId(self.leader.load(Ordering::Relaxed));
         let mut last = Err(LinkError::new("the vault has no voters"));
-        let is_lease = matches!(request.call, Some(pb::request::Call::Lease(_)));
         for _ in 0..2 * self.voters.len() {
-            // Before it is asked: should the caller give up while this voter is silent, the next call begins with another.
-            let after = order.iter().find(|node| **node != next).copied().unwrap_or(next);
-            self.leader.store(after.0, Ordering::Relaxed);
-            let call = self.peers.call(next, request.clone());
-            last = if is_lease {
-                let late = |_| Err(LinkError::new(format!("node {next} did not answer in time")));
-                timeout(LEASE_TRY, call).await.unwrap_or_else(late)
-            } else {
-                call.await
-            };
+            last = self.peers.call(next, request.clone()).await;
             let hint = match &last {
                 Ok(reply) => match elsewhere(reply) {
                     Next::Done => {
@@ -255,74 +240,5 @@ impl VaultLink for RoutedLink {
 impl fmt::Debug for RoutedLink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RoutedLink").field("voters", &self.voters).finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Mutex;
-
-    use super::*;
-
-    /// Voter 1 is silent, voter 2 names voter 3, voter 3 leads.
-    #[derive(Default)]
-    struct Voters(Mutex<Vec<u64>>);
-
-    impl VaultPeer for Voters {
-        fn call(&self, node: NodeId, _: pb::Request) -> BoxFuture<'static, Result<pb::Reply, LinkError>> {
-            self.0.lock().unwrap().push(node.0);
-            Box::pin(async move {
-                let result = match node.0 {
-                    1 => std::future::pending().await,
-                    2 => {
-                        let mut refusal = Refusal::new(Reason::NotLeader, "not me");
-                        refusal.leader = Some(NodeId(3));
-                        pb::reply::Result::Refusal(refusal.into())
-                    }
-                    _ => pb::reply::Result::Release(pb::ReleaseReply {}),
-                };
-                Ok(pb::Reply { result: Some(result) })
-            })
-        }
-    }
-
-    fn link() -> (Arc<Voters>, RoutedLink) {
-        let voters = Arc::new(Voters::default());
-        (Arc::clone(&voters), RoutedLink::new(voters, [1, 2, 3].map(NodeId).into()))
-    }
-
-    fn lease() -> pb::Request {
-        let call = Some(pb::request::Call::Lease(pb::LeaseRequest::default()));
-        pb::Request { actor: String::new(), call }
-    }
-
-    #[tokio::test]
-    async fn a_silent_voter_is_passed_over_and_the_leader_remembered() {
-        let (voters, link) = link();
-        let reply = link.call(lease()).await.unwrap();
-        assert!(matches!(reply.result, Some(pb::reply::Result::Release(_))));
-        assert_eq!(*voters.0.lock().unwrap(), [1, 2, 3]);
-        link.call(lease()).await.unwrap();
-        assert_eq!(*voters.0.lock().unwrap(), [1, 2, 3, 3]);
-    }
-
-    #[tokio::test]
-    async fn a_call_that_was_given_up_does_not_bind_the_next_one() {
-        let (voters, link) = link();
-        let given_up = timeout(Duration::from_millis(20), link.call(lease())).await;
-        assert!(given_up.is_err());
-        timeout(Duration::from_millis(200), link.call(lease())).await.unwrap().unwrap();
-        assert_eq!(*voters.0.lock().unwrap(), [1, 2, 3]);
-    }
-
-    #[test]
-    fn a_refusal_survives_the_wire() {
-        let refusal = Refusal {
-            leader: Some(NodeId(3)),
-            ..Refusal::new(Reason::Revoked, "gone").of_version(RingId::from_bytes([5; 16]), KeyVersion(2))
-        };
-        let wire: pb::Refusal = refusal.clone().into();
-        assert_eq!(Refusal::from(wire), refusal);
-        assert_eq!(Refusal::from(pb::Refusal { reason: 999, ..pb::Refusal::default() }).reason, Reason::Unavailable);
     }
 }

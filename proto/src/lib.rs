@@ -31,7 +31,6 @@ pub mod convert;
 mod ids;
 mod permission;
 mod place;
-mod redact;
 mod topic;
 
 pub use batch::*;

@@ -1,0 +1,83 @@
+//! Topics on real processes: what is destroyed stays destroyed, through a crash in the middle of it.
+
+mod support;
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use ensign_client::{Client, Event, Mime, PublisherOptions};
+use support::{Cluster, Dev, read_all};
+
+async fn publish(client: &Client, topic: &str, count: u32) -> anyhow::Result<()> {
+    let publisher = client.publisher(topic, PublisherOptions::default()).await?;
+    for n in 0..count {
+        publisher.publish(Event::new(format!("{n}")).with_mimetype(Mime::TextPlain)).await?.await?;
+    }
+    publisher.close().await;
+    Ok(())
+}
+
+async fn wait_until_gone(client: &Client, topic: &str) -> anyhow::Result<()> {
+    for _ in 0..600 {
+        if matches!(client.topic_exists(topic).await, Ok(false)) {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    anyhow::bail!("{topic} is still there")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_whose_destruction_was_cut_short_is_destroyed_after_the_restart() -> anyhow::Result<()> {
+    let mut dev = Dev::start(3)?;
+    let client = dev.client()?;
+    let doomed = client.create_topic("doomed").await?;
+    client.create_topic("kept").await?;
+    publish(&client, "doomed", 20).await?;
+    publish(&client, "kept", 20).await?;
+    client.destroy_topic(doomed.id).await?;
+    // The logs are being removed, or are not yet; the catalog says DELETING.
+    dev.kill()?;
+    dev.restart()?;
+    let client = dev.client()?;
+    wait_until_gone(&client, "doomed").await?;
+    ensure!(read_all(&client, "kept").await?.len() == 20, "another topic lost events");
+    let again = client.create_topic("doomed").await?;
+    ensure!(again.id != doomed.id, "a destroyed id is never given out again");
+    ensure!(read_all(&client, "doomed").await?.is_empty(), "events of the destroyed topic came back");
+    publish(&client, "doomed", 3).await?;
+    ensure!(read_all(&client, "doomed").await?.len() == 3, "the new topic takes events");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_node_takes_events_and_gives_them_and_one_that_drains_loses_none() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(3)?;
+    cluster.client_of(1)?.create_topic("shared").await?;
+    for id in cluster.ids() {
+        publish(&cluster.client_of(id)?, "shared", 40).await.with_context(|| format!("through node {id}"))?;
+    }
+    let mut seen = Vec::new();
+    for id in cluster.ids() {
+        let rows = read_all(&cluster.client_of(id)?, "shared").await.with_context(|| format!("from node {id}"))?;
+        seen.push(rows.into_iter().map(|row| (row.offset, row.id, row.bytes)).collect::<Vec<_>>());
+    }
+    ensure!(seen[0].len() == 120 && seen.iter().all(|rows| *rows == seen[0]), "every node gives the same events");
+    // A node that is asked to stop while it takes events answers what it took, and its clients go on elsewhere.
+    let client = cluster.client(false)?;
+    let publisher = client.publisher("shared", PublisherOptions::default()).await?;
+    let mut receipts = Vec::new();
+    for n in 0..600 {
+        receipts.push(publisher.publish(Event::new(format!("drain {n}")).with_mimetype(Mime::TextPlain)).await?);
+        if n == 200 {
+            ensure!(cluster.terminate(1, Duration::from_secs(60))?, "a node that drains ends well");
+        }
+    }
+    for (n, receipt) in receipts.into_iter().enumerate() {
+        receipt.await.with_context(|| format!("event {n}"))?;
+    }
+    publisher.close().await;
+    let rows = read_all(&cluster.client_of(2)?, "shared").await?;
+    ensure!(rows.len() == 720, "{} events are there instead of 720", rows.len());
+    Ok(())
+}
