@@ -22,6 +22,8 @@ from pyensign.ensign import Ensign
 
 # The SDK reports every broken stream as a warning; here they are broken on purpose.
 logging.getLogger().setLevel(logging.ERROR)
+# It also leaves tasks behind when a stream it would open again is closed meanwhile.
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 BINARY = os.environ.get("ENSIGN_BIN", "target/release/ensign")
 START_SECONDS = 120

@@ -52,7 +52,8 @@ async fn open(shared: Arc<Shared>, call: Call, query: Result<Option<api::Query>,
     let next = Offset(log_start.0.saturating_add(parsed.offset).min(end.0));
     let ended = Box::pin(auth::ended(Arc::clone(&shared), caller));
     let left = parsed.limit.unwrap_or(u64::MAX);
-    Ok(Scan { handle, next, end, left, place: None, ahead: Vec::new().into(), limit: message_limit(&call), ended })
+    let limit = message_limit(&call, query.message_bytes_max);
+    Ok(Scan { handle, next, end, left, place: None, ahead: Vec::new().into(), limit, ended })
 }
 
 /// The query and the topic that it is for.

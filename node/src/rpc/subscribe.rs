@@ -52,8 +52,11 @@ pub(super) fn serve(shared: Arc<Shared>, request: http::Request<Body>) -> http::
     wire::reply(frames.flatten().boxed())
 }
 
-/// The largest message that the client takes.
-pub(super) fn message_limit(call: &Call) -> usize {
+/// The largest message that the client takes: what it says in its request, else in its metadata, else what every client takes.
+pub(super) fn message_limit(call: &Call, in_request: u32) -> usize {
+    if in_request != 0 {
+        return (in_request as usize).min(MESSAGE_LIMIT_MAX);
+    }
     let asked = call.metadata.get("ensign-max-message-bytes").and_then(|value| value.to_str().ok());
     asked.and_then(|text| text.parse().ok()).map_or(REPLY_MAX, |limit: usize| limit.min(MESSAGE_LIMIT_MAX))
 }
@@ -95,10 +98,7 @@ async fn open(
     let ended = Box::pin(auth::ended(Arc::clone(&shared), caller.clone()));
     let catalog = shared.parts.catalog.view().changes();
     let subscriber = Subscriber {
-        limit: match subscription.message_bytes_max {
-            0 => message_limit(&call),
-            asked => (asked as usize).min(MESSAGE_LIMIT_MAX),
-        },
+        limit: message_limit(&call, subscription.message_bytes_max),
         shared,
         _caller: caller,
         scope,
