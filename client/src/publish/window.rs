@@ -202,8 +202,9 @@ impl Window {
 
     /// The number's eight bytes. Cut from a block, so that an event costs no allocation for its name.
     fn local_id(&mut self, number: u64) -> Bytes {
-        let place = number.wrapping_sub(self.ids_from) as usize * ID_BYTES;
-        if number < self.ids_from || place >= self.ids.len() {
+        // A re-send goes back to numbers before the block.
+        let place = number.checked_sub(self.ids_from).map_or(usize::MAX, |nth| (nth as usize).saturating_mul(ID_BYTES));
+        if place >= self.ids.len() {
             let mut block = BytesMut::with_capacity(IDS as usize * ID_BYTES);
             for id in number..number + IDS {
                 block.extend_from_slice(&id.to_be_bytes());
