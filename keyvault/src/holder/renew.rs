@@ -256,7 +256,7 @@ impl Holder {
         let died = table.keys.len() != before;
         for rotated in &reply.rotated {
             if let Ok(ring) = RingId::try_from(&rotated.ring[..]) {
-                table.saw_active(ring, KeyVersion(rotated.version));
+                table.saw_rotated(ring, KeyVersion(rotated.version));
             }
         }
         // Never longer than this node was told, nor than it was configured to trust.

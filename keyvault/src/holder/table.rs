@@ -3,7 +3,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ensign_proto::{DekId, KeyVersion, NodeId, PartitionContext, RingId};
@@ -22,6 +22,8 @@ const BYTES_WORN: u64 = (1 << 40) / 10 * 9;
 const AGE_WORN: Duration = Duration::from_hours(27 * 24);
 /// How many dead data keys are remembered by name, so that their batches are refused for the right reason.
 const SHREDDED_MAX: usize = 100_000;
+/// How many dead versions and rings are remembered.
+const TOMBSTONES_MAX: usize = 500_000;
 
 /// A key in memory.
 pub(super) struct Held {
@@ -30,6 +32,8 @@ pub(super) struct Held {
     pub(super) slot: KeySlot,
     pub(super) severed: CancellationToken,
     uses: AtomicUsize,
+    /// Out of the table: the end of its last use overwrites it.
+    dead: AtomicBool,
     seals: AtomicU64,
     bytes: AtomicU64,
     last_used: AtomicU64,
@@ -43,6 +47,7 @@ impl Held {
             slot,
             severed: CancellationToken::new(),
             uses: AtomicUsize::new(0),
+            dead: AtomicBool::new(false),
             seals: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             last_used: AtomicU64::new(now.0.as_millis() as u64),
@@ -54,9 +59,22 @@ impl Held {
         self.last_used.store(now.0.as_millis() as u64, Ordering::Relaxed);
     }
 
-    /// Whether this was the last use.
+    /// Whether this was the last use. If the key died meanwhile, it is overwritten.
     pub(super) fn end(&self) -> bool {
-        self.uses.fetch_sub(1, Ordering::SeqCst) == 1
+        let last = self.uses.fetch_sub(1, Ordering::SeqCst) == 1;
+        if last && self.dead.load(Ordering::SeqCst) {
+            self.slot.wipe();
+        }
+        last
+    }
+
+    /// Overwrites the key now, or when its last use ends. Only for keys that are out of the table, so that no use begins.
+    fn die(&self) {
+        // Marked before the look at the uses: whoever ends the last one either sees the mark or is seen here.
+        self.dead.store(true, Ordering::SeqCst);
+        if !self.in_use() {
+            self.slot.wipe();
+        }
     }
 
     pub(super) fn in_use(&self) -> bool {
@@ -118,11 +136,11 @@ impl Table {
         for dead in dead {
             match *dead {
                 Dead::Version(ring, version) => {
-                    self.tombstones.insert((ring, Some(version)));
+                    self.bury((ring, Some(version)));
                     self.kill_where(true, |held| held.wrapped.ring == ring && held.wrapped.version == version);
                 }
                 Dead::Ring(ring) => {
-                    self.tombstones.insert((ring, None));
+                    self.bury((ring, None));
                     self.kill_where(true, |held| held.wrapped.ring == ring);
                 }
                 // Custody may come back, so this leaves no tombstone.
@@ -132,18 +150,24 @@ impl Table {
         }
     }
 
+    /// Remembers the dead. Beyond its bound this saves a call no more, but loses nothing: the vault refuses them, and replies
+    /// from before their death are ignored.
+    fn bury(&mut self, which: (RingId, Option<KeyVersion>)) {
+        if self.tombstones.len() < TOMBSTONES_MAX {
+            self.tombstones.insert(which);
+        }
+    }
+
     fn kill_where(&mut self, shred: bool, dies: impl Fn(&Held) -> bool) {
         let doomed: Vec<Arc<Held>> = self.keys.extract_if(|_, held| dies(held)).map(|(_, held)| held).collect();
         for held in doomed {
             if shred {
                 self.remember_shredded(&held.wrapped);
             }
-            // A key that nobody uses is overwritten at once; the others when their last use ends.
-            if !held.in_use() {
-                held.slot.wipe();
-            }
+            held.die();
             self.dying.push(held);
         }
+        self.dying.retain(|held| held.in_use());
     }
 
     fn remember_shredded(&mut self, wrapped: &WrappedDek) {
@@ -159,20 +183,20 @@ impl Table {
 
     /// Every key that died and may still be in use.
     pub(super) fn dying(&mut self) -> Vec<Arc<Held>> {
-        self.dying.retain(|held| held.in_use() || Arc::strong_count(held) > 1);
+        self.dying.retain(|held| held.in_use());
         self.dying.clone()
     }
 
     /// Drops all keys. With `wipe`, also from under uses in progress: their lease is over.
     pub(super) fn drop_all(&mut self, wipe: bool) {
         for (_, held) in self.keys.drain() {
-            if wipe || !held.in_use() {
+            held.die();
+            if wipe {
                 held.slot.wipe();
             }
-            if held.in_use() {
-                self.dying.push(held);
-            }
+            self.dying.push(held);
         }
+        self.dying.retain(|held| held.in_use());
         if wipe {
             self.lease.end();
         }
@@ -193,9 +217,17 @@ impl Table {
         Ok(())
     }
 
+    /// A key of this ring was granted.
     pub(super) fn saw_active(&mut self, ring: RingId, version: KeyVersion) {
         let newest = self.active.entry(ring).or_default();
         *newest = version.max(*newest);
+    }
+
+    /// A ring was rotated; it matters where keys of it are held.
+    pub(super) fn saw_rotated(&mut self, ring: RingId, version: KeyVersion) {
+        if let Some(newest) = self.active.get_mut(&ring) {
+            *newest = version.max(*newest);
+        }
     }
 
     /// Gives up the sixteenth of the keys that has been unused for longest.

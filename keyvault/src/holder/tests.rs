@@ -293,6 +293,21 @@ async fn a_surrender_waits_until_opened_events_are_gone() {
 }
 
 #[tokio::test]
+async fn a_key_that_died_in_use_is_overwritten_when_the_use_ends() {
+    let world = World::new();
+    let wrapped = world.holder.create_dek(&ctx(0), world.ring).await.unwrap();
+    let using = world.holder.begin_use(wrapped.dek).unwrap();
+    let held = Arc::clone(&using.held);
+    // Heard of in a renewal: nobody will ask for a surrender.
+    world.vault.order_revoke(world.ring, None);
+    let other = world.vault.create_ring(PROJECT);
+    world.holder.create_dek(&ctx(1), other).await.unwrap();
+    assert!(!using.is_live() && held.slot.with(|_| ()).is_some());
+    drop(using);
+    assert!(held.slot.with(|_| ()).is_none());
+}
+
+#[tokio::test]
 async fn a_process_does_not_speak_for_another() {
     let world = World::new();
     let other = world.vault.holder(ME, world.clock.clone(), &world.tasks);
