@@ -70,7 +70,7 @@ async fn every_node_takes_events_and_gives_them_and_one_that_drains_loses_none()
     for n in 0..600 {
         receipts.push(publisher.publish(Event::new(format!("drain {n}")).with_mimetype(Mime::TextPlain)).await?);
         if n == 200 {
-            ensure!(cluster.terminate(1, Duration::from_secs(60))?, "a node that drains ends well");
+            ensure!(cluster.terminate(1, Duration::from_mins(1))?, "a node that drains ends well");
         }
     }
     for (n, receipt) in receipts.into_iter().enumerate() {

@@ -74,8 +74,8 @@ pub struct Submission {
     pub bodies: Bytes,
     /// Where the outcome goes.
     pub reply: oneshot::Sender<Result<Appended, PublishError>>,
-    /// The right to be in memory, held until there is an outcome.
-    pub room: OwnedSemaphorePermit,
+    /// The rights to be in memory, held until there is an outcome.
+    pub room: Vec<OwnedSemaphorePermit>,
 }
 
 /// Why events were not acknowledged.
@@ -129,7 +129,7 @@ struct Item {
     /// An attempt of it may have been appended.
     doubtful: bool,
     reply: oneshot::Sender<Result<Appended, PublishError>>,
-    _room: OwnedSemaphorePermit,
+    _room: Vec<OwnedSemaphorePermit>,
 }
 
 impl Item {

@@ -241,8 +241,10 @@ impl Task {
                 }
                 continue;
             }
-            self.refuse_queued(now.leader);
             let elected = now.leader == Some(self.parts.me);
+            if !elected {
+                self.refuse_queued(now.leader);
+            }
             tokio::select! {
                 () = stop.cancelled() => break,
                 changed = leadership.changed() => if changed.is_err() { break },

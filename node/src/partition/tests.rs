@@ -194,7 +194,7 @@ impl Publisher {
             shapes,
             bodies: bodies.into(),
             reply,
-            room: Arc::clone(&self.room).acquire_owned().await.unwrap(),
+            room: vec![Arc::clone(&self.room).acquire_owned().await.unwrap()],
         };
         self.submissions.send(submission).await.unwrap();
         outcome

@@ -22,7 +22,7 @@ use std::task::{Context, Poll};
 use ensign_proto::NodeId;
 use ensign_proto::pb::ensign::v1beta1::ensign_server::EnsignServer;
 use ensign_raft::env::{Clock, Rng, Tasks, UnixNanos};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tonic::body::Body;
 use tonic::server::NamedService;
 
@@ -66,8 +66,13 @@ impl std::fmt::Debug for RpcParts {
     }
 }
 
+/// Bytes of events on their way to a commit, over all publish streams of a node; more wait in their clients.
+const PUBLISH_ROOM: usize = 256 << 20;
+
 pub(crate) struct Shared {
     parts: RpcParts,
+    /// In KiB.
+    publish_room: Arc<Semaphore>,
     started: UnixNanos,
 }
 
@@ -88,7 +93,8 @@ impl Ensign {
     /// The service.
     pub fn new(parts: RpcParts) -> Self {
         let started = parts.clock.wall();
-        let shared = Arc::new(Shared { parts, started });
+        let publish_room = Arc::new(Semaphore::new(PUBLISH_ROOM >> 10));
+        let shared = Arc::new(Shared { parts, publish_room, started });
         let unary = EnsignServer::new(unary::Unary(Arc::clone(&shared))).max_decoding_message_size(REQUEST_MAX);
         Self { shared, unary }
     }

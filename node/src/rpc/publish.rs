@@ -397,8 +397,12 @@ impl Intake {
         let Some(run) = gathering else { return Ok(()) };
         let size = (run.bodies.len() + run.shapes.len() * 64) as u32 >> 10;
         let permits = (size + 1).min(ROOM >> 10);
-        let room = Arc::clone(&self.room).acquire_many_owned(permits).await;
-        let room = room.map_err(|_| Status::unavailable(text::STOPPING))?;
+        let mut room = Vec::with_capacity(2);
+        // First its own share, so that a stream that has used it up holds none of what all streams share.
+        for share in [&self.room, &self.shared.publish_room] {
+            let granted = Arc::clone(share).acquire_many_owned(permits).await;
+            room.push(granted.map_err(|_| Status::unavailable(text::STOPPING))?);
+        }
         let (reply, outcome) = oneshot::channel();
         let submission = Submission {
             numbering: run.numbering,

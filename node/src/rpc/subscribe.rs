@@ -28,8 +28,11 @@ use crate::partition::metrics::Online;
 use crate::partition::{LogPlace, PartitionHandle, StoredBatch};
 use crate::status::{self, text};
 
-/// Sealed batches read ahead per topic.
-const READ_AHEAD: ByteCount = ByteCount(1 << 20);
+/// Sealed batches that a stream reads ahead, shared by its topics; each gets at least one batch.
+const READ_AHEAD: u64 = 4 << 20;
+
+/// The most that is read ahead of one topic.
+const READ_AHEAD_TOPIC: u64 = 1 << 20;
 
 /// How long the opening message may take.
 const OPENING: Duration = Duration::from_secs(30);
@@ -268,6 +271,7 @@ impl Subscriber {
 
     /// One batch of the next topic that has any, as frames; nothing when all are at their tails.
     async fn deliver(&mut self) -> Result<Option<Bytes>, Status> {
+        let ahead = ByteCount((READ_AHEAD / self.feeds.len().max(1) as u64).min(READ_AHEAD_TOPIC));
         for _ in 0..self.feeds.len() {
             self.next = (self.next + 1) % self.feeds.len();
             let feed = &mut self.feeds[self.next];
@@ -276,7 +280,7 @@ impl Subscriber {
             }
             feed.skip_delivered();
             if feed.ahead.is_empty() {
-                let read = feed.handle.read(feed.next, READ_AHEAD, &mut feed.place).await;
+                let read = feed.handle.read(feed.next, ahead, &mut feed.place).await;
                 feed.ahead = read.map_err(|error| status::read_failed(&error))?.into();
             }
             let Some(batch) = feed.ahead.pop_front() else { continue };
