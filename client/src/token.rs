@@ -174,6 +174,8 @@ impl TokenSource {
             let body = serde_json::json!({ "refresh_token": refresh.token });
             match self.post("/v1/refresh", &body).await {
                 Ok(tokens) => return Ok(tokens),
+                // A login would ask the same service.
+                Err(error @ AuthError::Unreachable { .. }) => return Err(error),
                 // A refresh token can be refused for reasons that a login is not, for example a rotated signing key.
                 Err(error) => debug!(%error, "refresh failed; logging in"),
             }

@@ -104,7 +104,7 @@ fn an_administrators_command_without_such_a_key_says_what_is_missing() {
     let file = dir.path().join("key.json");
     std::fs::write(&file, r#"{"ClientID":"a","ClientSecret":"b"}"#).unwrap();
     let output = ensign(&["project", "list", "--credentials", file.to_str().unwrap()]);
-    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(output.status.code(), Some(4));
     assert!(stderr(&output).contains("no administrator's key"), "{}", stderr(&output));
 }
 

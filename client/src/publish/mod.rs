@@ -84,9 +84,13 @@ pub enum PublishError {
         /// The reason, for people.
         message: String,
     },
-    /// It was sent, but no answer came before the deadline: it may be stored, or may yet be.
-    #[error("no acknowledgement came before the deadline; the event may or may not be stored")]
-    OutcomeUnknown,
+    /// It was sent, but no answer came before the deadline, or before the stream ended for good: it may be stored, or may yet
+    /// be.
+    #[error("the event may or may not be stored: {}", .cause.as_ref().map_or("no acknowledgement came before the deadline".to_owned(), ToString::to_string))]
+    OutcomeUnknown {
+        /// What the stream ended with; `None` at the deadline.
+        cause: Option<CallError>,
+    },
     /// The deadline passed before it could be sent. It is not stored.
     #[error("the event could not be sent before the deadline; it is not stored")]
     NotSent,
@@ -106,7 +110,9 @@ impl Future for Receipt {
     type Output = Outcome;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Outcome> {
-        Pin::new(&mut self.0).poll(context).map(|outcome| outcome.unwrap_or(Err(PublishError::OutcomeUnknown)))
+        Pin::new(&mut self.0)
+            .poll(context)
+            .map(|outcome| outcome.unwrap_or(Err(PublishError::OutcomeUnknown { cause: None })))
     }
 }
 

@@ -169,7 +169,8 @@ impl Window {
                 break;
             }
             if let Some(waiting) = slot.outcome.take() {
-                let verdict = if slot.sent { PublishError::OutcomeUnknown } else { PublishError::NotSent };
+                let unknown = PublishError::OutcomeUnknown { cause: None };
+                let verdict = if slot.sent { unknown } else { PublishError::NotSent };
                 let _ = waiting.send(Err(verdict));
             }
         }
@@ -181,7 +182,11 @@ impl Window {
         for slot in &mut self.slots {
             if let Some(waiting) = slot.outcome.take() {
                 // Something that was sent may have been stored, whatever the stream died of.
-                let verdict = if slot.sent { PublishError::OutcomeUnknown } else { error.clone() };
+                let verdict = match (&error, slot.sent) {
+                    (PublishError::Stream(cause), true) => PublishError::OutcomeUnknown { cause: Some(cause.clone()) },
+                    (_, true) => PublishError::OutcomeUnknown { cause: None },
+                    (error, false) => error.clone(),
+                };
                 let _ = waiting.send(Err(verdict));
             }
         }
@@ -278,7 +283,7 @@ mod tests {
         let mut kept = push(&mut window, later());
         let mut freed = Freed::default();
         window.expire(Instant::now(), &mut freed);
-        assert!(matches!(sent.try_recv().unwrap(), Err(PublishError::OutcomeUnknown)));
+        assert!(matches!(sent.try_recv().unwrap(), Err(PublishError::OutcomeUnknown { cause: None })));
         assert!(matches!(unsent.try_recv().unwrap(), Err(PublishError::NotSent)));
         assert!(kept.try_recv().is_err());
         assert_eq!((freed.events, window.first(), window.next()), (2, 3, 4));

@@ -6,7 +6,7 @@ use ensign_client::{CallError, Client, CredentialsFile, Options};
 use ensign_proto::ProjectId;
 
 use super::args::ClientArgs;
-use super::exit::UsageError;
+use super::exit::{NoAdministrator, UsageError};
 
 /// Clients for the project's key and, where the credentials file has one, the administrator's.
 pub(crate) struct Clients {
@@ -18,12 +18,9 @@ impl Clients {
     /// The administrator's client.
     ///
     /// # Errors
-    /// [`UsageError`]: the credentials file has no such key.
-    pub(super) fn admin(&self) -> Result<ensign_client::Admin, UsageError> {
-        let missing = || {
-            UsageError("the credentials file has no administrator's key (`admin`): use the file that `ensign dev` or `ensign serve --bootstrap` wrote".to_owned())
-        };
-        self.admin.as_ref().map(Client::admin).ok_or_else(missing)
+    /// The credentials file has no such key.
+    pub(super) fn admin(&self) -> Result<ensign_client::Admin, NoAdministrator> {
+        self.admin.as_ref().map(Client::admin).ok_or(NoAdministrator)
     }
 
     /// The project that the credentials are for; `None` where their key may not ask.

@@ -79,7 +79,8 @@ fn parse_media_type(text: &str) -> Result<i32, UsageError> {
 
 /// A schema as `name v1.2.3`.
 pub(super) fn schema_name(schema: &EventSchema) -> String {
-    if schema.name.is_empty() {
+    // What publishers that name none are counted under.
+    if schema.name.is_empty() || schema.name == "Unspecified" {
         return String::new();
     }
     format!("{} v{}.{}.{}", schema.name, schema.major_version, schema.minor_version, schema.patch_version)

@@ -40,6 +40,14 @@ impl From<Exit> for ExitCode {
 #[error("{0}")]
 pub struct UsageError(pub String);
 
+/// The credentials carry no administrator's key.
+#[derive(Debug, Error)]
+#[error(
+    "the credentials file has no administrator's key (`admin`): use the file that `ensign dev` or `ensign serve \
+     --bootstrap` wrote"
+)]
+pub(super) struct NoAdministrator;
+
 /// Ctrl-C or SIGTERM.
 #[derive(Debug, Error)]
 #[error("interrupted")]
@@ -57,6 +65,9 @@ fn code_of(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
         || error.is::<ConfigError>()
     {
         return Some(Exit::Usage);
+    }
+    if error.is::<NoAdministrator>() {
+        return Some(Exit::Denied);
     }
     if error.is::<Interrupted>() {
         return Some(Exit::Interrupted);
@@ -91,8 +102,9 @@ fn call(error: &CallError) -> Exit {
         CallError::Auth(error) => auth(error),
         CallError::Unauthenticated { .. } | CallError::PermissionDenied { .. } => Exit::Denied,
         CallError::NotFound { .. } => Exit::NotFound,
-        // The streams' way to say that a topic does not exist.
+        // How streams and queries say that a topic does not exist.
         CallError::Precondition { message } if message == "no topics available" => Exit::NotFound,
+        CallError::Invalid { message } if message == "unknown topic in query" => Exit::NotFound,
         CallError::AlreadyExists { .. } | CallError::Precondition { .. } | CallError::OutOfRange { .. } => {
             Exit::Refused
         }
@@ -121,7 +133,7 @@ fn publish(error: &PublishError) -> Exit {
             | NackCode::DeliverAgainAny
             | NackCode::DeliverAgainNotMe => Exit::Failure,
         },
-        PublishError::OutcomeUnknown => Exit::OutcomeUnknown,
+        PublishError::OutcomeUnknown { .. } => Exit::OutcomeUnknown,
         PublishError::NotSent => Exit::Unavailable,
         PublishError::Stream(cause) => call(cause),
         PublishError::Closed => Exit::Failure,

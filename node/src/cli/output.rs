@@ -12,6 +12,9 @@ use serde::Serialize;
 use super::args::Output;
 use super::exit::UsageError;
 
+/// How wide tables are where no terminal says.
+const WIDTH: u16 = 120;
+
 /// Prints a list: a table under `headings`, or an array of objects.
 pub(super) fn list<T: Serialize>(
     output: Output,
@@ -26,6 +29,10 @@ pub(super) fn list<T: Serialize>(
         Output::Human => {
             let mut table = Table::new();
             table.load_style(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+            // Into a file or a pipe there is no width to keep to, but people still read it.
+            if table.width().is_none() {
+                table.set_width(WIDTH);
+            }
             table.set_header(headings);
             table.add_rows(items.iter().map(row));
             line(table)

@@ -1,0 +1,197 @@
+//! Client commands against a real cluster: what they print for programs, and the codes they end with.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+
+/// `ensign dev` with one replica, and a folder for what commands write.
+struct Cluster {
+    child: Child,
+    dir: tempfile::TempDir,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // A test that failed must not leave a server behind.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn ensign() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ensign"));
+    for name in ["ENSIGN_ENDPOINT", "ENSIGN_AUTH_URL", "ENSIGN_INSECURE", "ENSIGN_CA_FILE"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+impl Cluster {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        let credentials = dir.path().join("dev.json");
+        let any = "127.0.0.1:0";
+        let mut child = ensign()
+            .args(["dev", "--nodes", "1", "--grpc", any, "--http", any, "--metrics", any, "--credentials"])
+            .arg(&credentials)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the command runs");
+        let stdout = child.stdout.take().expect("its output");
+        let mut lines = BufReader::new(stdout).lines().map_while(Result::ok);
+        assert!(lines.any(|line| line == "ready"), "the cluster did not start");
+        Self { child, dir }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn run_as(&self, credentials: &Path, args: &[&str], input: &str) -> Output {
+        let mut child = ensign()
+            .args(args)
+            .env("ENSIGN_CREDENTIALS", credentials)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the command runs");
+        // A command that does not read its input has closed it.
+        let _ = child.stdin.take().expect("its input").write_all(input.as_bytes());
+        child.wait_with_output().expect("the command ends")
+    }
+
+    fn run(&self, args: &[&str], input: &str) -> Output {
+        self.run_as(&self.file("dev.json"), args, input)
+    }
+
+    /// Runs a command that must work, and reads its JSON: one value for each line.
+    fn json(&self, args: &[&str], input: &str) -> Vec<Value> {
+        let output = self.run(&[args, &["--output", "json"]].concat(), input);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).expect("text");
+        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    }
+
+    /// Runs a command that must fail; tells its code and what it said.
+    fn failure(&self, args: &[&str]) -> (Option<i32>, String) {
+        let output = self.run(args, "");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
+
+#[test]
+fn topics_and_events_from_the_command_line() {
+    let cluster = Cluster::start();
+
+    let created = cluster.json(&["topic", "create", "orders"], "");
+    assert_eq!(created[0]["state"], "ready");
+    assert_eq!(cluster.failure(&["topic", "create", "orders"]).0, Some(7));
+    assert_eq!(cluster.failure(&["topic", "create", "or/ders"]).0, Some(2));
+
+    let stored = cluster.json(&["publish", "orders", "--key-value", "from=test"], "{\"n\": 1.50}\n\n[2]\n");
+    assert_eq!(stored[0]["events"], 2);
+    let text = cluster.json(&["publish", "orders", "--mimetype", "text/plain", "--whole"], "one\ntwo\n");
+    assert_eq!(text[0]["events"], 1);
+
+    let events = cluster.json(&["subscribe", "orders", "--from", "earliest", "--count", "3"], "");
+    let offsets: Vec<_> = events.iter().map(|event| event["offset"].as_u64().expect("a number")).collect();
+    assert_eq!(offsets, [1, 2, 3]);
+    assert_eq!(events[0]["data"]["n"].to_string(), "1.5");
+    assert_eq!(events[0]["metadata"]["from"], "test");
+    assert_eq!(events[2]["data"], "one\ntwo\n");
+    assert_eq!(events[2]["mimetype"], "text/plain");
+
+    let rows = cluster.json(&["query", "SELECT * FROM orders OFFSET 1 LIMIT 1"], "");
+    assert_eq!(rows.len(), 1);
+    assert_eq!(
+        rows[0]["id"],
+        events[usize::try_from(rows[0]["offset"].as_u64().expect("a number")).expect("small") - 1]["id"]
+    );
+
+    let described = cluster.json(&["topic", "describe", "orders"], "");
+    assert_eq!(described[0]["events"], 3);
+    assert_eq!(cluster.failure(&["topic", "describe", "nothing"]).0, Some(3));
+    assert_eq!(cluster.failure(&["query", "SELECT * FROM nothing"]).0, Some(3));
+    assert_eq!(cluster.failure(&["subscribe", "nothing", "--count", "1"]).0, Some(3));
+
+    let (code, said) = cluster.failure(&["topic", "archive", "orders"]);
+    assert!(code == Some(2) && said.contains("--yes"), "{said}");
+    cluster.json(&["topic", "archive", "orders", "--yes"], "");
+    let refused = cluster.run(&["publish", "orders"], "{}\n");
+    assert_eq!(refused.status.code(), Some(7), "{}", String::from_utf8_lossy(&refused.stderr));
+    assert_eq!(cluster.json(&["topic", "destroy", "orders", "--yes"], "")[0]["state"], "deleting");
+}
+
+#[test]
+fn projects_keys_and_rights_from_the_command_line() {
+    let cluster = Cluster::start();
+
+    let projects = cluster.json(&["project", "list"], "");
+    assert_eq!(projects[0].as_array().expect("a list").len(), 1);
+    let other = cluster.json(&["project", "create", "other"], "");
+    assert_eq!(cluster.failure(&["project", "create", "other"]).0, Some(7));
+    assert_eq!(cluster.failure(&["project", "create", " "]).0, Some(2));
+    assert_eq!(cluster.failure(&["project", "list", "--organization", "nonsense"]).0, Some(2));
+
+    // A key that may only read sees what it may, and nothing of another project.
+    let reader = cluster.file("reader.json");
+    let path = reader.to_str().expect("text");
+    let key = cluster.json(&["apikey", "create", "reader", "--permission", "subscriber", "--save", path], "");
+    assert!(key[0].get("client_secret").is_none(), "a secret was printed");
+    cluster.json(&["topic", "create", "orders"], "");
+    cluster.json(&["publish", "orders"], "{}\n");
+    assert!(cluster.run_as(&reader, &["query", "SELECT * FROM orders"], "").status.success());
+    assert_eq!(cluster.run_as(&reader, &["publish", "orders"], "{}\n").status.code(), Some(4));
+    assert_eq!(cluster.run_as(&reader, &["topic", "create", "more"], "").status.code(), Some(4));
+    assert_eq!(cluster.run_as(&reader, &["project", "list"], "").status.code(), Some(4));
+    let stranger = cluster.file("stranger.json");
+    let other_id = other[0]["id"].as_str().expect("an id");
+    let path = stranger.to_str().expect("text");
+    cluster.json(&["apikey", "create", "stranger", "--project", other_id, "--save", path], "");
+    assert_eq!(cluster.run_as(&stranger, &["query", "SELECT * FROM orders"], "").status.code(), Some(3));
+    assert_eq!(cluster.failure(&["apikey", "create", "again", "--save", path]).0, Some(2));
+    assert_eq!(cluster.failure(&["apikey", "create", "x", "--permission", "apikeys:edit", "--save", "-"]).0, Some(2));
+
+    // Revoking a key ends its rights.
+    cluster.json(&["apikey", "revoke", key[0]["id"].as_str().expect("an id"), "--yes"], "");
+    assert_eq!(cluster.run_as(&reader, &["query", "SELECT * FROM orders"], "").status.code(), Some(4));
+    assert_eq!(cluster.failure(&["apikey", "revoke", "nobody", "--yes"]).0, Some(3));
+
+    let status = cluster.json(&["status"], "");
+    assert_eq!(status[0]["nodes"].as_array().expect("a list").len(), 1);
+    let names: Vec<_> = status[0]["groups"].as_array().expect("a list").iter().map(|group| &group["name"]).collect();
+    assert_eq!(names, ["catalog", "vault", "orders"]);
+}
+
+#[test]
+fn a_revoked_key_makes_its_events_unreadable_and_no_others() {
+    let cluster = Cluster::start();
+    let other = cluster.json(&["project", "create", "other"], "");
+    let other_id = other[0]["id"].as_str().expect("an id");
+    let neighbour = cluster.file("neighbour.json");
+    let path = neighbour.to_str().expect("text");
+    cluster.json(&["apikey", "create", "neighbour", "--project", other_id, "--save", path], "");
+    assert!(cluster.run_as(&neighbour, &["topic", "create", "diary"], "").status.success());
+    assert!(cluster.run_as(&neighbour, &["publish", "diary"], "{}\n").status.success());
+    cluster.json(&["topic", "create", "orders"], "");
+    cluster.json(&["publish", "orders"], "{}\n");
+
+    assert_eq!(cluster.json(&["key", "rotate"], "")[0]["version"], 2);
+    assert_eq!(cluster.json(&["query", "SELECT * FROM orders"], "").len(), 1);
+    let (code, said) = cluster.failure(&["key", "revoke", "--version", "1"]);
+    assert!(code == Some(2) && said.contains("--yes"), "{said}");
+    assert_eq!(cluster.failure(&["key", "revoke", "--version", "9", "--yes"]).0, Some(3));
+
+    let revoked = cluster.json(&["key", "revoke", "--version", "1", "--yes"], "");
+    assert_eq!(revoked[0]["versions"], serde_json::json!([1]));
+    let (code, said) = cluster.failure(&["query", "SELECT * FROM orders"]);
+    assert!(code == Some(7) && said.contains("the key was revoked"), "{code:?} {said}");
+    let rings = cluster.json(&["key", "list"], "");
+    let states: Vec<_> = rings[0][0]["versions"].as_array().expect("a list").iter().map(|it| &it["state"]).collect();
+    assert_eq!(states, ["revoked", "active"]);
+    assert!(cluster.run_as(&neighbour, &["query", "SELECT * FROM diary"], "").status.success());
+}
