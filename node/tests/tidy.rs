@@ -89,7 +89,8 @@ fn violations(folder: &str, manifest: &Table) -> Vec<String> {
         let tests_only = kind == "dev-dependencies";
         if let Some(ours) = name.strip_prefix("ensign-") {
             // A crate may name itself among its dev-dependencies, to turn its own test features on.
-            if !(ours == folder && tests_only) && !allowed.contains(&ours) {
+            let itself = ours == folder && tests_only;
+            if !itself && !allowed.contains(&ours) {
                 wrong.push(format!("{folder} names {ours} in its {kind}: the arrow turns back"));
             }
             let features = entry.get("features").and_then(Value::as_array).into_iter().flatten();
