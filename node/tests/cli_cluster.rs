@@ -50,7 +50,7 @@ impl Cluster {
         self.dir.path().join(name)
     }
 
-    fn run_as(&self, credentials: &Path, args: &[&str], input: &str) -> Output {
+    fn run_as(credentials: &Path, args: &[&str], input: &str) -> Output {
         let mut child = ensign()
             .args(args)
             .env("ENSIGN_CREDENTIALS", credentials)
@@ -65,7 +65,7 @@ impl Cluster {
     }
 
     fn run(&self, args: &[&str], input: &str) -> Output {
-        self.run_as(&self.file("dev.json"), args, input)
+        Self::run_as(&self.file("dev.json"), args, input)
     }
 
     /// Runs a command that must work, and reads its JSON: one value for each line.
@@ -144,21 +144,21 @@ fn projects_keys_and_rights_from_the_command_line() {
     assert!(key[0].get("client_secret").is_none(), "a secret was printed");
     cluster.json(&["topic", "create", "orders"], "");
     cluster.json(&["publish", "orders"], "{}\n");
-    assert!(cluster.run_as(&reader, &["query", "SELECT * FROM orders"], "").status.success());
-    assert_eq!(cluster.run_as(&reader, &["publish", "orders"], "{}\n").status.code(), Some(4));
-    assert_eq!(cluster.run_as(&reader, &["topic", "create", "more"], "").status.code(), Some(4));
-    assert_eq!(cluster.run_as(&reader, &["project", "list"], "").status.code(), Some(4));
+    assert!(Cluster::run_as(&reader, &["query", "SELECT * FROM orders"], "").status.success());
+    assert_eq!(Cluster::run_as(&reader, &["publish", "orders"], "{}\n").status.code(), Some(4));
+    assert_eq!(Cluster::run_as(&reader, &["topic", "create", "more"], "").status.code(), Some(4));
+    assert_eq!(Cluster::run_as(&reader, &["project", "list"], "").status.code(), Some(4));
     let stranger = cluster.file("stranger.json");
     let other_id = other[0]["id"].as_str().expect("an id");
     let path = stranger.to_str().expect("text");
     cluster.json(&["apikey", "create", "stranger", "--project", other_id, "--save", path], "");
-    assert_eq!(cluster.run_as(&stranger, &["query", "SELECT * FROM orders"], "").status.code(), Some(3));
+    assert_eq!(Cluster::run_as(&stranger, &["query", "SELECT * FROM orders"], "").status.code(), Some(3));
     assert_eq!(cluster.failure(&["apikey", "create", "again", "--save", path]).0, Some(2));
     assert_eq!(cluster.failure(&["apikey", "create", "x", "--permission", "apikeys:edit", "--save", "-"]).0, Some(2));
 
     // Revoking a key ends its rights.
     cluster.json(&["apikey", "revoke", key[0]["id"].as_str().expect("an id"), "--yes"], "");
-    assert_eq!(cluster.run_as(&reader, &["query", "SELECT * FROM orders"], "").status.code(), Some(4));
+    assert_eq!(Cluster::run_as(&reader, &["query", "SELECT * FROM orders"], "").status.code(), Some(4));
     assert_eq!(cluster.failure(&["apikey", "revoke", "nobody", "--yes"]).0, Some(3));
 
     let status = cluster.json(&["status"], "");
@@ -175,8 +175,8 @@ fn a_revoked_key_makes_its_events_unreadable_and_no_others() {
     let neighbour = cluster.file("neighbour.json");
     let path = neighbour.to_str().expect("text");
     cluster.json(&["apikey", "create", "neighbour", "--project", other_id, "--save", path], "");
-    assert!(cluster.run_as(&neighbour, &["topic", "create", "diary"], "").status.success());
-    assert!(cluster.run_as(&neighbour, &["publish", "diary"], "{}\n").status.success());
+    assert!(Cluster::run_as(&neighbour, &["topic", "create", "diary"], "").status.success());
+    assert!(Cluster::run_as(&neighbour, &["publish", "diary"], "{}\n").status.success());
     cluster.json(&["topic", "create", "orders"], "");
     cluster.json(&["publish", "orders"], "{}\n");
 
@@ -193,5 +193,5 @@ fn a_revoked_key_makes_its_events_unreadable_and_no_others() {
     let rings = cluster.json(&["key", "list"], "");
     let states: Vec<_> = rings[0][0]["versions"].as_array().expect("a list").iter().map(|it| &it["state"]).collect();
     assert_eq!(states, ["revoked", "active"]);
-    assert!(cluster.run_as(&neighbour, &["query", "SELECT * FROM diary"], "").status.success());
+    assert!(Cluster::run_as(&neighbour, &["query", "SELECT * FROM diary"], "").status.success());
 }
