@@ -6,7 +6,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use hdrhistogram::Histogram;
 use tokio::time::Instant;
 
 use crate::cli::UsageError;
@@ -35,7 +34,7 @@ pub(super) fn floor(dir: &Path) -> anyhow::Result<Floor> {
     let open = || -> std::io::Result<File> { OpenOptions::new().create_new(true).append(true).open(&path) };
     let mut file = open().with_context(|| format!("cannot write to {}", dir.display()))?;
     let block = [0x5a; APPEND];
-    let mut times = Histogram::<u64>::new(3)?;
+    let mut times = super::report::microseconds()?;
     let begin = Instant::now();
     for _ in 0..APPENDS_MAX {
         let before = Instant::now();

@@ -12,6 +12,8 @@ use hdrhistogram::Histogram;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::report::microseconds;
+
 /// How much to publish, and how.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Load {
@@ -71,7 +73,7 @@ impl Publishers {
                 (publisher, latency)
             });
         }
-        let mut latency = Histogram::new(3)?;
+        let mut latency = microseconds()?;
         let mut failed = None;
         while let Some(task) = tasks.join_next().await {
             let (publisher, result) = task?;
@@ -102,7 +104,7 @@ async fn fill(
     payload: &Bytes,
     done: &AtomicU64,
 ) -> anyhow::Result<Histogram<u64>> {
-    let mut latency = Histogram::new(3)?;
+    let mut latency = microseconds()?;
     let mut waiting: VecDeque<(Receipt, Instant)> = VecDeque::with_capacity(window);
     for _ in 0..events {
         if waiting.len() >= window {

@@ -2,12 +2,20 @@
 
 use std::time::Duration;
 
-use hdrhistogram::Histogram;
+use hdrhistogram::{CreationError, Histogram};
 use serde::Serialize;
 
 use super::disk::Floor;
 use super::usage::Usage;
 use crate::cli::thousands;
+
+/// The longest time that is told apart from longer ones: ten minutes.
+const MICROSECONDS_MAX: u64 = 600_000_000;
+
+/// An empty histogram of microseconds. Of a fixed range, since `saturating_record` never makes one grow.
+pub(super) fn microseconds() -> Result<Histogram<u64>, CreationError> {
+    Histogram::new_with_max(MICROSECONDS_MAX, 3)
+}
 
 /// The figures of one run. Absent means that this run could not tell.
 #[derive(Debug, Serialize)]
@@ -138,6 +146,17 @@ mod tests {
         }
         let report = Report::new(&run(), Some(&latency));
         insta::assert_json_snapshot!(report);
+    }
+
+    #[test]
+    fn a_long_time_is_recorded_as_long_as_it_was() {
+        let mut latency = microseconds().unwrap();
+        for us in [3, 4_000, 5_000_000] {
+            latency.saturating_record(us);
+        }
+        let report = Report::new(&run(), Some(&latency));
+        assert_eq!(report.ack_p50_us.map(|us| us / 10), Some(400));
+        assert!(report.ack_max_us.is_some_and(|us| us >= 4_990_000), "{:?}", report.ack_max_us);
     }
 
     #[test]
