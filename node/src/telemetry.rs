@@ -51,5 +51,6 @@ pub fn metrics() -> Result<&'static PrometheusHandle, BuildError> {
         .set_buckets_for_metric(Matcher::Suffix("_bytes".to_owned()), BYTES)?
         .set_buckets(COUNTS)?
         .install_recorder()?;
+    ensign_storage::metrics::describe();
     Ok(HANDLE.get_or_init(|| handle))
 }

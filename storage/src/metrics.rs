@@ -16,6 +16,7 @@ pub fn describe() {
         "Bytes of old entries written again to free their frames."
     );
     describe_histogram!("ensign_log_commit_bytes", Unit::Bytes, "Bytes of one group commit.");
+    describe_counter!("ensign_log_syncs_total", "Syncs of the log's file; a commit needs one.");
     describe_histogram!("ensign_log_sync_seconds", Unit::Seconds, "How long the disk took to sync.");
     describe_gauge!("ensign_log_queued_bytes", Unit::Bytes, "Bytes waiting for the next group commit.");
     describe_gauge!("ensign_log_full", "1 while the disk has no room and appends are refused.");
@@ -31,6 +32,7 @@ pub(crate) fn observe_commit(records: u64, bytes: u64, queued: u64) {
 }
 
 pub(crate) fn observe_sync(took: Duration) {
+    counter!("ensign_log_syncs_total").increment(1);
     histogram!("ensign_log_sync_seconds").record(took.as_secs_f64());
 }
 

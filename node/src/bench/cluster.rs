@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use super::usage::{self, Usage};
 
 /// The counter of fsyncs on a node's metrics page.
-const SYNCS: &str = "ensign_log_commits_total";
+const SYNCS: &str = "ensign_log_syncs_total";
 /// How long a cluster may take to start, and to stop.
 const START: Duration = Duration::from_mins(2);
 const STOP: Duration = Duration::from_secs(20);
