@@ -39,6 +39,12 @@ use crate::rpc::{Ensign, RpcParts};
 use crate::telemetry;
 use crate::vault::{HolderService, VaultService};
 
+/// How long a starting node waits for its first lease before it serves without one.
+const FIRST_LEASE: Duration = Duration::from_secs(15);
+const LEASE_POLL: Duration = Duration::from_millis(20);
+/// How often readiness looks at the lease.
+const LEASE_WATCH: Duration = Duration::from_secs(1);
+
 /// Where a node listens. What is absent is not served.
 #[derive(Debug)]
 pub struct Listeners {
@@ -331,6 +337,12 @@ impl Node {
     pub async fn serve(&self) -> anyhow::Result<()> {
         self.quorum().await?;
         self.tend();
+        // Until the vault has granted a lease, every publish and every read would be refused.
+        if tokio::time::timeout(FIRST_LEASE, self.leased()).await.is_err() {
+            warn!(
+                "serving without a lease on any key: publishing and reading are refused until the vault has a leader that is unsealed"
+            );
+        }
         let listeners = self.client_listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         if let Some((grpc, http)) = listeners {
             edge::serve_http("http-server", http, crate::identity::router(self.identity.clone()), &self.edge);
@@ -339,6 +351,13 @@ impl Node {
         self.health.set(Phase::Serving);
         info!(node = self.config.node.id, "serving");
         Ok(())
+    }
+
+    /// Returns once this node has a lease on its keys.
+    async fn leased(&self) {
+        while self.holder.lease_left().is_none() {
+            tokio::time::sleep(LEASE_POLL).await;
+        }
     }
 
     /// What clients may call.
@@ -385,6 +404,14 @@ impl Node {
     fn tend(&self) {
         let identity = self.identity.clone();
         self.tasks.spawn("identity", |stop| identity.tend(stop));
+        let (holder, health) = (self.holder.clone(), self.health.clone());
+        self.tasks.spawn("lease-watch", |stop| async move {
+            while stop.run_until_cancelled(tokio::time::sleep(LEASE_WATCH)).await.is_some() {
+                let lost = holder.lease_left().is_none();
+                let what = "no lease on any key: is a majority of the vault up, and unsealed? See `ensign status`";
+                health.trouble("lease", lost.then(|| what.to_owned()));
+            }
+        });
         let catalog = self.catalog.clone();
         self.tasks.spawn("catalog-compaction", |stop| catalog.keep_compact(stop));
         let catalog = self.catalog.clone();
