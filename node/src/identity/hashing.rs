@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use argon2::{Algorithm, Argon2, Params, PasswordHash, PasswordHasher as _, PasswordVerifier as _, Version};
@@ -55,10 +55,7 @@ pub(super) struct HashPool {
 struct Shared {
     params: HashParams,
     cores: Arc<Semaphore>,
-    permits: usize,
     waiting: AtomicUsize,
-    /// What a hash took lately, in nanoseconds, smoothed.
-    pace: AtomicU64,
     clock: Arc<dyn Clock>,
 }
 
@@ -71,22 +68,13 @@ impl fmt::Debug for HashPool {
 impl HashPool {
     pub(super) fn new(params: HashParams, clock: Arc<dyn Clock>) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
-        let permits = (cores / 2).max(1);
-        let (waiting, pace) = (AtomicUsize::new(0), AtomicU64::new(0));
-        let cores = Arc::new(Semaphore::new(permits));
-        Self { shared: Arc::new(Shared { params, cores, permits, waiting, pace, clock }) }
+        let cores = Arc::new(Semaphore::new((cores / 2).max(1)));
+        Self { shared: Arc::new(Shared { params, cores, waiting: AtomicUsize::new(0), clock }) }
     }
 
-    /// Whether one more login would be decided within `budget`. Asked before anything is looked up, so that the answer
-    /// tells nothing about the login.
-    pub(super) fn admits(&self, budget: Duration) -> bool {
-        let waiting = self.shared.waiting.load(Ordering::Relaxed);
-        if waiting == 0 {
-            return true;
-        }
-        let rounds = (waiting / self.shared.permits + 1) as u64;
-        let pace = Duration::from_nanos(self.shared.pace.load(Ordering::Relaxed));
-        waiting < QUEUE_MAX && pace.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX)) <= budget
+    /// Whether there is room for one more. Asked before anything is looked up, so that the answer tells nothing about the login.
+    pub(super) fn has_room(&self) -> bool {
+        self.shared.waiting.load(Ordering::Relaxed) < QUEUE_MAX
     }
 
     /// Whether `secret` is what `hash` was made of. Begins before `deadline` or not at all.
@@ -104,7 +92,6 @@ impl HashPool {
             })
             .await?;
         super::metrics::hashed(took);
-        self.keep_pace(took);
         Ok(verified)
     }
 
@@ -142,13 +129,6 @@ impl HashPool {
         })
         .await
         .map_err(|_| Busy)
-    }
-
-    fn keep_pace(&self, took: Duration) {
-        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        let before = self.shared.pace.load(Ordering::Relaxed);
-        let pace = if before == 0 { took } else { before - before / 8 + took / 8 };
-        self.shared.pace.store(pace, Ordering::Relaxed);
     }
 }
 
@@ -201,9 +181,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_queue_is_bounded_and_refuses_before_it_is_too_late() {
+    async fn the_queue_is_bounded() {
         let pool = pool();
-        let cores = Arc::clone(&pool.shared.cores).acquire_many_owned(pool.shared.permits as u32).await.unwrap();
+        let cores = pool.shared.cores.available_permits() as u32;
+        let cores = Arc::clone(&pool.shared.cores).acquire_many_owned(cores).await.unwrap();
         let secret = || ClientSecret::generate(&SeededRng::new(1));
         let hash = pool.clone();
         let mut queue: Vec<_> =
@@ -211,11 +192,11 @@ mod tests {
         for waiting in &mut queue {
             assert!(futures::poll!(waiting).is_pending());
         }
-        assert!(!pool.admits(Duration::from_mins(1)));
+        assert!(!pool.has_room());
         assert_eq!(pool.verify(Secret::new(Vec::new()), secret(), soon()).await, Err(Busy));
         drop(queue);
         drop(cores);
-        assert!(pool.admits(Duration::from_mins(1)));
+        assert!(pool.has_room());
         assert_eq!(pool.verify(Secret::new(Vec::new()), secret(), soon()).await, Ok(false));
     }
 

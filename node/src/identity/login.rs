@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
+use ensign_raft::env::BootTime;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
@@ -15,6 +16,33 @@ use crate::catalog::ApiKey;
 
 /// After a failed call the vault is left alone for this long.
 const VAULT_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long a login may take that is not decided yet: vault and queue included.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// The longest delay of a failure, in fixed delays.
+const BEATS_MAX: u32 = 10;
+/// In this time, half of how slow it was is forgotten.
+const FORGET_HALF: Duration = Duration::from_secs(5);
+
+/// How long it took lately to decide about a login that was hashed for.
+#[derive(Debug, Default)]
+pub(super) struct Slowest {
+    took: Duration,
+    at: BootTime,
+}
+
+impl Slowest {
+    fn now(&self, now: BootTime) -> Duration {
+        let halvings = now.0.saturating_sub(self.at.0).as_nanos() / FORGET_HALF.as_nanos();
+        self.took / 2_u32.saturating_pow(u32::try_from(halvings).unwrap_or(u32::MAX))
+    }
+
+    fn note(&mut self, took: Duration, now: BootTime) {
+        if took >= self.now(now) {
+            *self = Self { took, at: now };
+        }
+    }
+}
 
 impl Identity {
     /// Logs an API key in. Whatever comes in, however long: only 32 letters and 64 characters are ever looked at.
@@ -42,7 +70,7 @@ impl Identity {
             return Err(LoginError::Busy { retry_after: wait });
         }
         // Asked before the id is looked up, so that a full queue looks the same to everybody.
-        if !self.inner.pool.admits(self.inner.config.failure_delay * 4 / 5) {
+        if !self.inner.pool.has_room() {
             return Err(LoginError::Busy { retry_after: Duration::from_secs(1) });
         }
         let (Ok(client_id), Ok(secret)) = (client_id, secret) else {
@@ -61,12 +89,13 @@ impl Identity {
         secret: ClientSecret,
         arrived: Instant,
     ) -> Result<Option<Arc<ApiKey>>, LoginError> {
-        let deadline = arrived + self.inner.config.failure_delay * 9 / 10;
-        self.vault_answers(deadline).await?;
+        // What nobody can log in without is waited for; what only serves to say "no" with more confidence is not.
+        let (deadline, soon) = (arrived + DEADLINE, arrived + self.inner.config.failure_delay * 9 / 10);
+        self.vault_answers(soon).await?;
         let mut key = self.inner.catalog.api_key_by_client(client_id.as_str());
         if key.is_none() {
             // Perhaps made on another node just now. Failing to find out is no reason to say more than "no".
-            let _ = timeout_at(deadline, self.catch_up()).await;
+            let _ = timeout_at(soon, self.catch_up()).await;
             key = self.inner.catalog.api_key_by_client(client_id.as_str());
         }
         // Nothing is hashed for an id that could not log in anyway.
@@ -89,7 +118,9 @@ impl Identity {
             }
         };
         let tag = self.secret_tag(client_id, &secret);
-        match self.inner.pool.verify(hash, secret, deadline).await {
+        let verified = self.inner.pool.verify(hash, secret, deadline).await;
+        lock(&self.inner.slowest).note(arrived.elapsed(), self.inner.clock.boot());
+        match verified {
             Ok(false) => Ok(None),
             Ok(true) => {
                 lock(&self.inner.known_secrets).insert(tag, key.id);
@@ -148,8 +179,14 @@ impl Identity {
     }
 
     /// Waits until a failure may be answered: the next multiple of the fixed delay after `arrived`.
+    ///
+    /// Where deciding takes as long as the delay, since the machine is overloaded or the queue is long, everybody's delay is a
+    /// longer one: an id that is hashed for must not be known by its lateness.
     pub(super) async fn delay(&self, arrived: Instant) -> Result<(), LoginError> {
-        let delay = self.inner.config.failure_delay;
+        let planned = self.inner.config.failure_delay;
+        let slowest = lock(&self.inner.slowest).now(self.inner.clock.boot());
+        let beats = if planned.is_zero() { 1 } else { (slowest * 3 / 2).as_nanos() / planned.as_nanos() + 1 };
+        let delay = planned * u32::try_from(beats).unwrap_or(BEATS_MAX).min(BEATS_MAX);
         let Ok(_place) = self.inner.delayed.try_acquire() else {
             return Err(LoginError::Busy { retry_after: Duration::from_secs(1) });
         };
@@ -159,5 +196,24 @@ impl Identity {
         }
         self.inner.pause.until(until, until - arrived).await;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_decision_is_remembered_for_a_while_and_a_slower_one_replaces_it() {
+        let at = |seconds| BootTime(Duration::from_secs(seconds));
+        let mut slowest = Slowest::default();
+        assert_eq!(slowest.now(at(100)), Duration::ZERO);
+        slowest.note(Duration::from_millis(800), at(100));
+        slowest.note(Duration::from_millis(30), at(101));
+        assert_eq!(slowest.now(at(104)), Duration::from_millis(800));
+        assert_eq!(slowest.now(at(105)), Duration::from_millis(400));
+        slowest.note(Duration::from_millis(500), at(105));
+        assert_eq!(slowest.now(at(105)), Duration::from_millis(500));
+        assert_eq!(slowest.now(at(100_000)), Duration::ZERO);
     }
 }

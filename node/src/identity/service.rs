@@ -19,6 +19,7 @@ use tracing::warn;
 use super::cache::Recent;
 use super::hashing::{HashParams, HashPool};
 use super::limits::FailureLimits;
+use super::login::Slowest;
 use super::metrics;
 use super::secrets::SecretStore;
 use super::signing::{self, Jwk, SigningKeys};
@@ -160,6 +161,7 @@ pub(super) struct Inner {
     pub(super) delayed: Semaphore,
     pub(super) pause: Arc<dyn Pause>,
     pub(super) caught_up: AsyncMutex<Option<CaughtUp>>,
+    pub(super) slowest: Mutex<Slowest>,
     pub(super) vault_failed: Mutex<Option<BootTime>>,
     pub(super) availability: watch::Sender<Availability>,
     pub(super) started: BootTime,
@@ -219,6 +221,7 @@ impl Identity {
             delayed: Semaphore::new(DELAYED_MAX),
             pause,
             caught_up: AsyncMutex::new(None),
+            slowest: Mutex::default(),
             vault_failed: Mutex::new(None),
             availability: watch::Sender::new(Availability::Ok),
             started: clock.boot(),
