@@ -142,12 +142,10 @@ async fn a_revoked_key_takes_its_data_with_it_and_nobody_elses() -> anyhow::Resu
         other => Err(anyhow::anyhow!("{what} after the revoke: {other:?}")),
     };
     let query = |client: Client| async move {
-        let mut rows = client.query("SELECT * FROM doomed").await?;
-        let mut count = 0;
-        while rows.next().await?.is_some() {
-            count += 1;
+        match read_all(&client, "doomed").await {
+            Ok(rows) => Ok(rows.len()),
+            Err(error) => Err(error.downcast::<CallError>().expect("reading fails with the call's error")),
         }
-        Ok::<usize, CallError>(count)
     };
     refused("query", query(client.clone()).await)?;
     let mut fresh = client.subscribe("doomed", Start::Earliest, SubscriberOptions::default()).await?;

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use ensign_client::{Client, CredentialsFile, Delivery, Options};
+use ensign_client::{CallError, Client, CredentialsFile, Delivery, Options};
 use ensign_node::authority::Authority;
 use ensign_proto::NodeId;
 
@@ -342,8 +342,19 @@ fn wait_first_ready(process: &mut Process, log: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Everything that `topic` holds, by query, in the order given.
+/// Everything that `topic` holds, by query, in the order given. Asks again while a cluster that has just started has no leaders.
 pub async fn read_all(client: &Client, topic: &str) -> anyhow::Result<Vec<Delivery>> {
+    let mut tries = 0;
+    loop {
+        match try_read_all(client, topic).await {
+            Err(error) if error.is_transient() && tries < 60 => tries += 1,
+            outcome => return Ok(outcome?),
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+async fn try_read_all(client: &Client, topic: &str) -> Result<Vec<Delivery>, CallError> {
     let mut rows = client.query(&format!("SELECT * FROM {topic}")).await?;
     let mut all = Vec::new();
     while let Some(row) = rows.next().await? {
