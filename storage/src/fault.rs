@@ -13,6 +13,7 @@
 mod file;
 #[cfg(test)]
 mod tests;
+mod volatile;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -20,6 +21,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ensign_proto::ByteCount;
+
+pub use self::volatile::{Sync, VolatileDisk};
 
 const SECTOR: usize = 512;
 

@@ -2,6 +2,8 @@
 //!
 //! A failure panics, as a test should; this module is compiled for tests only.
 
+mod loop_fs;
+
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
@@ -12,6 +14,8 @@ use ensign_proto::{ByteCount, GroupId, LogIndex, Term};
 
 use crate::log::{Done, Entry, EntryId, GroupLog, LogError, NodeLog};
 use crate::memory::MemoryLog;
+
+pub use self::loop_fs::LoopFs;
 
 /// No limit.
 pub const ALL: ByteCount = ByteCount(u64::MAX);

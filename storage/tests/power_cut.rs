@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::thread;
@@ -19,14 +19,16 @@ use ensign_proto::{ByteCount, GroupId, LogIndex, Term};
 use ensign_storage::disk::LockGuard;
 use ensign_storage::fault::SplitMix;
 use ensign_storage::frame::Plant;
-use ensign_storage::testing::ALL;
+use ensign_storage::testing::{ALL, LoopFs};
 use ensign_storage::{Disk, DiskFile, Entry, EntryId, FileDisk, FrameLog, LogConfig, NodeLog};
 
 const DIR: &str = "POWER_CUT_DIR";
 const BUG: &str = "POWER_CUT_BUG";
 const GROUPS: u64 = 4;
+/// Of the file system that is cut off.
+const SIZE: ByteCount = ByteCount(96 << 20);
 
-type Failure = Box<dyn std::error::Error>;
+type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// A disk whose syncs do nothing.
 #[derive(Debug)]
@@ -230,69 +232,8 @@ fn a_kill_finds_commits_that_were_never_durable() {
     assert!(broken, "nothing was lost without durability");
 }
 
-/// An ext4 file system in a file, mounted as long as this lives.
-struct LoopFs {
-    image: PathBuf,
-    mount: PathBuf,
-    mounted: bool,
-    _folder: tempfile::TempDir,
-}
-
-fn command(program: &str, arguments: &[&str]) -> Result<(), Failure> {
-    let output = Command::new(program).args(arguments).output().map_err(|error| format!("{program}: {error}"))?;
-    if !output.status.success() {
-        return Err(format!("{program}: {}", String::from_utf8_lossy(&output.stderr).trim()).into());
-    }
-    Ok(())
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("temporary paths are text")
-}
-
-impl LoopFs {
-    fn new() -> Result<Self, Failure> {
-        let folder = tempfile::tempdir()?;
-        let (image, mount) = (folder.path().join("image"), folder.path().join("mount"));
-        std::fs::File::create(&image)?.set_len(96 << 20)?;
-        std::fs::create_dir(&mount)?;
-        command("mkfs.ext4", &["-q", "-F", text(&image)])?;
-        let mut fs = Self { image, mount, mounted: false, _folder: folder };
-        fs.mount()?;
-        Ok(fs)
-    }
-
-    fn mount(&mut self) -> Result<(), Failure> {
-        command("mount", &["-o", "loop", text(&self.image), text(&self.mount)])?;
-        self.mounted = true;
-        Ok(())
-    }
-
-    fn unmount(&mut self) -> Result<(), Failure> {
-        command("umount", &[text(&self.mount)])?;
-        self.mounted = false;
-        Ok(())
-    }
-
-    /// Cuts the file system off: nothing that was not synced survives, and every later call fails.
-    fn cut(&self) -> Result<(), Failure> {
-        // EXT4_IOC_SHUTDOWN with EXT4_GOING_FLAGS_NOLOGFLUSH.
-        let script =
-            "open(my $f, '<', $ARGV[0]) or die $!; my $how = pack('L', 2); ioctl($f, 0x8004587d, $how) or die $!";
-        command("perl", &["-e", script, text(&self.mount)])
-    }
-}
-
-impl Drop for LoopFs {
-    fn drop(&mut self) {
-        if self.mounted {
-            let _ = self.unmount();
-        }
-    }
-}
-
 fn cut_once(fs: &mut LoopFs, bug: &str, rng: &mut SplitMix) -> Result<u64, Failure> {
-    let dir = fs.mount.join("log");
+    let dir = fs.path().join("log");
     let mut child = start(&dir, bug)?;
     let listener = listen(&mut child);
     thread::sleep(Duration::from_millis(150 + rng.below(500)));
@@ -302,28 +243,24 @@ fn cut_once(fs: &mut LoopFs, bug: &str, rng: &mut SplitMix) -> Result<u64, Failu
     let _ = child.kill();
     child.wait()?;
     let promises = listener.join().map_err(|_| "the listener panicked")?;
-    fs.unmount()?;
-    fs.mount()?;
+    fs.restore()?;
     check(&dir, &promises)?;
     Ok(promises.values().sum())
 }
 
 #[test]
 fn a_power_cut_keeps_promises_and_finds_a_sync_that_does_nothing() {
-    let mut fs = match LoopFs::new() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut fs = match LoopFs::new(folder.path(), SIZE) {
         Ok(fs) => fs,
-        Err(reason) => return eprintln!("skipped: no file system can be mounted here ({reason})"),
+        Err(reason) => return eprintln!("skipped: no file system can be mounted and cut off here ({reason})"),
     };
     let mut rng = SplitMix(3);
-    if let Err(reason) = fs.cut() {
-        return eprintln!("skipped: the file system cannot be cut off here ({reason})");
-    }
-    fs.unmount().unwrap();
-    fs.mount().unwrap();
     let promised: u64 = (0..6).map(|_| cut_once(&mut fs, "", &mut rng).unwrap()).sum();
     assert!(promised > 200, "{promised}");
     let broken = (0..8).any(|_| {
-        let mut fs = LoopFs::new().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let mut fs = LoopFs::new(folder.path(), SIZE).unwrap();
         cut_once(&mut fs, "lying-sync", &mut rng).is_err()
     });
     assert!(broken, "nothing was lost without syncs");
