@@ -51,9 +51,6 @@ const RUNS: usize = 1024;
 /// How far ahead of ours a publisher's clock may be.
 const CLOCK_TOLERANCE: Duration = Duration::from_mins(10);
 
-/// How long the opening message may take.
-const OPENING: Duration = Duration::from_secs(30);
-
 pub(super) fn serve(shared: Arc<Shared>, request: http::Request<Body>) -> http::Response<Body> {
     let (call, messages) = wire::open::<api::PublisherRequest>(request);
     let (frames, body) = mpsc::channel(16);
@@ -77,8 +74,7 @@ async fn publish(
     frames: Frames,
 ) -> Result<(), Status> {
     let caller = auth::authorize(&shared, &call.metadata, Need::All(&[Permission::Publisher])).await;
-    // The opening is read before anything is refused: a client that has not sent it yet would miss the reason.
-    let opening = tokio::time::timeout(OPENING, messages.message()).await;
+    let opening = wire::opening(&mut messages, &caller).await;
     let caller = caller?;
     let project = caller.project()?;
     let open = match opening {

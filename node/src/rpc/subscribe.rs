@@ -34,9 +34,6 @@ const READ_AHEAD: u64 = 4 << 20;
 /// The most that is read ahead of one topic.
 const READ_AHEAD_TOPIC: u64 = 1 << 20;
 
-/// How long the opening message may take.
-const OPENING: Duration = Duration::from_secs(30);
-
 /// What a client that says nothing can receive, and the most that it can ask for.
 pub(super) const MESSAGE_LIMIT_MAX: usize = 64 << 20;
 
@@ -70,8 +67,7 @@ async fn open(
     mut messages: Streaming<api::SubscribeRequest>,
 ) -> Result<Option<(Bytes, Subscriber)>, Status> {
     let caller = auth::authorize(&shared, &call.metadata, Need::All(&[Permission::Subscriber])).await;
-    // Read before anything is refused: a client that has not sent it yet would miss the reason.
-    let opening = tokio::time::timeout(OPENING, messages.message()).await;
+    let opening = wire::opening(&mut messages, &caller).await;
     let caller = caller?;
     let project = caller.project()?;
     let subscription = match opening {

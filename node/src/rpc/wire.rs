@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures::Stream;
@@ -9,6 +10,8 @@ use futures::stream::BoxStream;
 use http::{HeaderMap, HeaderValue};
 use hyper::body::Frame;
 use prost::Message;
+use tokio::time::error::Elapsed;
+use tokio::time::timeout;
 use tonic::body::Body;
 use tonic::codec::BufferSettings;
 use tonic::metadata::MetadataMap;
@@ -34,6 +37,24 @@ pub(super) fn open<T: Message + Default + 'static>(request: http::Request<Body>)
     let call = Call { metadata: MetadataMap::from_headers(head.headers), remote };
     let decoder = ProstCodec::<T, T>::raw_decoder(BufferSettings::new(64 << 10, 256 << 10));
     (call, Streaming::new_request(decoder, body, None, Some(REQUEST_MAX)))
+}
+
+/// How long a caller may take to send the message that opens a stream.
+const OPENING: Duration = Duration::from_secs(30);
+
+/// How long one who is refused may take.
+const REFUSED_OPENING: Duration = Duration::from_secs(1);
+
+/// Reads the message that opens a stream; none in time is an error.
+///
+/// It is read before a caller is refused, too: some clients that meet the end of the stream while they send never look at its
+/// status. But nobody who may not call holds a stream open by keeping silent, or waits long for the reason.
+pub(super) async fn opening<T, C>(
+    messages: &mut Streaming<T>,
+    caller: &Result<C, Status>,
+) -> Result<Result<Option<T>, Status>, Elapsed> {
+    let patience = if caller.is_ok() { OPENING } else { REFUSED_OPENING };
+    timeout(patience, messages.message()).await
 }
 
 /// Frames, each one or more whole gRPC messages; an error ends the call with its status.

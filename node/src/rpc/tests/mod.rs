@@ -2,10 +2,12 @@
 
 mod publish;
 mod subscribe;
+mod tokens;
 mod topics;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,7 +15,7 @@ use ensign_proto::pb::ensign::v1beta1 as api;
 use ensign_proto::pb::ensign::v1beta1::ensign_client::EnsignClient;
 use ensign_proto::{ByteCount, ClusterId, LogIndex, NodeId, PermissionSet, ProjectId, TopicId};
 use ensign_raft::Runtime;
-use ensign_raft::env::{OsRng, SystemClock, Tasks};
+use ensign_raft::env::{BootTime, Clock, OsRng, SystemClock, Tasks, UnixNanos};
 use ensign_raft::testing::{MemoryNet, quick};
 use ensign_storage::MemoryLog;
 use futures::future::BoxFuture;
@@ -45,10 +47,33 @@ impl BarrierLink for Alone {
     }
 }
 
+/// The clock that tokens are made and judged by: ahead of the real one by as many seconds as the test says.
+#[derive(Default)]
+struct TokenClock(AtomicU64);
+
+impl TokenClock {
+    fn advance(&self, by: Duration) {
+        self.0.fetch_add(by.as_secs(), Ordering::SeqCst);
+    }
+}
+
+impl Clock for TokenClock {
+    fn boot(&self) -> BootTime {
+        SystemClock.boot()
+    }
+
+    fn wall(&self) -> UnixNanos {
+        let ahead = Duration::from_secs(self.0.load(Ordering::SeqCst));
+        UnixNanos(SystemClock.wall().0 + ahead.as_nanos() as u64)
+    }
+}
+
 struct Server {
     channel: Channel,
     catalog: Catalog,
     identity: Identity,
+    secrets: Arc<MemorySecrets>,
+    token_clock: Arc<TokenClock>,
     keys: Arc<OpenKeys>,
     phase: watch::Sender<Phase>,
     project: ProjectId,
@@ -58,15 +83,20 @@ struct Server {
 
 type Client = EnsignClient<Channel>;
 
+fn token_config(cluster: ClusterId) -> IdentityConfig {
+    let cheap = HashParams { memory_kib: 64, passes: 1, lanes: 1 };
+    IdentityConfig { hash: cheap, ..IdentityConfig::new(cluster) }
+}
+
 impl Server {
     async fn start() -> Self {
         let (clock, rng, tasks) = (Arc::new(SystemClock), Arc::new(OsRng), Tasks::new());
         let catalog = testing::solo(clock.clone(), rng.clone());
         let cluster = ClusterId::from_bytes([9; 16]);
-        let cheap = HashParams { memory_kib: 64, passes: 1, lanes: 1 };
-        let config = IdentityConfig { hash: cheap, ..IdentityConfig::new(cluster) };
+        let config = token_config(cluster);
         let secrets = Arc::new(MemorySecrets::default());
-        let identity = Identity::new(config, catalog.clone(), secrets, clock.clone(), rng.clone());
+        let token_clock = Arc::<TokenClock>::default();
+        let identity = Identity::new(config, catalog.clone(), secrets.clone(), token_clock.clone(), rng.clone());
         identity.ensure_signing_key().await.unwrap();
         let net = MemoryNet::new();
         let me = NodeId(1);
@@ -113,7 +143,8 @@ impl Server {
         let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect_lazy();
         let org = identity.ensure_organization("Example").await.unwrap();
         let project = identity.ensure_project(org.id, "first").await.unwrap().id;
-        let mut server = Self { channel, catalog, identity, keys, phase, project, token: String::new(), tasks };
+        let token = String::new();
+        let mut server = Self { channel, catalog, identity, secrets, token_clock, keys, phase, project, token, tasks };
         server.token = server.token(project, PermissionSet::api_key()).await.0;
         server
     }
