@@ -218,6 +218,17 @@ pub(crate) fn seal_batch(
     Ok(SealedBatch(sealed))
 }
 
+/// What [`seal_batch`] would make if it forgot to seal.
+#[cfg(feature = "planted-bugs")]
+pub(crate) fn leave_unsealed(
+    header: &BatchHeader,
+    plain: &PlainBatch,
+) -> Result<SealedBatch, ensign_proto::BatchError> {
+    let payload = &plain.buffer[plain.start..];
+    let entry = [&header.encode(payload.len())?, &[0; SALT_LEN + COMMIT_LEN][..], payload, &[0; TAG_LEN]].concat();
+    SealedBytes::parse(Bytes::from(entry)).map(SealedBatch)
+}
+
 /// Opens a batch that is expected at `ctx`.
 pub(crate) fn open_batch(
     key: &KeySlot,

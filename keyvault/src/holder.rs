@@ -66,6 +66,17 @@ pub struct HolderConfig {
     pub floor: u64,
     /// Where salts come from.
     pub entropy: Entropy,
+    /// A bug to find.
+    #[cfg(feature = "planted-bugs")]
+    pub plant: Option<Plant>,
+}
+
+/// A bug that a byte search must find.
+#[cfg(feature = "planted-bugs")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plant {
+    /// Batches get their header, and stay plaintext.
+    Unsealed,
 }
 
 impl HolderConfig {
@@ -79,6 +90,8 @@ impl HolderConfig {
             wants_max: 4_096,
             floor: 0,
             entropy: Entropy::kernel(),
+            #[cfg(feature = "planted-bugs")]
+            plant: None,
         }
     }
 }
@@ -189,6 +202,11 @@ impl Holder {
             }
             header.dek = dek;
             header.algorithm = held.wrapped.alg;
+            #[cfg(feature = "planted-bugs")]
+            if self.0.config.plant == Some(Plant::Unsealed) {
+                return crate::batch::leave_unsealed(&header, &payload)
+                    .map_err(|error| KeyError::Unsealable { cause: error.to_string() });
+            }
             let sealed =
                 seal_batch(&held.slot, ctx, &header, payload, &self.0.config.entropy).map_err(
                     |failure| match failure {

@@ -35,6 +35,8 @@ pub use batch::{BatchFull, PlainBatch, RAW_BYTES_MAX, SealedBatch};
 pub use client::{Receipt, RingInfo, Secret, SecretInfo, SecretKind, VaultClient, VersionInfo, VersionState};
 pub use entropy::Entropy;
 pub use error::{CallError, KeyError};
+#[cfg(feature = "planted-bugs")]
+pub use holder::Plant;
 pub use holder::{Holder, HolderConfig, SurrenderError, Use};
 pub use lease::{InvalidLease, LeaseConfig};
 pub use link::{LinkError, Reason, Refusal, RoutedLink, SurrenderLink, VaultLink, VaultPeer};

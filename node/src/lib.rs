@@ -16,6 +16,7 @@ pub mod identity;
 pub mod node;
 pub mod partition;
 pub mod peers;
+mod plant;
 pub mod rpc;
 pub mod serve;
 mod signals;

@@ -20,7 +20,7 @@ use ensign_keyvault::{
 use ensign_proto::{ByteCount, ClusterId, GroupId, NodeId};
 use ensign_raft::env::{Clock, OsRng, Rng, SystemClock, Tasks};
 use ensign_raft::{Group, GroupSpec, Runtime, RuntimeConfig};
-use ensign_storage::{DataDir, Disk, FileDisk, FrameLog, LogConfig, NodeLog as _};
+use ensign_storage::{DataDir, Disk, FrameLog, LogConfig, NodeLog as _};
 use tokio::net::TcpListener;
 use tonic::service::Routes;
 use tracing::{info, warn};
@@ -35,6 +35,7 @@ use crate::identity::{Availability, Identity, IdentityConfig, VaultSecrets};
 use crate::partition::forward::{Channels, ForwardService, PeerForward};
 use crate::partition::{BatchLimits, Partitions, PartitionsParts};
 use crate::peers::{self, LeaderLink, PeerTls, Peers, PipeTransport, Services, VaultCalls};
+use crate::plant;
 use crate::rpc::{Ensign, RpcParts};
 use crate::telemetry;
 use crate::vault::{HolderService, VaultService};
@@ -146,7 +147,7 @@ impl Node {
         let edge = tasks.child();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let rng: Arc<dyn Rng> = Arc::new(OsRng);
-        let disk: Arc<dyn Disk> = Arc::new(FileDisk);
+        let disk = plant::disk()?;
         let addresses = Addresses::of(&listeners).ok();
         if let Some(listener) = listeners.metrics {
             edge::serve_http("metrics-server", listener, health::router(health.clone(), telemetry::metrics()?), &tasks);
@@ -157,10 +158,10 @@ impl Node {
         let life = NodeFile::begin_life(dir, me, cluster)?;
         info!(node = %me, %cluster, incarnation = life.incarnation, data_dir = %dir.display(), "starting");
 
-        let log = OpenLog::open(&disk, &dir.join("log"), log_config(&config))?;
+        let log = OpenLog::open(&disk, &dir.join("log"), plant::log(log_config(&config))?)?;
         // The vault shares its file with no other group: after a revoke, that file is rewritten.
         let small = LogConfig { prefill: ByteCount(4 << 20), ..LogConfig::small() };
-        let vault_log = OpenLog::open(&disk, &dir.join("vault"), small)?;
+        let vault_log = OpenLog::open(&disk, &dir.join("vault"), plant::log(small)?)?;
 
         let peers = Peers::new(me, &config.cluster.peers, &tls)?;
         let voters: std::collections::BTreeSet<NodeId> = peers.addresses().iter().map(|peer| peer.id).collect();
@@ -190,7 +191,7 @@ impl Node {
             .await
             .context("the vault cannot start")?;
         let link = Arc::new(RoutedLink::new(Arc::new(calls.clone()), voters.clone()));
-        let holder_config = HolderConfig { lease, ..HolderConfig::new(cluster, me) };
+        let holder_config = plant::holder(HolderConfig { lease, ..HolderConfig::new(cluster, me) })?;
         let holder = Holder::new(holder_config, link.clone(), Arc::clone(&clock), &tasks);
         calls.connect(Arc::new(VaultService(vault.clone())), Arc::new(HolderService(holder.clone())));
         let vault_client = VaultClient::new(link, cluster, me, &Entropy::kernel());

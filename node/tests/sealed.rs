@@ -1,4 +1,6 @@
-//! What lies on disk is ciphertext, and a revoked key takes its data with it.
+//! What lies on disk and travels between replicas is ciphertext, and a revoked key takes its data with it.
+//!
+//! That the searches find plaintext where there is some is shown with batches that are not sealed.
 
 mod support;
 
@@ -10,6 +12,7 @@ use ensign_client::{
     CallError, Client, Credentials, CredentialsFile, Event, Mime, Options, PublisherOptions, Revoke, Ring, Start,
     SubscribeError, SubscriberOptions,
 };
+use ensign_proto::GroupId;
 use support::wiretap::Seen;
 use support::{Cluster, Dev, read_all};
 
@@ -72,14 +75,38 @@ async fn no_file_of_any_node_contains_what_was_published() -> anyhow::Result<()>
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_planted_unsealed_batch_is_found_on_the_disk_of_every_node() -> anyhow::Result<()> {
+    let mut dev = Dev::start_planted(3, Some("unsealed-batches"))?;
+    let client = dev.client()?;
+    client.create_topic("secrets").await?;
+    publish(&client, "secrets", &[PATTERN.to_owned()]).await?;
+    // A follower may still be writing what a majority has: every node holds it once it has stopped in order.
+    ensure!(dev.terminate(Duration::from_secs(30))?, "no clean stop:\n{}", dev.log());
+    let (hits, _) = search(&dev.data(), PATTERN.as_bytes())?;
+    for node in 1..=3 {
+        let log = dev.data().join(format!("node-{node}/log/log.redb"));
+        ensure!(hits.contains(&log), "the planted bug was not found in {}, but in {hits:?}", log.display());
+    }
+    Ok(())
+}
+
 fn contains(bytes: &[u8], pattern: &str) -> bool {
     bytes.windows(pattern.len()).any(|window| window == pattern.as_bytes())
+}
+
+/// Publishes at the topic's leader: how many bytes then passed between the nodes, and whether the pattern was among them.
+async fn tapped(cluster: &Cluster, seen: &Seen, leader: u64, topic: &str) -> anyhow::Result<(usize, bool)> {
+    let before = seen.with(<[u8]>::len);
+    let texts: Vec<String> = (0..200).map(|n| format!("{PATTERN} {n} {}", "y".repeat(1_000))).collect();
+    publish(&cluster.client_of(leader)?, topic, &texts).await?;
+    Ok(seen.with(|bytes| (bytes.len() - before, contains(&bytes[before..], PATTERN))))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn raft_messages_carry_ciphertext_inside_the_peers_tls() -> anyhow::Result<()> {
     let seen = Seen::default();
-    let cluster = Cluster::start_tapped(3, Some(&seen))?;
+    let cluster = Cluster::start_tapped(3, None, Some(&seen))?;
     let client = cluster.client(false)?;
     client.create_topic("tapped-topic").await?;
     // At the leader itself: what is forwarded to a leader is the one thing that travels readable, inside the peers' TLS.
@@ -92,12 +119,24 @@ async fn raft_messages_carry_ciphertext_inside_the_peers_tls() -> anyhow::Result
         }
     }
     let leader = leader.context("every node forwards: where is the leader?")?;
-    let before = seen.with(<[u8]>::len);
-    let texts: Vec<String> = (0..200).map(|n| format!("{PATTERN} {n} {}", "y".repeat(1_000))).collect();
-    publish(&cluster.client_of(leader)?, "tapped-topic", &texts).await?;
-    let (travelled, plain) = seen.with(|bytes| (bytes.len() - before, contains(&bytes[before..], PATTERN)));
+    let (travelled, plain) = tapped(&cluster, &seen, leader, "tapped-topic").await?;
     ensure!(travelled > 2 * 200 * 1_000, "only {travelled} bytes passed the tap: the batches went another way");
     ensure!(!plain, "plaintext between replicas");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_planted_unsealed_batch_is_found_inside_the_peers_tls() -> anyhow::Result<()> {
+    let seen = Seen::default();
+    let cluster = Cluster::start_tapped(3, Some("unsealed-batches"), Some(&seen))?;
+    cluster.client(false)?.create_topic("tapped-topic").await?;
+    publish(&cluster.client(false)?, "tapped-topic", &["first".to_owned()]).await?;
+    // Nothing is forwarded from the leader, so whatever is seen of what it was given is a message of Raft's.
+    let status = cluster.client(true)?.admin().cluster_status().await?;
+    let partition = status.groups.iter().find(|group| GroupId(group.id) >= GroupId::FIRST_PARTITION);
+    let leader = partition.context("no partition in the cluster's status")?.leader;
+    let (_, plain) = tapped(&cluster, &seen, leader, "tapped-topic").await?;
+    ensure!(plain, "the planted bug was not found between the nodes");
     Ok(())
 }
 

@@ -2,108 +2,35 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part, and none is a library")]
 
+pub mod ledger;
+mod process;
 pub mod wiretap;
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::Context as _;
 use ensign_client::{CallError, Client, CredentialsFile, Delivery, Options};
 use ensign_node::authority::Authority;
 use ensign_proto::NodeId;
 
-/// How long a process may take to say `ready`: a loaded two-core machine, not a promise.
-const READY: Duration = Duration::from_secs(90);
+use self::process::ready_lines;
+pub use self::process::{Plant, Process};
 
 /// A port that was free a moment ago.
 pub fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-/// A process of the `ensign` binary that dies with its owner.
-pub struct Process {
-    child: Child,
-    name: String,
-}
-
-impl Process {
-    /// Starts `ensign` with `args` and waits for the line `ready`.
-    pub fn start(name: &str, args: &[String], log: &Path) -> anyhow::Result<Self> {
-        let mut process = Self::spawn(name, args, log)?;
-        process.wait_ready(log)?;
-        Ok(process)
-    }
-
-    /// Starts `ensign` with `args` and waits for nothing. Its stdout and stderr go to `log`.
-    pub fn spawn(name: &str, args: &[String], log: &Path) -> anyhow::Result<Self> {
-        let out = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
-        let err = out.try_clone()?;
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ensign"));
-        command.args(args).stdin(Stdio::null()).stdout(out).stderr(err);
-        let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
-        Ok(Self { child, name: name.to_owned() })
-    }
-
-    /// Waits until the log says `ready` once more than it did before this process.
-    pub fn wait_ready(&mut self, log: &Path) -> anyhow::Result<()> {
-        let begun = std::fs::read_to_string(log).unwrap_or_default();
-        let seen = begun.lines().filter(|line| *line == "ready").count();
-        let started = tokio::time::Instant::now();
-        let wanted = seen + 1;
-        loop {
-            let text = std::fs::read_to_string(log).unwrap_or_default();
-            if text.lines().filter(|line| *line == "ready").count() >= wanted {
-                return Ok(());
-            }
-            if let Some(status) = self.child.try_wait()? {
-                bail!("{} ended with {status} before it was ready:\n{text}", self.name);
-            }
-            ensure!(started.elapsed() < READY, "{} was not ready in time:\n{text}", self.name);
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    /// `kill -9`, and waits until it is gone.
-    pub fn kill(&mut self) -> anyhow::Result<()> {
-        self.child.kill()?;
-        self.child.wait()?;
-        Ok(())
-    }
-
-    /// SIGTERM; returns whether it ended with success within `limit`.
-    pub fn terminate(&mut self, limit: Duration) -> anyhow::Result<bool> {
-        let killed = Command::new("kill").arg("-TERM").arg(self.child.id().to_string()).status()?;
-        ensure!(killed.success(), "cannot signal {}", self.name);
-        let started = tokio::time::Instant::now();
-        while started.elapsed() < limit {
-            if let Some(status) = self.child.try_wait()? {
-                return Ok(status.success());
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(false)
-    }
-
-    /// The process's id.
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 /// `ensign dev` on a directory, restartable on the same ports.
 pub struct Dev {
     /// The directory of everything.
     pub dir: tempfile::TempDir,
+    /// What the next start plants.
+    pub plant: Plant,
+    data: PathBuf,
     args: Vec<String>,
     process: Process,
 }
@@ -111,21 +38,32 @@ pub struct Dev {
 impl Dev {
     /// Starts a cluster of `nodes`.
     pub fn start(nodes: u32) -> anyhow::Result<Self> {
+        Self::start_planted(nodes, None)
+    }
+
+    /// Starts a cluster of `nodes` with something wrong.
+    pub fn start_planted(nodes: u32, plant: Plant) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
+        let data = dir.path().join("data");
+        Self::start_at(nodes, plant, dir, data)
+    }
+
+    /// Starts a cluster of `nodes` that keeps its data in `data`, and everything else in `dir`.
+    pub fn start_at(nodes: u32, plant: Plant, dir: tempfile::TempDir, data: PathBuf) -> anyhow::Result<Self> {
         let (grpc, http, metrics) = (free_port()?, free_port()?, free_port()?);
         let path = |name: &str| dir.path().join(name).display().to_string();
         let args: Vec<String> = [
             "dev".to_owned(),
             format!("--nodes={nodes}"),
-            format!("--data={}", path("data")),
+            format!("--data={}", data.display()),
             format!("--grpc=127.0.0.1:{grpc}"),
             format!("--http=127.0.0.1:{http}"),
             format!("--metrics=127.0.0.1:{metrics}"),
             format!("--credentials={}", path("credentials.json")),
         ]
         .into();
-        let process = Process::start("ensign dev", &args, &dir.path().join("log"))?;
-        Ok(Self { dir, args, process })
+        let process = Process::start("ensign dev", &args, &dir.path().join("log"), plant)?;
+        Ok(Self { dir, plant, data, args, process })
     }
 
     /// The SDK credentials file that it wrote.
@@ -135,7 +73,17 @@ impl Dev {
 
     /// The data directory.
     pub fn data(&self) -> PathBuf {
-        self.dir.path().join("data")
+        self.data.clone()
+    }
+
+    /// The command line.
+    pub fn args(&self) -> &[String] {
+        &self.args
+    }
+
+    /// The process's id.
+    pub fn id(&self) -> u32 {
+        self.process.id()
     }
 
     /// What the process printed.
@@ -167,7 +115,7 @@ impl Dev {
 
     /// Starts it again after a kill.
     pub fn restart(&mut self) -> anyhow::Result<()> {
-        self.process = Process::start("ensign dev", &self.args, &self.dir.path().join("log"))?;
+        self.process = Process::start("ensign dev", &self.args, &self.dir.path().join("log"), self.plant)?;
         Ok(())
     }
 }
@@ -176,6 +124,7 @@ impl Dev {
 pub struct Cluster {
     /// The directory of everything.
     pub dir: tempfile::TempDir,
+    plant: Plant,
     nodes: BTreeMap<u64, Process>,
     grpc: BTreeMap<u64, u16>,
     http: BTreeMap<u64, u16>,
@@ -185,11 +134,11 @@ pub struct Cluster {
 impl Cluster {
     /// Starts and bootstraps `count` nodes.
     pub fn start(count: u64) -> anyhow::Result<Self> {
-        Self::start_tapped(count, None)
+        Self::start_tapped(count, None, None)
     }
 
-    /// Starts and bootstraps `count` nodes whose peer connections all pass through a wiretap.
-    pub fn start_tapped(count: u64, seen: Option<&wiretap::Seen>) -> anyhow::Result<Self> {
+    /// Starts and bootstraps `count` nodes with something wrong, whose peer connections all pass through a wiretap.
+    pub fn start_tapped(count: u64, plant: Plant, seen: Option<&wiretap::Seen>) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
         let authority = Authority::generate("test")?;
         std::fs::write(dir.path().join("ca.pem"), authority.certificate())?;
@@ -211,7 +160,7 @@ impl Cluster {
             peers_of.insert(from, list.join(", "));
         }
         let mut cluster =
-            Self { dir, nodes: BTreeMap::new(), grpc: BTreeMap::new(), http: BTreeMap::new(), _taps: taps };
+            Self { dir, plant, nodes: BTreeMap::new(), grpc: BTreeMap::new(), http: BTreeMap::new(), _taps: taps };
         for (id, port) in (1..=count).zip(&ports) {
             let folder = cluster.folder(id);
             std::fs::create_dir_all(&folder)?;
@@ -236,13 +185,13 @@ impl Cluster {
             std::fs::write(folder.join("ensign.toml"), config)?;
         }
         for id in 1..=count {
-            let process = Process::spawn(&format!("node {id}"), &cluster.args(id, id == 1), &cluster.log(id))?;
+            let process = Process::spawn(&format!("node {id}"), &cluster.args(id, id == 1), &cluster.log(id), plant)?;
             cluster.nodes.insert(id, process);
         }
         for id in 1..=count {
             let log = cluster.log(id);
             if let Some(process) = cluster.nodes.get_mut(&id) {
-                wait_first_ready(process, &log)?;
+                process.wait_ready_after(&log, 0)?;
             }
         }
         Ok(cluster)
@@ -319,26 +268,30 @@ impl Cluster {
         self.nodes.get_mut(&id).context("no such node")?.terminate(limit)
     }
 
-    /// Starts node `id` again.
-    pub fn restart(&mut self, id: u64) -> anyhow::Result<()> {
-        let process = Process::start(&format!("node {id}"), &self.args(id, false), &self.log(id))?;
-        self.nodes.insert(id, process);
+    /// Starts all nodes again, after all were killed: none is ready before a majority is there.
+    pub fn restart_all(&mut self) -> anyhow::Result<()> {
+        let ids = self.ids();
+        let mut started = Vec::new();
+        for id in ids {
+            let begun = ready_lines(&self.log(id));
+            started.push((
+                id,
+                begun,
+                Process::spawn(&format!("node {id}"), &self.args(id, false), &self.log(id), self.plant)?,
+            ));
+        }
+        for (id, begun, mut process) in started {
+            process.wait_ready_after(&self.log(id), begun)?;
+            self.nodes.insert(id, process);
+        }
         Ok(())
     }
-}
 
-fn wait_first_ready(process: &mut Process, log: &Path) -> anyhow::Result<()> {
-    let started = tokio::time::Instant::now();
-    loop {
-        let text = std::fs::read_to_string(log).unwrap_or_default();
-        if text.lines().any(|line| line == "ready") {
-            return Ok(());
-        }
-        if let Some(status) = process.child.try_wait()? {
-            bail!("{} ended with {status} before it was ready:\n{text}", process.name);
-        }
-        ensure!(started.elapsed() < READY, "{} was not ready in time:\n{text}", process.name);
-        std::thread::sleep(Duration::from_millis(20));
+    /// Starts node `id` again.
+    pub fn restart(&mut self, id: u64) -> anyhow::Result<()> {
+        let process = Process::start(&format!("node {id}"), &self.args(id, false), &self.log(id), self.plant)?;
+        self.nodes.insert(id, process);
+        Ok(())
     }
 }
 
