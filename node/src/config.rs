@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::Args as _;
+use clap::{Args as _, FromArgMatches as _};
 use ensign_proto::{ByteCount, NodeId};
 use figment::Figment;
 use figment::providers::{Format as _, Serialized, Toml};
@@ -160,6 +160,28 @@ impl Config {
         Ok(config)
     }
 
+    /// The settings of variables, over those of a development node.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn development() -> Result<Self, ConfigError> {
+        refuse_unknown_variables(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()))?;
+        let invalid = |message: String| ConfigError::Invalid { path: None, message };
+        let command = ServerArgs::augment_args(clap::Command::new("dev").no_binary_name(true));
+        let matches = command.try_get_matches_from([""; 0]).map_err(|error| invalid(error.to_string()))?;
+        let variables = ServerArgs::from_arg_matches(&matches).map_err(|error| invalid(error.to_string()))?;
+        let mut defaults = Self::default();
+        defaults.storage.prefill = Bytes::mib(64);
+        defaults.storage.tail_cache = Bytes::mib(64);
+        defaults.shutdown.deadline = Seconds::new(5);
+        let config: Self = Figment::from(Serialized::defaults(defaults))
+            .merge(Serialized::defaults(variables))
+            .extract()
+            .map_err(|error| invalid(error.to_string()))?;
+        config.check()?;
+        Ok(config)
+    }
+
     /// The settings of a TOML text alone, over the defaults; checked.
     ///
     /// # Errors
@@ -255,7 +277,7 @@ impl From<Bytes> for ByteCount {
 
 #[cfg(test)]
 mod tests {
-    use clap::{CommandFactory as _, FromArgMatches as _};
+    use clap::CommandFactory as _;
 
     use super::*;
 

@@ -3,7 +3,6 @@
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use ensign_proto::{ClusterId, NodeId};
@@ -13,7 +12,7 @@ use tokio::net::TcpListener;
 use crate::authority::Authority;
 use crate::bootstrap::{self, Credentials};
 use crate::cli::DevArgs;
-use crate::config::{Bytes, Config, LogFormat, LogSettings, PeerAddress};
+use crate::config::{Config, LogFormat, LogSettings, PeerAddress};
 use crate::files::{NodeFile, write_secret};
 use crate::node::{Addresses, Listeners, Node, NodeSpec};
 use crate::peers::PeerTls;
@@ -29,9 +28,6 @@ pub struct DevCluster {
     // Removed last, when everything that writes there has stopped.
     _scratch: Option<tempfile::TempDir>,
 }
-
-/// How large the log of a development node starts.
-const PREFILL: Bytes = Bytes::mib(64);
 
 /// Runs a development cluster until SIGINT or SIGTERM.
 ///
@@ -102,6 +98,7 @@ impl DevCluster {
     /// # Errors
     /// An address is taken, the directory cannot be used, or a node fails.
     pub async fn start(args: &DevArgs) -> anyhow::Result<Self> {
+        let settings = Config::development()?;
         let scratch = args.data.is_none().then(tempfile::tempdir).transpose()?;
         let dir = match (&args.data, &scratch) {
             (Some(dir), _) => dir.clone(),
@@ -141,14 +138,11 @@ impl DevCluster {
             let node_dir = dir.join(format!("node-{id}"));
             let issued = authority.issue(NodeId(id))?;
             let tls = PeerTls::from_pem(issued.certificate, issued.private_key, authority.certificate());
-            let mut config = Config::default();
+            let mut config = settings.clone();
             config.node.id = id;
             config.node.data_dir = node_dir;
             config.node.root_key = dir.join("root.key");
             config.cluster.peers = peers.clone();
-            config.storage.prefill = PREFILL;
-            config.storage.tail_cache = Bytes::mib(64);
-            config.shutdown.deadline = Duration::from_secs(5).into();
             let listeners = match client_listeners.take() {
                 Some((grpc, http, metrics)) => {
                     Listeners { grpc: Some(grpc), http: Some(http), metrics: Some(metrics), peers: listener }

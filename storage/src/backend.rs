@@ -96,6 +96,7 @@ impl Space {
                 self.sizes().physical = before;
                 return Err(error);
             }
+            metrics::observe_room(piece as u64);
             at += piece as u64;
             // Not locked while the disk works: only the writer changes the length, but others ask for it.
             self.sizes().physical = at;
@@ -192,6 +193,7 @@ impl StorageBackend for Space {
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.traffic.written.fetch_add(data.len() as u64, Ordering::Relaxed);
+        metrics::observe_written(data.len() as u64);
         self.file.write_at(offset, data)
     }
 }

@@ -16,6 +16,11 @@ pub fn describe() {
         "Bytes of old entries written again to free their frames."
     );
     describe_histogram!("ensign_log_commit_bytes", Unit::Bytes, "Bytes of one group commit.");
+    describe_counter!(
+        "ensign_log_written_bytes_total",
+        Unit::Bytes,
+        "Bytes written to the log's file: pages of the database, or room (zeros ahead of need)."
+    );
     describe_counter!("ensign_log_syncs_total", "Syncs of the log's file; a commit needs one.");
     describe_histogram!("ensign_log_sync_seconds", Unit::Seconds, "How long the disk took to sync.");
     describe_gauge!("ensign_log_queued_bytes", Unit::Bytes, "Bytes waiting for the next group commit.");
@@ -34,6 +39,14 @@ pub(crate) fn observe_commit(records: u64, bytes: u64, queued: u64) {
 pub(crate) fn observe_sync(took: Duration) {
     counter!("ensign_log_syncs_total").increment(1);
     histogram!("ensign_log_sync_seconds").record(took.as_secs_f64());
+}
+
+pub(crate) fn observe_written(bytes: u64) {
+    counter!("ensign_log_written_bytes_total", "what" => "pages").increment(bytes);
+}
+
+pub(crate) fn observe_room(bytes: u64) {
+    counter!("ensign_log_written_bytes_total", "what" => "room").increment(bytes);
 }
 
 pub(crate) fn observe_purge(bytes: u64) {

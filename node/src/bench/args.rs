@@ -49,7 +49,7 @@ pub struct Common {
     /// Where to put its data. The disk of this folder is what is measured; a file system in memory is refused.
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub dir: PathBuf,
-    /// The metrics page of the cluster that --endpoint names, for its fsync count.
+    /// The metrics page of the cluster that --endpoint names, for its fsyncs and written bytes.
     #[arg(long, value_name = "URL", requires = "endpoint")]
     pub metrics_url: Option<String>,
     /// Connection.

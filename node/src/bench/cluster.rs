@@ -14,8 +14,12 @@ use tokio::time::timeout;
 
 use super::usage::{self, Usage};
 
-/// The counter of fsyncs on a node's metrics page.
+/// The counters of syncs and of written bytes on a node's metrics page. The system's own count of written bytes is of no
+/// use: it counts a whole run of cached pages for one that was changed.
 const SYNCS: &str = "ensign_log_syncs_total";
+const WRITTEN: &str = "ensign_log_written_bytes_total";
+/// Logs of nodes that have run for a while have room in them; what a run stores should find it.
+const ROOM: std::ops::RangeInclusive<u64> = 64..=2048;
 /// How long a cluster may take to start, and to stop.
 const START: Duration = Duration::from_mins(2);
 const STOP: Duration = Duration::from_secs(20);
@@ -29,11 +33,12 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    /// Starts `ensign dev` with this many replicas in a new folder under `dir`, and waits until it is ready.
+    /// Starts `ensign dev` with this many replicas in a new folder under `dir`, with room for `stored` bytes in each log,
+    /// and waits until it is ready.
     ///
     /// # Errors
     /// It did not start; its last words are in the message.
-    pub(super) async fn start(dir: &Path, replicas: u64) -> anyhow::Result<Self> {
+    pub(super) async fn start(dir: &Path, replicas: u64, stored: u64) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("ensign-bench-").tempdir_in(dir)?;
         let [grpc, http, metrics] = free_ports()?;
         let log = dir.path().join("server.log");
@@ -41,6 +46,7 @@ impl Cluster {
             .arg("dev")
             .args(["--nodes", &replicas.to_string()])
             .args(["--grpc", &grpc.to_string(), "--http", &http.to_string(), "--metrics", &metrics.to_string()])
+            .env("ENSIGN_SERVER_STORAGE_PREFILL", room(stored))
             .arg("--data")
             .arg(dir.path().join("data"))
             .arg("--credentials")
@@ -80,11 +86,7 @@ impl Cluster {
 
     /// What it has used so far.
     pub(super) async fn usage(&self) -> Usage {
-        Usage {
-            cpu: usage::cpu(self.pid),
-            written: usage::written(self.pid),
-            syncs: syncs(&format!("http://{}/metrics", self.metrics)).await,
-        }
+        Usage { cpu: usage::cpu(self.pid), ..traffic(&format!("http://{}/metrics", self.metrics)).await }
     }
 
     /// Stops it in an orderly way and removes its data.
@@ -103,10 +105,16 @@ impl Cluster {
     }
 }
 
-/// How many syncs the nodes behind a metrics page have made.
-pub(super) async fn syncs(url: &str) -> Option<u64> {
-    let page = timeout(Duration::from_secs(5), fetch(url)).await.ok()?.ok()?;
-    usage::counter(&page, SYNCS)
+/// What the nodes behind a metrics page have written and synced.
+pub(super) async fn traffic(url: &str) -> Usage {
+    let Ok(Ok(page)) = timeout(Duration::from_secs(5), fetch(url)).await else { return Usage::default() };
+    Usage { cpu: None, written: usage::counter(&page, WRITTEN), syncs: usage::counter(&page, SYNCS) }
+}
+
+/// How large each log starts, as the setting takes it: the power of two that is at least twice what it will hold, since redb
+/// doubles its file and a log asks for more when a quarter is left.
+fn room(stored: u64) -> String {
+    format!("{}MiB", (stored >> 19).clamp(*ROOM.start(), *ROOM.end()).next_power_of_two())
 }
 
 /// One GET, without TLS, whole: all that a metrics page needs.

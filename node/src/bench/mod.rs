@@ -61,7 +61,7 @@ impl Bench {
         let mut client = common.client.clone();
         let (cluster, floor) = if client.endpoint.is_none() {
             disk::refuse_memory(&common.dir)?;
-            let cluster = Cluster::start(&common.dir, common.replicas).await?;
+            let cluster = Cluster::start(&common.dir, common.replicas, common.events * u64::from(common.size)).await?;
             client.credentials = cluster.credentials();
             client.auth_url = None;
             let dir = cluster.dir().to_owned();
@@ -86,7 +86,7 @@ impl Bench {
     async fn server_usage(&self) -> Usage {
         match (&self.cluster, &self.metrics_url) {
             (Some(cluster), _) => cluster.usage().await,
-            (None, Some(url)) => Usage { syncs: cluster::syncs(url).await, ..Usage::default() },
+            (None, Some(url)) => cluster::traffic(url).await,
             (None, None) => Usage::default(),
         }
     }

@@ -29,12 +29,6 @@ pub(super) fn cpu(pid: u32) -> Option<Duration> {
     parse_cpu(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
-/// Bytes that a process has caused to be written to disks.
-pub(super) fn written(pid: u32) -> Option<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/io")).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("write_bytes: ")?.trim().parse().ok())
-}
-
 fn parse_cpu(stat: &str) -> Option<Duration> {
     // The second field is the command in parentheses and may hold anything; the fields after it are plain.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
