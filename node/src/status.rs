@@ -165,6 +165,9 @@ pub(crate) fn event_too_large(offset: u64, size: usize, limit: usize) -> Status 
     ))
 }
 
+/// Says in the metadata of a refusal from when on a new producer session must be made, in milliseconds since 1970.
+const SESSION_AFTER: &str = "ensign-session-after";
+
 /// What becomes of events that were not acknowledged.
 #[derive(Debug, Clone)]
 pub(crate) enum Refusal {
@@ -186,8 +189,14 @@ pub(crate) fn publish_failed(error: &PublishError) -> Refusal {
         PublishError::KeyUnusable { detail } => {
             Refusal::End(Status::failed_precondition(format!("the topic cannot be written: {detail}")))
         }
-        PublishError::Fenced { .. } => Refusal::End(Status::failed_precondition(error.to_string())),
-        PublishError::Forgotten => Refusal::End(Status::aborted(error.to_string())),
+        PublishError::Fenced { .. } | PublishError::Spent { .. } => {
+            Refusal::End(Status::failed_precondition(error.to_string()))
+        }
+        PublishError::Forgotten { now_ms } => {
+            let mut status = Status::aborted(error.to_string());
+            status.metadata_mut().insert(SESSION_AFTER, (*now_ms).into());
+            Refusal::End(status)
+        }
         PublishError::Unavailable { cause } => {
             warn!(cause, "a publish stream ends: its events found no leader in time");
             Refusal::End(Status::unavailable("the topic's replicas cannot be reached, please try again"))
@@ -214,7 +223,8 @@ mod tests {
     fn what_may_be_stored_is_never_nacked() {
         let doubtful = [
             PublishError::OutcomeUnknown { cause: String::new() },
-            PublishError::Forgotten,
+            PublishError::Forgotten { now_ms: 5 },
+            PublishError::Spent { sequence: 4 },
             PublishError::Fenced { epoch: 2 },
         ];
         for error in doubtful {

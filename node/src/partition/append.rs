@@ -147,6 +147,12 @@ pub enum AppendError {
         /// The newest epoch.
         epoch: u32,
     },
+    /// Nothing was appended: the session has passed this number over, so its event was refused before or went elsewhere.
+    #[error("sequence {sequence} was passed over by its producer session and cannot be used any more")]
+    Spent {
+        /// The first such number.
+        sequence: u64,
+    },
     /// Nothing was appended now; whether an earlier attempt did cannot be told any more.
     #[error("the producer session is no longer remembered")]
     Forgotten {
@@ -225,6 +231,10 @@ impl From<&AppendError> for peer::Refused {
                 refused.epoch = *epoch;
                 Reason::Fenced
             }
+            AppendError::Spent { sequence } => {
+                refused.last = *sequence;
+                Reason::Spent
+            }
             AppendError::Forgotten { now_ms } => {
                 refused.now_ms = *now_ms;
                 Reason::Forgotten
@@ -269,6 +279,7 @@ impl From<peer::Refused> for AppendError {
             Reason::NotLeader => Self::NotLeader { leader: (refused.leader != 0).then_some(NodeId(refused.leader)) },
             Reason::Gap => Self::Gap { last: refused.last },
             Reason::Fenced => Self::Fenced { epoch: refused.epoch },
+            Reason::Spent => Self::Spent { sequence: refused.last },
             Reason::Forgotten => Self::Forgotten { now_ms: refused.now_ms },
             Reason::Archived => Self::Archived,
             Reason::Deleted => Self::Deleted,
@@ -330,6 +341,7 @@ mod tests {
             AppendError::OutcomeUnknown,
             AppendError::Gap { last: 3 },
             AppendError::Fenced { epoch: 2 },
+            AppendError::Spent { sequence: 4 },
             AppendError::Forgotten { now_ms: 9 },
             AppendError::Archived,
             AppendError::Deleted,

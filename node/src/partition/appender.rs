@@ -16,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::append::{AppendError, Appended, Chunk, Outcome};
+use super::append::{AppendError, Appended, Chunk};
 use super::batcher::Admission;
 use super::block::BodyShape;
 use super::handle::PartitionHandle;
@@ -105,9 +105,21 @@ pub enum PublishError {
         /// The newest epoch.
         epoch: u32,
     },
-    /// Not known: the session was idle for too long to tell a retry from a new event.
-    #[error("the producer session is no longer remembered; whether its last events were stored cannot be told")]
-    Forgotten,
+    /// Not stored under this number, which the producer session has passed over: the event needs a new one.
+    #[error(
+        "sequence {sequence} was passed over by its producer session, or its event was refused: give the event a new sequence"
+    )]
+    Spent {
+        /// The first such number.
+        sequence: u64,
+    },
+    /// Not stored now: the session was idle for too long to tell a retry from a new event. Whether an earlier attempt of the
+    /// publisher was stored cannot be told.
+    #[error("the producer session is no longer remembered: go on with a session made after {now_ms} ms since 1970")]
+    Forgotten {
+        /// The partition's time, in milliseconds.
+        now_ms: u64,
+    },
     /// Not stored as far as this node knows, and no attempt is in doubt: nobody could take it in time.
     #[error("the topic's partition is not available: {cause}")]
     Unavailable {
@@ -133,6 +145,12 @@ struct Item {
 }
 
 impl Item {
+    /// Answers with an error; if an earlier attempt may have been appended, a refusal would be a lie.
+    fn refuse(self, error: PublishError) {
+        let error = if self.doubtful { PublishError::OutcomeUnknown { cause: error.to_string() } } else { error };
+        self.answer(Err(error));
+    }
+
     fn answer(self, outcome: Result<Appended, PublishError>) {
         // The stream may be gone; the events were committed all the same.
         let _ = self.reply.send(outcome);
@@ -268,19 +286,18 @@ impl Appender {
     }
 
     fn out_of_time(&self) -> Next {
-        let cause = self.cause.clone();
-        Next::GiveUp(if self.queue.iter().any(|item| item.doubtful) {
-            PublishError::OutcomeUnknown { cause }
-        } else {
-            PublishError::Unavailable { cause }
-        })
+        Next::GiveUp(PublishError::Unavailable { cause: self.cause.clone() })
     }
 
     /// The way to the leader, once there is one.
     async fn route(&mut self, hint: Option<NodeId>, stop: &Stop) -> Result<Route, Next> {
         self.note_stop(stop);
         let mut leadership = self.handle.leadership();
+        let mut admission = self.handle.watch_admission();
         loop {
+            if *admission.borrow_and_update() == Admission::Deleted {
+                return Err(Next::GiveUp(PublishError::Deleted));
+            }
             let now = *leadership.borrow_and_update();
             let leader = hint.or(now.leader);
             if leader == Some(self.handle.me()) {
@@ -297,20 +314,16 @@ impl Appender {
             }
             let deadline = self.deadline();
             tokio::select! {
-                changed = leadership.changed() => if changed.is_err() {
-                    return Err(self.lost());
-                },
+                changed = leadership.changed() => if changed.is_err() { return Err(self.stopped()) },
+                changed = admission.changed() => if changed.is_err() { return Err(self.stopped()) },
                 () = tokio::time::sleep_until(deadline) => return Err(self.out_of_time()),
                 () = stop.cancelled(), if self.stopping_since.is_none() => self.note_stop(stop),
             }
         }
     }
 
-    /// The partition does not run here any more: the topic is gone, or the node is going.
-    fn lost(&mut self) -> Next {
-        if self.handle.admission() == Admission::Deleted {
-            return Next::GiveUp(PublishError::Deleted);
-        }
+    /// The partition does not run here any more: the node is going.
+    fn stopped(&mut self) -> Next {
         "the partition is stopped on this node".clone_into(&mut self.cause);
         self.out_of_time()
     }
@@ -349,10 +362,10 @@ impl Appender {
                     }
                     Err(error) => {
                         drop(out);
-                        let settled = self.settle(&mut replies, sent, &error);
+                        self.queue[0].doubtful |= is_unknown(&error);
+                        let settled = self.settle(&mut replies, 1, &mut sent);
                         if tokio::time::timeout_at(deadline, settled).await.is_err() {
-                            // Whatever is still unanswered may have been appended.
-                            self.queue.iter_mut().take(sent).for_each(|item| item.doubtful = true);
+                            self.doubt(sent);
                         }
                         return self.after(error);
                     }
@@ -363,10 +376,10 @@ impl Appender {
                         sent += 1;
                     }
                     Err(_) if sent > 0 => {
-                        // The way is gone; what was sent on it resolves as unknown.
-                        let settled = self.settle(&mut replies, sent + 1, &AppendError::OutcomeUnknown);
+                        // The way is gone; answers may still be on it.
+                        let settled = self.settle(&mut replies, 0, &mut sent);
                         let _ = tokio::time::timeout_at(deadline, settled).await;
-                        self.queue.iter_mut().take(sent).for_each(|item| item.doubtful = true);
+                        self.doubt(sent);
                         return self.after(AppendError::OutcomeUnknown);
                     }
                     Err(error) => return self.after(error),
@@ -376,7 +389,7 @@ impl Appender {
                     None => self.open = false,
                 },
                 () = tokio::time::sleep_until(deadline), if !self.queue.is_empty() => {
-                    self.queue.iter_mut().take(sent).for_each(|item| item.doubtful = true);
+                    self.doubt(sent);
                     return self.out_of_time();
                 }
                 () = stop.cancelled(), if self.stopping_since.is_none() => self.note_stop(stop),
@@ -384,19 +397,29 @@ impl Appender {
         }
     }
 
-    /// Waits until everything that was sent is resolved, the first already being `error`. Answers other than refusals need no
-    /// care: what was appended is a duplicate when it is sent again.
-    async fn settle(&mut self, replies: &mut super::route::Replies, sent: usize, error: &AppendError) {
-        let unknown = |error: &AppendError| matches!(error, AppendError::OutcomeUnknown);
-        if let Some(first) = self.queue.front_mut() {
-            first.doubtful |= unknown(error);
-        }
-        for at in 1..sent {
-            let outcome: Outcome = replies.next().await;
-            if let (Err(error), Some(item)) = (outcome, self.queue.get_mut(at)) {
-                item.doubtful |= unknown(&error);
+    /// Waits until everything that was sent is resolved, from the one at `from` on. What was appended is acknowledged; `sent`
+    /// counts what was not. Cancel safe.
+    async fn settle(&mut self, replies: &mut super::route::Replies, from: usize, sent: &mut usize) {
+        let mut at = from;
+        while at < *sent {
+            match replies.next().await {
+                Ok(appended) => {
+                    *sent -= 1;
+                    if let Some(item) = self.queue.remove(at) {
+                        item.answer(Ok(appended));
+                    }
+                }
+                Err(error) => {
+                    self.queue[at].doubtful |= is_unknown(&error);
+                    at += 1;
+                }
             }
         }
+    }
+
+    /// Whatever was sent and is still unanswered may have been appended.
+    fn doubt(&mut self, sent: usize) {
+        self.queue.iter_mut().take(sent).for_each(|item| item.doubtful = true);
     }
 
     /// What the refusal of the oldest chunk means for it and for those behind it.
@@ -418,6 +441,7 @@ impl Appender {
                 }
                 PublishError::NotCommitted
             }
+            AppendError::Spent { sequence } => PublishError::Spent { sequence },
             AppendError::Forgotten { now_ms } => return self.forgotten(now_ms),
             AppendError::Fenced { epoch } => return Next::GiveUp(PublishError::Fenced { epoch }),
             AppendError::KeyUnusable { detail } => return Next::GiveUp(PublishError::KeyUnusable { detail }),
@@ -434,11 +458,9 @@ impl Appender {
         let Some(item) = self.queue.pop_front() else { return };
         let (of, previous) = (item.chunk.producer, item.chunk.previous);
         if item.doubtful {
-            // An earlier attempt may have been appended; a nack would be a lie.
-            let cause = refusal.to_string();
-            return item.answer(Err(PublishError::OutcomeUnknown { cause }));
+            return item.refuse(refusal);
         }
-        item.answer(Err(refusal));
+        item.refuse(refusal);
         let same = |other: &Sequenced| (other.session, other.epoch) == (of.session, of.epoch);
         match self.queue.iter_mut().find(|item| same(&item.chunk.producer)) {
             Some(next) => next.chunk.previous = previous,
@@ -449,7 +471,7 @@ impl Appender {
     /// Our session was dropped, or is older than one that was. If nothing is in doubt, a younger one serves as well.
     fn forgotten(&mut self, now_ms: u64) -> Next {
         if self.queue.iter().any(|item| item.doubtful || !item.ours) {
-            return Next::GiveUp(PublishError::Forgotten);
+            return Next::GiveUp(PublishError::Forgotten { now_ms });
         }
         let session = new_session(now_ms.max(self.handle.entry_time_ms()), &*self.rng);
         self.session = Some(session);
@@ -479,12 +501,16 @@ impl Appender {
     /// Answers everything that waits, and everything that still comes.
     async fn give_up(mut self, error: PublishError) {
         for item in std::mem::take(&mut self.queue) {
-            item.answer(Err(error.clone()));
+            item.refuse(error.clone());
         }
         while let Some(submission) = self.submissions.recv().await {
             let _ = submission.reply.send(Err(error.clone()));
         }
     }
+}
+
+fn is_unknown(error: &AppendError) -> bool {
+    matches!(error, AppendError::OutcomeUnknown)
 }
 
 fn new_session(made_ms: u64, rng: &dyn Rng) -> SessionId {

@@ -79,7 +79,7 @@ pub(crate) struct State {
     pub(crate) bytes: u64,
     pub(crate) index: SparseIndex,
     /// Batches that were sealed for exactly this place and refused all the same. Readers of the log, who follow the chain,
-    /// could not tell them from the batch that took the place. Rare: a session was dropped while its retry was in flight.
+    /// could not tell them from the batch that took the place. They are those whose session was dropped while they were in flight.
     pub(crate) refused_in_place: Vec<LogIndex>,
     /// The last entry that changed anything.
     pub(crate) applied: LogIndex,

@@ -17,8 +17,11 @@ pub(crate) const SESSIONS_MAX: usize = 10_000;
 /// A session is dropped when the partition's newest event is this much younger than the session's last one.
 pub(crate) const IDLE_MS: u64 = 60 * 60 * 1000;
 
-/// Appends remembered per session, to tell a retry when its event was committed.
-const RUNS_MAX: usize = 8;
+/// Appends remembered per session, to tell a retry where and when its event was committed: more than a publisher usually has
+/// in flight, and fewer when there are many sessions.
+fn runs_max(sessions: usize) -> usize {
+    if sessions <= 256 { 64 } else { 8 }
+}
 
 /// Session ids are random where it matters; a keyed hash would only make iteration order differ between runs.
 #[derive(Default)]
@@ -69,6 +72,17 @@ pub(crate) struct Run {
     pub(crate) last: u64,
     pub(crate) offset: Offset,
     pub(crate) committed_ms: u64,
+}
+
+/// What the table says of a sequence up to a session's last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Held {
+    /// It is in this append.
+    In(Run),
+    /// It is from before the oldest append that is remembered, which begins with this sequence.
+    Before(u64),
+    /// It is not here: the session passed it over. Its event went elsewhere or was refused.
+    PassedOver,
 }
 
 /// What the table knows of a session.
@@ -146,10 +160,20 @@ impl Producers {
         }
     }
 
-    /// When, and where, a held event was committed; the oldest append still remembered stands for older ones.
-    pub(crate) fn committed(&self, session: SessionId, sequence: u64) -> Option<Run> {
-        let known = self.sessions.get(&session)?;
-        known.runs.iter().find(|run| sequence <= run.last).copied()
+    /// What became of a sequence that is not above the session's last.
+    pub(crate) fn held(&self, session: SessionId, sequence: u64) -> Held {
+        let runs = self.sessions.get(&session).map(|known| &known.runs);
+        let Some(run) = runs.and_then(|runs| runs.iter().find(|run| sequence <= run.last)) else {
+            return Held::Before(sequence + 1);
+        };
+        let oldest = runs.and_then(|runs| runs.front()).map_or(run.first, |oldest| oldest.first);
+        if run.first <= sequence {
+            Held::In(*run)
+        } else if sequence < oldest {
+            Held::Before(oldest)
+        } else {
+            Held::PassedOver
+        }
     }
 
     /// Notes an append at `now_ms`, the entry's time; drops what is too old or too much.
@@ -162,13 +186,13 @@ impl Producers {
             *session = fresh();
         }
         session.last = run.last;
-        // Never before the session was made, whatever clock its maker had: what is dropped is always as young as it claims to be.
-        session.seen_ms = now_ms.max(made_at(events.session));
-        if session.runs.len() == RUNS_MAX {
-            session.runs.pop_front();
-        }
+        session.seen_ms = now_ms;
         session.runs.push_back(run);
         self.by_age.insert((session.seen_ms, events.session));
+        let most = runs_max(self.sessions.len());
+        if let Some(session) = self.sessions.get_mut(&events.session) {
+            session.runs.drain(..session.runs.len().saturating_sub(most));
+        }
         self.drop_old(now_ms);
     }
 
@@ -179,7 +203,8 @@ impl Producers {
             }
             self.by_age.pop_first();
             self.sessions.remove(&session);
-            self.dropped_through_ms = self.dropped_through_ms.max(Some(seen_ms));
+            // Never before the session was made, whatever clock its maker had.
+            self.dropped_through_ms = self.dropped_through_ms.max(Some(seen_ms.max(made_at(session))));
         }
     }
 
@@ -229,7 +254,8 @@ mod tests {
         assert_eq!(judge(&table, &events(s, 1, 1, 3), Some(0)), Verdict::Duplicate { held: 3 });
         assert_eq!(judge(&table, &events(s, 1, 2, 4), Some(1)), Verdict::Duplicate { held: 2 });
         assert_eq!(judge(&table, &events(s, 1, 4, 1), Some(3)), Verdict::Fresh);
-        assert_eq!(table.committed(s, 2).unwrap().committed_ms, 100);
+        let Held::In(run) = table.held(s, 2) else { panic!("it is held") };
+        assert_eq!((run.first, run.offset, run.committed_ms), (1, Offset(1), 100));
     }
 
     #[test]
@@ -241,6 +267,37 @@ mod tests {
         assert_eq!(judge(&table, &events(s, 1, 4, 1), Some(3)), Verdict::Gap { last: 2 });
         // The producer says that it sent nothing between 2 and 9 to this partition.
         assert_eq!(judge(&table, &events(s, 1, 9, 1), Some(2)), Verdict::Fresh);
+    }
+
+    #[test]
+    fn an_append_that_is_no_longer_remembered_is_not_taken_for_another() {
+        let mut table = Producers::default();
+        let s = session(10, 1);
+        for n in 0..100 {
+            table.record(&events(s, 1, 1 + 5 * n, 3), Offset(1 + 3 * n), 100 + n);
+        }
+        let most = runs_max(1) as u64;
+        let oldest = 1 + 5 * (100 - most);
+        assert_eq!(table.held(s, 1), Held::Before(oldest));
+        assert_eq!(table.held(s, oldest - 1), Held::Before(oldest));
+        assert!(matches!(table.held(s, oldest + 2), Held::In(run) if run.first == oldest));
+        // Three were appended, two numbers were not used, or were refused.
+        assert_eq!(table.held(s, oldest + 3), Held::PassedOver);
+        assert_eq!(table.held(s, 499), Held::PassedOver);
+        assert!(matches!(table.held(s, 498), Held::In(_)));
+    }
+
+    #[test]
+    fn sessions_that_claim_to_be_from_the_future_do_not_outlive_others() {
+        let mut table = Producers::default();
+        for n in 0..SESSIONS_MAX as u64 {
+            let mut random = [0; 10];
+            random[..8].copy_from_slice(&n.to_be_bytes());
+            table.record(&events(SessionId::new(1_000_000, random), 1, 1, 1), Offset(n + 1), 1_000);
+        }
+        let honest = session(1_001, 7);
+        table.record(&events(honest, 1, 1, 1), Offset(20_000), 1_001);
+        assert_eq!(judge(&table, &events(honest, 1, 2, 1), Some(1)), Verdict::Fresh, "the newest stays");
     }
 
     #[test]

@@ -84,9 +84,8 @@ impl Tail {
             recent.bytes += size;
             self.budget.used.fetch_add(size, Ordering::Relaxed);
             recent.batches.push_back(batch);
-            while recent.batches.len() > 1
-                && (recent.bytes > self.budget.partition.0
-                    || self.budget.used.load(Ordering::Relaxed) > self.budget.node.0)
+            while recent.bytes > self.budget.partition.0
+                || self.budget.used.load(Ordering::Relaxed) > self.budget.node.0
             {
                 let Some(oldest) = recent.batches.pop_front() else { break };
                 recent.bytes -= oldest.sealed.len() as u64;
@@ -161,9 +160,10 @@ mod tests {
         let (one, two) = (Tail::new(Arc::clone(&budget)), Tail::new(Arc::clone(&budget)));
         one.push(batch(1, 1, 800));
         two.push(batch(1, 1, 400));
-        two.push(batch(2, 1, 400));
-        assert!(two.read(Offset(1), ByteCount(1)).is_none(), "over the node's budget: only the newest stays");
+        assert!(two.read(Offset(1), ByteCount(1)).is_none(), "over the node's budget: the log has it");
+        assert_eq!(two.high_watermark(), Offset(2));
         drop(one);
+        two.push(batch(2, 1, 400));
         two.push(batch(3, 1, 400));
         assert_eq!(two.read(Offset(2), ByteCount(10_000)).unwrap().len(), 2);
     }

@@ -126,6 +126,13 @@ impl Cluster {
         Self { net, nodes, link, keys, tasks }
     }
 
+    /// What the catalog says, on every node.
+    fn admit(&self, admission: Admission) {
+        for node in self.nodes.values() {
+            node.admission.send_replace(admission);
+        }
+    }
+
     fn publisher(&self, node: NodeId) -> Publisher {
         let handle = self.nodes[&node].handle.clone();
         let (submissions, appender) = Appender::new(handle, Arc::<TestLink>::clone(&self.link), Arc::new(OsRng));
@@ -365,19 +372,73 @@ async fn an_archived_or_deleted_topic_refuses_for_certain() {
     let follower = NodeId(cluster.leader().await.0 % 3 + 1);
     let publisher = cluster.publisher(follower);
     publisher.publish(&names("e", 0..1)).await.unwrap();
-    for (admission, expected) in
-        [(Admission::Archived, PublishError::Archived), (Admission::Deleted, PublishError::Deleted)]
-    {
-        for node in cluster.nodes.values() {
-            node.admission.send_replace(admission);
-        }
-        assert_eq!(publisher.publish(&names("no", 0..1)).await, Err(expected));
-    }
-    for node in cluster.nodes.values() {
-        node.admission.send_replace(Admission::Open);
-    }
+    cluster.admit(Admission::Archived);
+    assert_eq!(publisher.publish(&names("no", 0..1)).await, Err(PublishError::Archived));
+    cluster.admit(Admission::Open);
     publisher.publish(&names("e", 1..2)).await.unwrap();
     assert_eq!(cluster.read(follower).await.len(), 2, "what was refused left no hole in the numbers, and no event");
+    cluster.admit(Admission::Deleted);
+    assert_eq!(publisher.publish(&names("no", 0..1)).await, Err(PublishError::Deleted));
+}
+
+#[tokio::test]
+async fn a_topic_that_is_destroyed_while_its_leader_is_away_refuses_what_waits() {
+    let cluster = Cluster::start(3).await;
+    let follower = NodeId(cluster.leader().await.0 % 3 + 1);
+    let publisher = cluster.publisher(follower);
+    publisher.publish(&names("e", 0..1)).await.unwrap();
+    for node in 1..=3 {
+        cluster.net.isolate(NodeId(node));
+        cluster.link.cut.lock().unwrap().insert(NodeId(node));
+    }
+    // A new stream: the way that the old one had is not cut with the links.
+    let publisher = cluster.publisher(follower);
+    let waiting = publisher.send(Numbering::Ours, &names("no", 0..1)).await;
+    cluster.admit(Admission::Deleted);
+    assert_eq!(waiting.await.unwrap(), Err(PublishError::Deleted));
+}
+
+#[tokio::test]
+async fn a_retry_of_what_is_stored_is_acknowledged_at_its_offset_whatever_became_of_the_topic() {
+    let cluster = Cluster::start(1).await;
+    let session = SessionId::new(1_700_000_000_000, [4; 10]);
+    let publisher = cluster.publisher(NodeId(1));
+    let mut stored = Vec::new();
+    for n in 0..30 {
+        let numbered = Numbering::Theirs { session, epoch: 1, first: 1 + u64::from(n) * 2 };
+        stored.push((numbered, publisher.send(numbered, &names("e", n * 2..n * 2 + 2)).await.await.unwrap().unwrap()));
+    }
+    let retry_all = async |cluster: &Cluster| {
+        let again = cluster.publisher(NodeId(1));
+        for (n, (numbered, first)) in (0..).zip(&stored) {
+            let outcome = again.send(*numbered, &names("e", n * 2..n * 2 + 2)).await.await.unwrap();
+            assert_eq!(outcome.as_ref(), Ok(first));
+        }
+    };
+    retry_all(&cluster).await;
+    cluster.admit(Admission::Archived);
+    retry_all(&cluster).await;
+    cluster.admit(Admission::Open);
+    let dead = cluster.nodes[&NodeId(1)].group.inspect(|machine| machine.state().deks.clone());
+    cluster.keys.dead.lock().unwrap().extend(dead.iter().map(|row| row.dek));
+    cluster.keys.revoked.store(true, Ordering::SeqCst);
+    retry_all(&cluster).await;
+}
+
+#[tokio::test]
+async fn a_number_that_was_passed_over_is_not_taken_for_a_retry() {
+    let cluster = Cluster::start(1).await;
+    let session = SessionId::new(1_700_000_000_000, [4; 10]);
+    let numbered = |first| Numbering::Theirs { session, epoch: 1, first };
+    let publisher = cluster.publisher(NodeId(1));
+    publisher.send(numbered(1), &names("e", 0..1)).await.await.unwrap().unwrap();
+    // Number 2 got a nack at the edge, and never came here.
+    publisher.send(numbered(3), &names("e", 2..3)).await.await.unwrap().unwrap();
+    let reused = publisher.send(numbered(2), &names("e", 1..2)).await.await.unwrap();
+    assert_eq!(reused, Err(PublishError::Spent { sequence: 2 }));
+    publisher.send(numbered(4), &names("e", 1..2)).await.await.unwrap().unwrap();
+    let events: Vec<_> = cluster.read(NodeId(1)).await.into_iter().map(|(_, event)| event).collect();
+    assert_eq!(events, ["e-000000", "e-000002", "e-000001"].map(Bytes::from));
 }
 
 #[tokio::test]

@@ -1,0 +1,416 @@
+//! One stretch of leadership: from an applied head to the first thing that goes wrong.
+
+use std::collections::{HashMap, VecDeque};
+
+use bytes::Bytes;
+use ensign_proto::{DekId, Link, Offset, Rlid, SessionId, Term, link};
+use ensign_raft::env::Stop;
+use ensign_raft::{Leadership, ProposeError};
+use futures::StreamExt as _;
+use futures::future::BoxFuture;
+use futures::stream::FuturesOrdered;
+use tokio::sync::{mpsc, watch};
+
+use super::{Admission, BatcherParts, Job};
+use crate::partition::append::{AppendError, AppendedRun};
+use crate::partition::entry::Payload;
+use crate::partition::keys::KeysError;
+use crate::partition::machine::{Applied, TYPES_MAX};
+use crate::partition::producers::{Held, Place, Sequenced, Verdict};
+use crate::partition::{batch, metrics, rlid};
+
+/// Jobs in one batch at most: each may add a row of 32 bytes to a header that has room for 64 KiB.
+const JOBS_MAX: usize = 1_000;
+
+/// The head of the partition once everything in flight is applied.
+struct Head {
+    next_offset: Offset,
+    link: Link,
+    last_id: Rlid,
+    types: u32,
+}
+
+/// What a proposal carries.
+enum Cargo {
+    Batch(Vec<Job>),
+    Introduction,
+}
+
+type Resolved = (u64, Cargo, Result<Applied, ProposeError>);
+
+/// One stretch of leadership, from an applied head to the first thing that goes wrong.
+pub(super) struct Stretch<'a> {
+    parts: &'a BatcherParts,
+    term: Term,
+    dek: DekId,
+    head: Head,
+    kinds: HashMap<Bytes, u32>,
+    /// The newest places of sessions with events pending or in flight, and in which batch.
+    ahead: HashMap<SessionId, (Place, u64)>,
+    /// The number of the last batch that was proposed, and of the last that was resolved.
+    serial: u64,
+    resolved: u64,
+    pending: Vec<Job>,
+    pending_bytes: u64,
+    in_flight: FuturesOrdered<BoxFuture<'static, Resolved>>,
+    /// Retries of what is pending or in flight, until that batch is resolved.
+    waiting: Vec<(u64, Job)>,
+    /// What has to be taken again, in order.
+    again: Vec<Job>,
+    failure: Option<ProposeError>,
+}
+
+/// How a stretch ended.
+pub(super) enum End {
+    Stopped,
+    /// Leadership changed, or something failed; begin anew from the applied state.
+    Again,
+    Key(KeysError),
+}
+
+impl End {
+    /// A key that is gone, or was never held, is no obstacle: another one may do. Without any lease there is none.
+    fn of_key(error: KeysError) -> Self {
+        match error {
+            KeysError::NotHeld(_) | KeysError::Unusable(_) => Self::Again,
+            KeysError::Unavailable(_) | KeysError::Damaged | KeysError::Failed(_) => Self::Key(error),
+        }
+    }
+}
+
+impl<'a> Stretch<'a> {
+    pub(super) async fn begin(parts: &'a BatcherParts, term: Term, dek: DekId) -> Self {
+        let kinds = batch::known_kinds(parts).await;
+        let head = parts.group.inspect(|machine| {
+            let state = machine.state();
+            Head {
+                next_offset: state.next_offset,
+                link: state.link,
+                last_id: state.last_id,
+                types: state.types.len() as u32,
+            }
+        });
+        Self {
+            parts,
+            term,
+            dek,
+            head,
+            kinds,
+            ahead: HashMap::new(),
+            serial: 0,
+            resolved: 0,
+            pending: Vec::new(),
+            pending_bytes: 0,
+            in_flight: FuturesOrdered::new(),
+            waiting: Vec::new(),
+            again: Vec::new(),
+            failure: None,
+        }
+    }
+
+    pub(super) async fn run(
+        &mut self,
+        jobs: &mut mpsc::UnboundedReceiver<Job>,
+        retry: &mut VecDeque<Job>,
+        leadership: &mut watch::Receiver<Leadership>,
+        stop: &Stop,
+    ) -> End {
+        loop {
+            while self.has_room() {
+                let Some(job) = retry.pop_front().or_else(|| jobs.try_recv().ok()) else { break };
+                self.admit(job);
+            }
+            if self.should_cut() {
+                if self.parts.keys.should_roll_over(self.dek) {
+                    return End::Again;
+                }
+                if let Err(error) = self.cut().await {
+                    return error;
+                }
+                continue;
+            }
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return End::Stopped,
+                Some(resolved) = self.in_flight.next(), if !self.in_flight.is_empty() => {
+                    self.settle(resolved);
+                    if self.failure.is_some() || !self.again.is_empty() {
+                        return End::Again;
+                    }
+                    let resolved = self.resolved;
+                    retry.extend(self.waiting.extract_if(.., |(of, _)| *of <= resolved).map(|(_, job)| job));
+                }
+                changed = leadership.changed() => {
+                    let now = *leadership.borrow();
+                    if changed.is_err() || now.term != self.term || !now.ready {
+                        return End::Again;
+                    }
+                }
+                job = jobs.recv(), if self.has_room() => match job {
+                    Some(job) => self.admit(job),
+                    None => return End::Stopped,
+                },
+            }
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.pending_bytes < self.parts.limits.target.0
+            && self.pending.len() < JOBS_MAX
+            && !self.pending.last().is_some_and(|job| job.alone)
+    }
+
+    /// With nothing in flight, whatever there is goes at once. The more is in flight, the more a batch waits to gather: its
+    /// events would wait for the disk in any case.
+    fn should_cut(&self) -> bool {
+        const GATHER: [u64; 4] = [1, 8 << 10, 32 << 10, 128 << 10];
+        let in_flight = self.in_flight.len();
+        if self.pending.is_empty() || in_flight >= self.parts.limits.in_flight {
+            return false;
+        }
+        if !self.has_room() {
+            return true;
+        }
+        let enough = GATHER.get(in_flight).copied().unwrap_or(u64::MAX).min(self.parts.limits.target.0);
+        self.pending_bytes >= enough
+    }
+
+    /// Decides what becomes of a chunk: append it, answer it, or refuse it.
+    fn admit(&mut self, mut job: Job) {
+        let events = job.chunk.producer;
+        let ahead = self.ahead.get(&events.session).copied();
+        let place = match ahead {
+            Some((place, _)) => Some(place),
+            None => self.parts.group.inspect(|machine| machine.state().producers.place(events.session)),
+        };
+        let verdict = place.map_or(Verdict::Forgotten, |place| place.judge(&events, job.chunk.previous));
+        // What is here already is acknowledged whatever has become of the topic since.
+        let closed = match *self.parts.admission.borrow() {
+            Admission::Open => None,
+            Admission::Archived => Some(AppendError::Archived),
+            Admission::Deleted => Some(AppendError::Deleted),
+        };
+        match (verdict, ahead) {
+            (Verdict::Fresh, _) => match closed {
+                None => self.gather(job),
+                Some(refusal) => job.refuse(refusal),
+            },
+            (Verdict::Duplicate { .. }, Some((_, serial))) => self.waiting.push((serial, job)),
+            (Verdict::Duplicate { held }, None) => match (self.parts.held_runs(&events, held), closed) {
+                (Err(sequence), _) => job.refuse(AppendError::Spent { sequence }),
+                (Ok(runs), _) if held == events.count => {
+                    job.held = runs;
+                    job.acknowledge(None);
+                }
+                (Ok(runs), None) => {
+                    job.held = runs;
+                    job.chunk.drop_first(held);
+                    self.gather(job);
+                }
+                (Ok(_), Some(refusal)) => {
+                    // Some of them are here and some never will be: no one answer is true of all.
+                    job.doubtful = true;
+                    job.refuse(refusal);
+                }
+            },
+            (Verdict::Gap { last }, _) => job.refuse(AppendError::Gap { last }),
+            (Verdict::Fenced { epoch }, _) => job.refuse(AppendError::Fenced { epoch }),
+            (Verdict::Forgotten, _) => {
+                // Younger than every session that was dropped.
+                let dropped = self.parts.group.inspect(|machine| machine.state().producers.dropped_through_ms());
+                let now_ms = self.head.last_id.unix_ms().max(dropped.map_or(0, |dropped| dropped + 1));
+                job.refuse(AppendError::Forgotten { now_ms });
+            }
+        }
+    }
+
+    fn gather(&mut self, job: Job) {
+        let events = job.chunk.producer;
+        let place = Place { epoch: events.epoch, last: events.first + u64::from(events.count) - 1 };
+        self.ahead.insert(events.session, (place, self.serial + 1));
+        self.pending_bytes += job.chunk.size().0;
+        self.pending.push(job);
+    }
+
+    /// Seals what is pending for the predicted head and proposes it.
+    async fn cut(&mut self) -> Result<(), End> {
+        self.introduce_kinds().await?;
+        let chunks: Vec<_> = self.pending.iter().map(|job| &job.chunk).collect();
+        let place = batch::Place {
+            term: self.term,
+            base: self.head.next_offset,
+            first_id: rlid::first_of_batch(self.parts.clock.wall().as_millis(), self.head.last_id),
+            prev: self.head.link,
+            dek: self.dek,
+        };
+        let context = self.parts.context;
+        let Ok(draft) = batch::draft(&chunks, &place, &context, &self.kinds) else {
+            self.part_oversize();
+            return Err(End::Again);
+        };
+        let (last_id, next_offset, events) = (draft.header.last_id, draft.header.next_offset(), draft.header.count);
+        let in_use = self.parts.keys.begin_use(self.dek).map_err(End::of_key)?;
+        let sealed = self.parts.keys.seal(&context, self.dek, draft.header, draft.payload).map_err(End::of_key)?;
+        let next_link = link(&context, &sealed);
+        let pending = match self.parts.group.submit(Some(self.term), sealed.into_bytes()).await {
+            Ok(pending) => pending,
+            Err(ProposeError::TooLarge { .. }) => {
+                self.part_oversize();
+                return Err(End::Again);
+            }
+            Err(error) => {
+                self.failure = Some(error);
+                return Err(End::Again);
+            }
+        };
+        self.serial += 1;
+        self.head.next_offset = next_offset;
+        self.head.last_id = last_id;
+        self.head.link = next_link;
+        self.pending_bytes = 0;
+        metrics::observe_batch(events, draft.bytes);
+        let (serial, jobs) = (self.serial, std::mem::take(&mut self.pending));
+        self.in_flight.push_back(Box::pin(async move {
+            let outcome = pending.await.map(|committed| committed.response);
+            // The use lasts until the proposal is resolved: no event is acked under a key that was reported dead before.
+            drop(in_use);
+            (serial, Cargo::Batch(jobs), outcome)
+        }));
+        Ok(())
+    }
+
+    /// What is too large together is tried one by one; what is too large by itself is refused.
+    fn part_oversize(&mut self) {
+        if self.pending.len() == 1 {
+            self.pending.drain(..).for_each(|job| job.refuse(AppendError::TooLarge));
+        }
+        self.pending.iter_mut().for_each(|job| job.alone = true);
+    }
+
+    /// Introduces kinds of event that the partition has not counted yet, while there is room for more.
+    async fn introduce_kinds(&mut self) -> Result<(), End> {
+        let context = self.parts.context;
+        let new: Vec<Bytes> = {
+            let kinds = self.pending.iter().flat_map(|job| job.chunk.kinds.iter());
+            kinds.filter(|kind| !self.kinds.contains_key(*kind)).map(|kind| Bytes::copy_from_slice(kind)).collect()
+        };
+        for kind in new {
+            if self.kinds.contains_key(&kind) || self.head.types as usize >= TYPES_MAX {
+                continue;
+            }
+            let handle = self.head.types + 1;
+            let sealed = self.parts.keys.seal_type(&context, self.dek, handle, &kind).map_err(End::of_key)?;
+            let payload = Payload::type_introduced(handle, self.dek, &sealed);
+            let pending = match self.parts.group.submit(Some(self.term), payload).await {
+                Ok(pending) => pending,
+                Err(error) => {
+                    self.failure = Some(error);
+                    return Err(End::Again);
+                }
+            };
+            self.head.types = handle;
+            self.kinds.insert(kind, handle);
+            self.in_flight.push_back(Box::pin(async move {
+                (0, Cargo::Introduction, pending.await.map(|committed| committed.response))
+            }));
+        }
+        Ok(())
+    }
+
+    /// Answers the chunks of a resolved proposal, or keeps them to be taken again.
+    fn settle(&mut self, (serial, cargo, outcome): Resolved) {
+        let jobs = match cargo {
+            Cargo::Batch(jobs) => jobs,
+            Cargo::Introduction => Vec::new(),
+        };
+        match outcome {
+            Ok(Applied::Batch { base, committed_ms }) => {
+                self.ahead.retain(|_, (_, of)| *of != serial);
+                metrics::observe_committed(jobs.iter().map(|job| u64::from(job.chunk.count())).sum());
+                self.resolved = serial;
+                let mut offset = base;
+                for job in jobs {
+                    let count = job.chunk.count();
+                    job.acknowledge(Some(AppendedRun { count, offset, committed_ms }));
+                    offset = offset.plus(u64::from(count));
+                }
+            }
+            Ok(Applied::Introduced) => {}
+            Ok(Applied::Stale) => {
+                self.again.extend(jobs);
+                // Even a stale introduction of a type means that the head was predicted wrongly.
+                self.failure.get_or_insert(ProposeError::OutcomeUnknown);
+            }
+            Ok(Applied::Unreadable) => {
+                self.again.extend(jobs.into_iter().map(in_doubt));
+                self.failure = Some(ProposeError::Stopped);
+            }
+            Err(error @ ProposeError::OutcomeUnknown) => {
+                self.again.extend(jobs.into_iter().map(in_doubt));
+                self.failure = Some(error);
+            }
+            Err(error) => {
+                self.again.extend(jobs);
+                // An unknown outcome outweighs a refusal: chunks of both kinds go back together.
+                self.failure.get_or_insert(error);
+            }
+        }
+    }
+
+    /// Waits until everything in flight is resolved; what was not appended, in order, and the reason.
+    pub(super) async fn resolve(mut self) -> (Vec<Job>, Option<ProposeError>) {
+        while let Some(resolved) = self.in_flight.next().await {
+            self.settle(resolved);
+        }
+        let mut again = self.again;
+        again.extend(self.pending);
+        again.extend(self.waiting.into_iter().map(|(_, job)| job));
+        (again, self.failure)
+    }
+}
+
+fn in_doubt(mut job: Job) -> Job {
+    job.doubtful = true;
+    job
+}
+
+impl BatcherParts {
+    /// Acknowledges a chunk of which every event is here; gives back any other. Only on a ready leader.
+    pub(super) fn answer_held(&self, mut job: Job) -> Option<Job> {
+        let events = job.chunk.producer;
+        let place = self.group.inspect(|machine| machine.state().producers.place(events.session))?;
+        match place.judge(&events, job.chunk.previous) {
+            Verdict::Duplicate { held } if held == events.count => match self.held_runs(&events, held) {
+                Ok(runs) => {
+                    job.held = runs;
+                    job.acknowledge(None);
+                    None
+                }
+                Err(_) => Some(job),
+            },
+            _ => Some(job),
+        }
+    }
+
+    /// Where the first `held` of `events` were committed, as far as that is remembered. An error is a sequence that certainly
+    /// was not: it was passed over.
+    fn held_runs(&self, events: &Sequenced, held: u32) -> Result<Vec<AppendedRun>, u64> {
+        self.group.inspect(|machine| {
+            let producers = &machine.state().producers;
+            let mut runs: Vec<AppendedRun> = Vec::new();
+            let mut sequence = events.first;
+            let end = events.first + u64::from(held);
+            while sequence < end {
+                let (last, offset, committed_ms) = match producers.held(events.session, sequence) {
+                    Held::In(run) => (run.last, run.offset.plus(sequence - run.first), run.committed_ms),
+                    Held::Before(first) => (first - 1, Offset(0), 0),
+                    Held::PassedOver => return Err(sequence),
+                };
+                let last = last.min(end - 1);
+                runs.push(AppendedRun { count: (last - sequence + 1) as u32, offset, committed_ms });
+                sequence = last + 1;
+            }
+            Ok(runs)
+        })
+    }
+}
