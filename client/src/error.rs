@@ -107,6 +107,15 @@ pub enum CallError {
         /// The server's words.
         message: String,
     },
+    /// The partition no longer remembers the producer session, so nothing was stored under it now. A publisher goes on with
+    /// another session by itself.
+    #[error("{message}")]
+    SessionForgotten {
+        /// The server's words.
+        message: String,
+        /// A new session must be made after this, in milliseconds since 1970.
+        after_ms: u64,
+    },
     /// This server does not do that.
     #[error("{message}")]
     Unimplemented {
@@ -147,6 +156,7 @@ impl CallError {
             | Self::OutOfRange { .. }
             | Self::Exhausted { .. }
             | Self::OutcomeUnknown { .. }
+            | Self::SessionForgotten { .. }
             | Self::Unimplemented { .. }
             | Self::DataLoss { .. }
             | Self::Internal { .. } => false,
@@ -157,6 +167,11 @@ impl CallError {
 impl From<Status> for CallError {
     fn from(status: Status) -> Self {
         let message = words(&status);
+        let after_ms =
+            status.metadata().get("ensign-session-after").and_then(|value| value.to_str().ok()?.parse().ok());
+        if let (Code::Aborted, Some(after_ms)) = (status.code(), after_ms) {
+            return Self::SessionForgotten { message, after_ms };
+        }
         match status.code() {
             Code::Unauthenticated => Self::Unauthenticated { message },
             Code::PermissionDenied => Self::PermissionDenied { message },

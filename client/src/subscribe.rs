@@ -203,6 +203,7 @@ fn final_error(error: &CallError) -> Option<SubscribeError> {
     match error {
         CallError::Unavailable { .. }
         | CallError::OutcomeUnknown { .. }
+        | CallError::SessionForgotten { .. }
         | CallError::Exhausted { .. }
         | CallError::Unauthenticated { .. }
         | CallError::Internal { .. }

@@ -5,7 +5,7 @@ mod support;
 use std::time::Duration;
 
 use ensign_client::{CallError, Event, NackCode, PublishError, PublisherOptions};
-use support::{Server, TOPIC};
+use support::{SESSION_AFTER, Server, TOPIC};
 
 fn options() -> PublisherOptions {
     PublisherOptions { deadline: Duration::from_secs(20), ..PublisherOptions::default() }
@@ -31,6 +31,40 @@ async fn what_a_broken_stream_left_unanswered_is_stored_once_and_in_order() {
     assert!(server.state().arrived > 100, "nothing was sent twice, so nothing was shown");
     let session = server.state().stored[0].0.clone();
     assert!(server.state().stored.iter().all(|(it, _, _)| *it == session), "the session changed");
+}
+
+#[tokio::test]
+async fn a_forgotten_session_is_replaced_and_what_was_sent_once_goes_on() {
+    let server = Server::start().await;
+    server.state().forget_session_after.push_back(2);
+    let publisher = server.client().publisher("topic", options()).await.unwrap();
+    for number in 0..2 {
+        publisher.publish(Event::new(number.to_string())).await.unwrap().await.unwrap();
+    }
+    // An hour passes.
+    let receipts =
+        [publisher.publish(Event::new("2")).await.unwrap(), publisher.publish(Event::new("3")).await.unwrap()];
+    for receipt in receipts {
+        receipt.await.unwrap();
+    }
+    publisher.close().await;
+    assert_eq!(server.payloads(), ["0", "1", "2", "3"]);
+    let sessions: Vec<_> = server.state().stored.iter().map(|(session, _, _)| session.clone()).collect();
+    assert!(sessions[0] == sessions[1] && sessions[1] != sessions[2] && sessions[2] == sessions[3]);
+    let made = sessions[2][..6].iter().fold(0_u64, |ms, byte| ms << 8 | u64::from(*byte));
+    assert!(made > SESSION_AFTER, "the server would not know it as younger");
+}
+
+#[tokio::test]
+async fn an_event_that_may_be_stored_under_a_forgotten_session_is_of_unknown_outcome() {
+    let server = Server::start().await;
+    server.state().break_publish_after.push_back(1);
+    server.state().forget_session_after.extend([9, 0]);
+    let publisher = server.client().publisher("topic", options()).await.unwrap();
+    let doubtful = publisher.publish(Event::new("0")).await.unwrap();
+    assert!(matches!(doubtful.await, Err(PublishError::OutcomeUnknown { cause: Some(_) })));
+    publisher.publish(Event::new("1")).await.unwrap().await.unwrap();
+    assert_eq!(server.payloads(), ["0", "1"], "nothing twice");
 }
 
 #[tokio::test]

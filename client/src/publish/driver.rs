@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use ensign_proto::pb::ensign::v1beta1 as pb;
 use ensign_proto::pb::ensign::v1beta1::ensign_client::EnsignClient;
 use ensign_proto::pb::ensign::v1beta1::publisher_reply::Embed;
@@ -14,7 +15,7 @@ use tracing::{debug, warn};
 
 use super::outgoing::{Outgoing, Start};
 use super::window::Freed;
-use super::{Ack, PublishError, Shared};
+use super::{Ack, PublishError, Shared, new_session};
 use crate::backoff::Backoff;
 use crate::client::Client;
 use crate::connection::{Connection, MESSAGE_BYTES_MAX};
@@ -97,7 +98,11 @@ impl Driver {
             if self.shared.window().first() > progress {
                 backoff.reset();
             }
-            if is_final(&error) {
+            if let CallError::SessionForgotten { after_ms, .. } = &error {
+                if let Err(error) = self.renew_session(*after_ms, &error) {
+                    return self.shared.end(PublishError::Stream(error));
+                }
+            } else if is_final(&error) {
                 return self.shared.end(PublishError::Stream(error));
             }
             debug!(%error, topic = %self.shared.topic, "publish stream broke; opening another");
@@ -105,6 +110,19 @@ impl Driver {
                 return self.shared.end(PublishError::Stream(error));
             }
         }
+    }
+
+    /// The partition has forgotten the session, as it does after an hour without events. Events that an earlier stream may
+    /// have stored cannot be told from new ones any more; the others go on under a new session.
+    fn renew_session(&mut self, after_ms: u64, error: &CallError) -> Result<(), CallError> {
+        let session = new_session(after_ms)?;
+        self.handshake.producer_session = Bytes::copy_from_slice(session.as_bytes());
+        self.handshake.producer_epoch = 1;
+        let mut freed = Freed::default();
+        self.shared.window().give_up_repeated(error, &mut freed);
+        self.shared.free(freed);
+        debug!(topic = %self.shared.topic, "publishing under a new session");
+        Ok(())
     }
 
     /// Hands out answers until the stream ends.
@@ -234,6 +252,7 @@ fn is_final(error: &CallError) -> bool {
     match error {
         CallError::Unavailable { .. }
         | CallError::OutcomeUnknown { .. }
+        | CallError::SessionForgotten { .. }
         | CallError::Exhausted { .. }
         | CallError::Internal { .. }
         | CallError::Auth(AuthError::Unreachable { .. } | AuthError::Malformed { .. }) => false,

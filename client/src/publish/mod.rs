@@ -177,7 +177,7 @@ impl Publisher {
         let bytes_max = options.window_bytes.max(weight(&[], &[0; 0]) + EVENT_BYTES_MAX).min(u32::MAX as usize);
         let session = match options.session {
             Some(session) => session,
-            None => new_session()?,
+            None => new_session(0)?,
         };
         let handshake = pb::OpenStream {
             client_id: client.connection().client_id.clone(),
@@ -279,10 +279,11 @@ impl Drop for Publisher {
     }
 }
 
-/// Servers tell old sessions from new ones by the millisecond at the front of the id.
-fn new_session() -> Result<SessionId, CallError> {
+/// A session made now, or after `after_ms` by the server's clock. Servers tell old sessions from new ones by the millisecond at
+/// the front of the id.
+fn new_session(after_ms: u64) -> Result<SessionId, CallError> {
     let mut random = [0; 10];
     getrandom::fill(&mut random).map_err(|error| CallError::protocol(format!("no random bytes: {error}")))?;
     let since = wall_now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Ok(SessionId::new(since.as_millis() as u64, random))
+    Ok(SessionId::new((since.as_millis() as u64).max(after_ms + 1), random))
 }

@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{Ack, PublishError};
+use crate::error::CallError;
 
 /// How many local ids are cut from one allocation.
 const IDS: u64 = 512;
@@ -53,6 +54,8 @@ pub(super) struct Window {
     slots: VecDeque<Slot>,
     first: u64,
     next_to_send: u64,
+    /// Numbers below it were sent on a connection before this one.
+    repeated: u64,
     ids: Bytes,
     ids_from: u64,
     /// Which connection sends; an older one that is still being torn down gets nothing more.
@@ -71,6 +74,7 @@ impl Window {
             slots: VecDeque::new(),
             first: 1,
             next_to_send: 1,
+            repeated: 1,
             ids: Bytes::new(),
             ids_from: 0,
             generation: 0,
@@ -137,6 +141,7 @@ impl Window {
 
     /// Forgets what was sent: a new connection, whose number this returns, starts with the oldest undecided event.
     pub(super) fn rewind(&mut self) -> u64 {
+        self.repeated = self.repeated.max(self.next_to_send);
         self.next_to_send = self.first;
         self.waker = None;
         self.generation += 1;
@@ -159,6 +164,23 @@ impl Window {
         }
         self.drop_decided(freed);
         true
+    }
+
+    /// Gives up every event that was sent on more than one connection, and takes the others for unsent: the server is certain
+    /// that it has stored none of those.
+    pub(super) fn give_up_repeated(&mut self, cause: &CallError, freed: &mut Freed) {
+        let repeated = self.repeated.saturating_sub(self.first) as usize;
+        for (place, slot) in self.slots.iter_mut().enumerate() {
+            if place >= repeated {
+                slot.sent = false;
+            } else if let Some(waiting) = slot.outcome.take() {
+                let _ = waiting.send(Err(PublishError::OutcomeUnknown { cause: Some(cause.clone()) }));
+            }
+        }
+        self.next_to_send = self.first;
+        self.drop_decided(freed);
+        self.next_to_send = self.first;
+        self.repeated = self.first;
     }
 
     /// Gives up every event whose deadline has passed.
@@ -245,6 +267,27 @@ mod tests {
 
     fn later() -> Instant {
         Instant::now() + Duration::from_mins(1)
+    }
+
+    #[tokio::test]
+    async fn under_a_new_session_only_what_was_sent_once_goes_on() {
+        let mut window = Window::new();
+        let mut waiting: Vec<_> = (0..2).map(|_| push(&mut window, later())).collect();
+        assert_eq!(send(&mut window), [1, 2]);
+        window.rewind();
+        assert_eq!(send(&mut window), [1, 2]);
+        waiting.extend((0..2).map(|_| push(&mut window, later())));
+        assert_eq!(send(&mut window), [3, 4]);
+        let (mut freed, cause) = (Freed::default(), CallError::protocol("forgotten"));
+        window.give_up_repeated(&cause, &mut freed);
+        assert_eq!(freed.events, 2);
+        for repeated in waiting.drain(..2) {
+            assert!(matches!(repeated.await, Ok(Err(PublishError::OutcomeUnknown { cause: Some(_) }))));
+        }
+        window.rewind();
+        assert_eq!(send(&mut window), [3, 4], "they were sent once, under the session that stored nothing");
+        window.give_up_repeated(&cause, &mut freed);
+        assert_eq!(freed.events, 2, "still only once under the new session");
     }
 
     #[tokio::test]

@@ -24,6 +24,8 @@ use tokio::task::JoinSet;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
 
+/// Where a server stands that has forgotten a session, in milliseconds: far in the future.
+pub(crate) const SESSION_AFTER: u64 = 4_000_000_000_000;
 pub(crate) const TOPIC: TopicId = TopicId::from_bytes([7; 16]);
 
 /// What the server holds and how it shall fail next.
@@ -35,6 +37,8 @@ pub(crate) struct State {
     pub(crate) arrived: u64,
     /// For each publish stream to come: after how many events it breaks, storing the last one but answering none of a batch.
     pub(crate) break_publish_after: VecDeque<u64>,
+    /// For each publish stream to come: after how many events it has forgotten the session, storing nothing more.
+    pub(crate) forget_session_after: VecDeque<u64>,
     /// Stores, but answers nothing.
     pub(crate) mute: bool,
     /// Sequences to refuse.
@@ -209,6 +213,7 @@ impl Ensign for Service {
             return Err(Status::failed_precondition("open first"));
         };
         let break_after = self.0.lock().unwrap().break_publish_after.pop_front();
+        let forget_after = self.0.lock().unwrap().forget_session_after.pop_front();
         let state = Arc::clone(&self.0);
         let (replies, stream) = mpsc::channel(64);
         let _ = replies.send(Ok(pb::PublisherReply { embed: Some(Out::Ready(ready())) })).await;
@@ -216,6 +221,12 @@ impl Ensign for Service {
             let mut count = 0;
             while let Ok(Some(message)) = requests.message().await {
                 let Some(In::Event(event)) = message.embed else { continue };
+                if forget_after == Some(count) {
+                    let mut status = Status::aborted("the producer session is no longer remembered");
+                    status.metadata_mut().insert("ensign-session-after", SESSION_AFTER.into());
+                    let _ = replies.send(Err(status)).await;
+                    return;
+                }
                 count += 1;
                 let answer = {
                     let mut state = state.lock().unwrap();

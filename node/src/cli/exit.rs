@@ -110,7 +110,7 @@ fn call(error: &CallError) -> Exit {
         }
         CallError::Invalid { .. } | CallError::Unimplemented { .. } => Exit::Usage,
         CallError::Exhausted { .. } | CallError::Unavailable { .. } => Exit::Unavailable,
-        CallError::OutcomeUnknown { .. } => Exit::OutcomeUnknown,
+        CallError::OutcomeUnknown { .. } | CallError::SessionForgotten { .. } => Exit::OutcomeUnknown,
         CallError::DataLoss { .. } | CallError::Internal { .. } => Exit::Failure,
     }
 }
