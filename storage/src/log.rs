@@ -137,7 +137,8 @@ pub trait GroupLog: Send + Sync + 'static {
     fn snapshot(&self) -> Result<Option<Bytes>, LogError>;
 
     /// Notes the local applied state, replacing the one before; like the committed mark it rides in the next commit, after
-    /// everything submitted earlier, and never causes one. After a crash an older one, or none, may come back.
+    /// everything submitted earlier, and never causes one. After a crash an older one, or none, may come back. One of more
+    /// than 256 MiB is not kept, and the log says so: the one before it stays.
     fn put_checkpoint(&self, checkpoint: Bytes);
 
     /// The newest checkpoint, checked against its checksum. Blocks on the disk.

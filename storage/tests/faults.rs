@@ -376,3 +376,16 @@ fn dead_frames_are_removed_and_a_slow_group_does_not_pin_them() {
     assert_eq!(log.group(GroupId(1)).checkpoint().unwrap().as_deref(), Some(&b"slow checkpoint"[..]));
     assert_eq!(log.group(GROUP).state().last, Some(id(1, 1499)));
 }
+
+#[test]
+fn a_checkpoint_that_is_too_large_for_a_record_is_not_kept_and_harms_nothing() {
+    let disk = FaultDisk::new();
+    let (log, mut writer) = open(&disk, LogConfig::tiny()).unwrap();
+    let group = log.group(GROUP);
+    group.put_checkpoint(Bytes::from_static(b"small"));
+    // Never written to, so it takes no memory.
+    group.put_checkpoint(Bytes::from(vec![0; (256 << 20) + 1]));
+    append(&group, &mut writer, entries(1, 1..3)).unwrap().unwrap();
+    assert_eq!(group.checkpoint().unwrap().as_deref(), Some(&b"small"[..]));
+    assert_eq!(group.read(span(1..3), ALL).unwrap(), entries(1, 1..3));
+}

@@ -37,7 +37,8 @@ pub struct MalformedChunk(&'static str);
 impl Chunk {
     /// What it weighs in queues.
     pub fn size(&self) -> ByteCount {
-        ByteCount((self.bodies.len() + self.shapes.len() * 8 + self.publisher.len() + 128) as u64)
+        let kinds: usize = self.kinds.iter().map(|kind| kind.len() + 32).sum();
+        ByteCount((self.bodies.len() + self.shapes.len() * 8 + kinds + self.publisher.len() + 128) as u64)
     }
 
     /// How many events.

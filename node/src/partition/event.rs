@@ -9,6 +9,15 @@ use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_f
 /// The name under which events without a type are counted.
 const UNSPECIFIED: &str = "Unspecified";
 
+/// The longest name, in bytes, under which events are counted. Names are kept for as long as their topic, so longer ones are not.
+pub(crate) const TYPE_NAME_MAX: usize = 256;
+
+/// The largest encoded `Type` that is looked at: its name, and three numbers with room to spare.
+const TYPE_MAX: usize = TYPE_NAME_MAX + 32;
+
+/// The largest encoded `EventKind` of a name that is kept.
+pub(crate) const KIND_MAX: usize = TYPE_NAME_MAX + 40;
+
 /// The envelope fields that belong to the publisher: key, event, and how its author encrypted and compressed it.
 ///
 /// Everything else in an envelope is the server's: a publisher's values for it are dropped, never stored.
@@ -57,9 +66,15 @@ impl RawKind {
         Some(kind)
     }
 
-    /// The kind in words; none if its type does not decode.
+    /// The kind in words; none if its type does not decode, or has too long a name to be counted by.
     pub(crate) fn decode(&self) -> Option<EventKind> {
+        if self.encoded_type.len() > TYPE_MAX {
+            return None;
+        }
         let declared = api::Type::decode(self.encoded_type.clone()).ok()?;
+        if declared.name.len() > TYPE_NAME_MAX {
+            return None;
+        }
         let (major, minor, patch) = (declared.major_version, declared.minor_version, declared.patch_version);
         let unnamed = declared.name.is_empty() && (major, minor, patch) == (0, 0, 0);
         let name = if unnamed { UNSPECIFIED.to_owned() } else { declared.name };
@@ -100,6 +115,22 @@ mod tests {
         assert_eq!(kind_of(&Bytes::new()), None);
         assert_eq!(kind_of(&Bytes::from_static(b"\xff\xff\xff not protobuf")), None);
         assert_eq!(kind_of(&Bytes::from_static(b"\x2a\x7f short")), None);
+    }
+
+    #[test]
+    fn the_longest_name_is_counted_by_and_a_longer_one_is_not() {
+        let named = |length: usize| {
+            let name = "n".repeat(length);
+            event(
+                Some(api::Type { name, major_version: u32::MAX, minor_version: u32::MAX, patch_version: u32::MAX }),
+                -1,
+            )
+        };
+        let longest = kind_of(&named(TYPE_NAME_MAX)).unwrap();
+        assert_eq!(longest.name.len(), TYPE_NAME_MAX);
+        assert!(longest.encoded_len() <= KIND_MAX, "the batcher introduces every kind that is counted by");
+        assert_eq!(kind_of(&named(TYPE_NAME_MAX + 1)), None);
+        assert_eq!(kind_of(&named(5_000_000)), None);
     }
 
     #[test]

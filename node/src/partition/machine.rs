@@ -22,6 +22,9 @@ use super::tail::{StoredBatch, Tail};
 /// The most types that a partition counts by name; events of others are counted without one.
 pub(super) const TYPES_MAX: usize = 1_000;
 
+/// The largest sealed name of a type. They stay in the state for good, so together they are bounded by half a megabyte.
+pub(super) const SEALED_NAME_MAX: usize = 512;
+
 /// What applying an entry did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Applied {
@@ -225,7 +228,8 @@ impl PartitionMachine {
     fn introduce_type(&mut self, handle: u32, dek: DekId, sealed: Bytes) -> Applied {
         let types = &mut self.state.types;
         let known_dek = self.state.deks.iter().any(|row| row.dek == dek);
-        if handle as usize != types.len() + 1 || types.len() >= TYPES_MAX || !known_dek {
+        let fits = types.len() < TYPES_MAX && sealed.len() <= SEALED_NAME_MAX;
+        if handle as usize != types.len() + 1 || !fits || !known_dek {
             return Applied::Stale;
         }
         let sealed = Bytes::copy_from_slice(&sealed);

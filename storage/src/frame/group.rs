@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use ensign_proto::{ByteCount, GroupId, LogIndex, Term};
+use tracing::error;
 
 use crate::frame::queue::{Lazy, Queue, Work};
 use crate::frame::state::{Durable, Place};
@@ -356,6 +357,15 @@ impl GroupLog for Handle {
     }
 
     fn put_checkpoint(&self, checkpoint: Bytes) {
+        if checkpoint.len() > PAYLOAD_MAX {
+            error!(
+                group = %self.group.id,
+                bytes = checkpoint.len(),
+                limit = PAYLOAD_MAX,
+                "a checkpoint is too large to be stored; a start replays the log instead"
+            );
+            return;
+        }
         let mut inner = self.group.lock();
         inner.exists = true;
         inner.checkpoint = Slot::Waiting(checkpoint.clone());

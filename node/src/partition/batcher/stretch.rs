@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use super::{Admission, BatcherParts, Job};
 use crate::partition::append::{AppendError, AppendedRun};
 use crate::partition::entry::Payload;
+use crate::partition::event::KIND_MAX;
 use crate::partition::keys::KeysError;
 use crate::partition::machine::{Applied, TYPES_MAX};
 use crate::partition::producers::{Held, Place, Sequenced, Verdict};
@@ -295,7 +296,8 @@ impl<'a> Stretch<'a> {
             kinds.filter(|kind| !self.kinds.contains_key(*kind)).map(|kind| Bytes::copy_from_slice(kind)).collect()
         };
         for kind in new {
-            if self.kinds.contains_key(&kind) || self.head.types as usize >= TYPES_MAX {
+            // Whatever this node's own edge lets through fits; another node's may be older.
+            if self.kinds.contains_key(&kind) || self.head.types as usize >= TYPES_MAX || kind.len() > KIND_MAX {
                 continue;
             }
             let handle = self.head.types + 1;

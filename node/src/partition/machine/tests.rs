@@ -165,12 +165,26 @@ fn types_are_introduced_one_by_one_and_counted() {
     assert_eq!(machine.apply(&entry(1, 3, Payload::type_introduced(2, DEK, b"name"))), Applied::Stale);
     assert_eq!(machine.apply(&entry(1, 4, Payload::type_introduced(1, DEK, b"name"))), Applied::Introduced);
     assert_eq!(machine.apply(&entry(1, 5, Payload::type_introduced(1, DEK, b"name"))), Applied::Stale);
+    let long = [b'n'; SEALED_NAME_MAX + 1];
+    assert_eq!(machine.apply(&entry(1, 5, Payload::type_introduced(2, DEK, &long))), Applied::Stale);
     let mut header = Head::of(&machine).draft(1, 5_000, &[(session(1), 1, 1, 4)]);
     header.types = vec![TypeRow { handle: 0, count: 1, bytes: 5 }, TypeRow { handle: 1, count: 3, bytes: 30 }];
     machine.apply(&entry(1, 6, sealed(&header, 1)));
     let counted = &machine.state().types[0];
     assert_eq!((counted.events, counted.bytes, counted.modified_ms), (3, 30, 5_000));
     assert_eq!(machine.state().bytes, 35);
+}
+
+#[test]
+fn the_names_of_types_cannot_fill_the_state() {
+    let mut machine = with_key();
+    let name = [b'n'; SEALED_NAME_MAX];
+    for n in 1..=TYPES_MAX as u32 + 5 {
+        let introduced = machine.apply(&entry(1, u64::from(n) + 1, Payload::type_introduced(n, DEK, &name)));
+        let expected = if n as usize <= TYPES_MAX { Applied::Introduced } else { Applied::Stale };
+        assert_eq!(introduced, expected, "{n}");
+    }
+    assert!(machine.snapshot().len() < TYPES_MAX * (SEALED_NAME_MAX + 64));
 }
 
 #[test]
