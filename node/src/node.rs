@@ -36,13 +36,15 @@ use crate::partition::forward::{Channels, ForwardService, PeerForward};
 use crate::partition::{BatchLimits, Partitions, PartitionsParts};
 use crate::peers::{self, LeaderLink, PeerTls, Peers, PipeTransport, Services, VaultCalls};
 use crate::plant;
-use crate::rpc::{Ensign, RpcParts};
+use crate::rpc::{Ensign, Guarded, OPENING_MAX, RpcParts};
 use crate::telemetry;
 use crate::vault::{HolderService, VaultService};
 
 /// How long a starting node waits for its first lease before it serves without one.
 const FIRST_LEASE: Duration = Duration::from_secs(15);
 const LEASE_POLL: Duration = Duration::from_millis(20);
+/// The largest message of a call that anyone may make.
+const ANYONES_MAX: usize = 4 << 10;
 /// How often readiness looks at the lease.
 const LEASE_WATCH: Duration = Duration::from_secs(1);
 
@@ -398,6 +400,11 @@ impl Node {
             runtime: self.runtime.clone(),
             clock: Arc::clone(&self.clock),
         });
+        let admin = admin.max_decoding_message_size(OPENING_MAX);
+        let admin = Guarded::new(admin, self.identity.clone(), &[]);
+        // Anyone may ask these two.
+        let health = health.max_decoding_message_size(ANYONES_MAX);
+        let reflection = reflection.max_decoding_message_size(ANYONES_MAX);
         Ok(Routes::new(ensign).add_service(admin).add_service(health).add_service(reflection))
     }
 

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use ensign_proto::{Permission, ProjectId};
+use ensign_proto::{ApiKeyId, Permission, ProjectId};
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
 use super::Shared;
+use crate::health::Phase;
 use crate::identity::{Claims, Identity};
 use crate::status::{self, text};
 
@@ -68,25 +69,44 @@ pub(super) async fn authorize(shared: &Shared, metadata: &MetadataMap, need: Nee
     if granted { Ok(caller) } else { Err(Status::permission_denied(text::NOT_AUTHORIZED)) }
 }
 
-/// Ends a stream when its API key is revoked or the node stops. Pending until then.
-pub(super) async fn ended(shared: Arc<Shared>, caller: Caller) -> Status {
-    let mut changes = shared.parts.catalog.view().changes();
-    let mut phase = shared.parts.phase.clone();
-    loop {
-        changes.mark_unchanged();
-        if shared.parts.catalog.view().is_revoked(caller.claims.subject) {
-            return Status::unauthenticated(text::KEY_REVOKED);
-        }
-        if *phase.borrow_and_update() == crate::health::Phase::Stopping {
-            return Status::unavailable(text::STOPPING);
-        }
-        tokio::select! {
-            changed = changes.changed() => if changed.is_err() {
+/// What ends a stream that neither side has ended.
+#[derive(Clone)]
+pub(super) struct Ends {
+    shared: Arc<Shared>,
+    subject: ApiKeyId,
+}
+
+impl Ends {
+    pub(super) fn of(shared: &Arc<Shared>, caller: &Caller) -> Self {
+        Self { shared: Arc::clone(shared), subject: caller.claims.subject }
+    }
+
+    /// Returns when the API key is revoked.
+    pub(super) async fn revoked(self) -> Status {
+        let mut changes = self.shared.parts.catalog.view().changes();
+        loop {
+            changes.mark_unchanged();
+            if self.shared.parts.catalog.view().is_revoked(self.subject) {
+                return Status::unauthenticated(text::KEY_REVOKED);
+            }
+            if changes.changed().await.is_err() {
                 return Status::unavailable(text::STOPPING);
-            },
-            changed = phase.changed() => if changed.is_err() {
-                return Status::unavailable(text::STOPPING);
-            },
+            }
         }
     }
+
+    /// Returns when the API key is revoked, or the node stops.
+    pub(super) async fn ended(self) -> Status {
+        let mut phase = self.shared.parts.phase.clone();
+        tokio::select! {
+            biased;
+            status = self.revoked() => status,
+            _ = phase.wait_for(|phase| *phase == Phase::Stopping) => Status::unavailable(text::STOPPING),
+        }
+    }
+}
+
+/// Ends a stream when its API key is revoked or the node stops. Pending until then.
+pub(super) async fn ended(shared: Arc<Shared>, caller: Caller) -> Status {
+    Ends::of(&shared, &caller).ended().await
 }

@@ -4,9 +4,13 @@
 //! ([`wire`]), so a delivered event is copied once and decoded never. Every other call goes through the generated service.
 
 pub(crate) mod auth;
+mod gathering;
+mod guard;
 mod info;
+pub(crate) mod opening;
 mod publish;
 mod query;
+mod replies;
 mod scope;
 mod subscribe;
 mod topics;
@@ -31,8 +35,13 @@ use crate::health::Phase;
 use crate::identity::Identity;
 use crate::partition::Partitions;
 
+pub(crate) use guard::Guarded;
+
 /// The largest request message: an event of the largest size with room to spare, so that one that is too large can be nacked.
 pub(crate) const REQUEST_MAX: usize = 8 << 20;
+
+/// The largest first message of a stream, and the largest message of every call that carries no events.
+pub(crate) const OPENING_MAX: usize = 64 << 10;
 
 /// The largest event, as its publisher encoded it.
 pub const EVENT_MAX: usize = 5_243_000;
@@ -80,7 +89,7 @@ pub(crate) struct Shared {
 #[derive(Clone)]
 pub struct Ensign {
     shared: Arc<Shared>,
-    unary: EnsignServer<unary::Unary>,
+    unary: Guarded<EnsignServer<unary::Unary>>,
 }
 
 impl std::fmt::Debug for Ensign {
@@ -95,7 +104,10 @@ impl Ensign {
         let started = parts.clock.wall();
         let publish_room = Arc::new(Semaphore::new(PUBLISH_ROOM >> 10));
         let shared = Arc::new(Shared { parts, publish_room, started });
-        let unary = EnsignServer::new(unary::Unary(Arc::clone(&shared))).max_decoding_message_size(REQUEST_MAX);
+        let unary = EnsignServer::new(unary::Unary(Arc::clone(&shared))).max_decoding_message_size(OPENING_MAX);
+        let identity = shared.parts.identity.clone();
+        // Whether the node is well is nobody's secret.
+        let unary = Guarded::new(unary, identity, &["/ensign.v1beta1.Ensign/Status"]);
         Self { shared, unary }
     }
 }

@@ -7,85 +7,88 @@
 //!
 //! Intake and appenders are tasks of the node, not of the call: what was received is committed even if the client goes away.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use ensign_proto::convert::Producer;
 use ensign_proto::pb::ensign::v1beta1 as api;
 use ensign_proto::pb::ensign::v1beta1::nack::Code as NackCode;
 use ensign_proto::{Permission, TopicId};
+use futures::stream::Fuse;
 use futures::{FutureExt as _, StreamExt as _};
 use prost::Message as _;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::{Status, Streaming};
 
 use super::auth::{self, Caller, Need};
+use super::gathering::{Gathering, LOCAL_ID_MAX, LocalIds};
+use super::opening::{self, Unopened};
+use super::replies::{Frames, Replies, Run, send_reply};
 use super::scope::{self, Scope};
 use super::wire::{self, Call};
 use super::{EVENT_MAX, Shared};
 use crate::catalog::TopicState;
-use crate::partition::metrics::{Online, observe_ack};
-use crate::partition::{
-    Admission, Appended, Appender, BodyShape, Numbering, PartitionHandle, PublishError, RawKind, Submission,
-    encode_body, made_at,
-};
-use crate::status::{self, Refusal, text};
+use crate::partition::metrics::Online;
+use crate::partition::{Admission, Appender, Numbering, PartitionHandle, Submission, made_at};
+use crate::status::{self, text};
 
 /// Bytes of events that one stream may have in memory; more wait in the client.
-const ROOM: u32 = 16 << 20;
+const ROOM: usize = 16 << 20;
 
-/// Where a run of events is cut: that of a batch, so that a chunk never spans two.
-const RUN_BYTES: usize = 256 << 10;
+/// Bytes of local ids whose answers one stream may not have taken yet; events of a client that does not read wait in the client.
+const ANSWER_ROOM: usize = 2 << 20;
 
-/// Events looked at in one go.
+/// Events, and bytes of them, that are taken in one go: so much is in memory before there is room for it, and one event more.
 const GULP: usize = 512;
+const GULP_BYTES: usize = 256 << 10;
 
 /// Runs that wait for their outcome.
 const RUNS: usize = 1024;
+
+/// How long a stream that has to end may take to answer what was submitted before.
+const LAST_ANSWERS: Duration = Duration::from_secs(10);
 
 /// How far ahead of ours a publisher's clock may be.
 const CLOCK_TOLERANCE: Duration = Duration::from_mins(10);
 
 pub(super) fn serve(shared: Arc<Shared>, request: http::Request<Body>) -> http::Response<Body> {
-    let (call, messages) = wire::open::<api::PublisherRequest>(request);
-    let (frames, body) = mpsc::channel(16);
+    let (call, body) = wire::open(request);
+    let (frames, replies) = mpsc::channel(16);
+    // A way of its own: a client that does not read its answers must not keep the task.
+    let (end, ended) = oneshot::channel();
     let tasks = shared.parts.tasks.clone();
     tasks.spawn("publish", move |_| async move {
-        let refused = publish(shared, call, messages, frames.clone()).await.err();
-        if let Some(status) = refused {
-            // The client may be gone already.
-            let _ = frames.send(Err(status)).await;
-        }
+        // The client may be gone already.
+        let _ = end.send(publish(shared, call, body, frames).await);
     });
-    wire::reply(ReceiverStream::new(body).boxed())
+    let end = futures::stream::once(ended).filter_map(|end| async move {
+        let end = end.unwrap_or_else(|_| Err(Status::unavailable(text::STOPPING)));
+        end.err().map(Err)
+    });
+    wire::reply(ReceiverStream::new(replies).chain(end).boxed())
 }
 
-type Frames = mpsc::Sender<Result<Bytes, Status>>;
-
-async fn publish(
-    shared: Arc<Shared>,
-    call: Call,
-    mut messages: Streaming<api::PublisherRequest>,
-    frames: Frames,
-) -> Result<(), Status> {
-    let caller = auth::authorize(&shared, &call.metadata, Need::All(&[Permission::Publisher])).await;
-    let opening = wire::opening(&mut messages, &caller).await;
-    let caller = caller?;
+async fn publish(shared: Arc<Shared>, call: Call, mut body: Body, frames: Frames) -> Result<(), Status> {
+    let need = Need::All(&[Permission::Publisher]);
+    let caller = opening::authorize(&shared, &call, &mut body, need).await?;
     let project = caller.project()?;
-    let open = match opening {
-        Ok(Ok(None)) => return Ok(()),
-        Ok(Ok(Some(api::PublisherRequest { embed: Some(api::publisher_request::Embed::OpenStream(open)) }))) => open,
-        Ok(Ok(Some(_))) | Err(_) => return Err(Status::failed_precondition(text::OPEN_FIRST)),
-        Ok(Err(_)) => return Err(Status::aborted(text::RECEIVE_FAILED)),
+    let mut messages = wire::messages::<api::PublisherRequest>(body);
+    let open = match opening::first(&mut messages).await {
+        Ok(None) => return Ok(()),
+        Ok(Some(api::PublisherRequest { embed: Some(api::publisher_request::Embed::OpenStream(open)) })) => open,
+        Ok(Some(_)) | Err(Unopened::Late) => return Err(Status::failed_precondition(text::OPEN_FIRST)),
+        Err(Unopened::TooLarge(status)) => return Err(status),
+        Err(Unopened::Unreadable(_)) => return Err(Status::aborted(text::RECEIVE_FAILED)),
     };
+    opening::check_client_id(&open.client_id)?;
     let producer = Producer::of_stream(&open).map_err(|error| status::invalid_field(&error))?;
     check_session(&shared, producer)?;
-    let scope = Scope::new(project, &open.topics);
+    let scope = Scope::new(project, &open.topics)?;
     let topics = scope.open(&shared).await?;
     let online = Online::publisher();
     let ready = api::StreamReady {
@@ -100,10 +103,11 @@ async fn publish(
         publisher_id: caller.claims.subject.to_string(),
         ipaddr: call.remote,
         client_id: open.client_id,
-        user_agent: user_agent(&call.metadata),
+        user_agent: opening::user_agent(&call.metadata),
     };
     let (runs, answers) = mpsc::channel(RUNS);
-    let ended = auth::ended(Arc::clone(&shared), caller.clone());
+    let ends = auth::Ends::of(&shared, &caller);
+    let late = ends.clone();
     let intake = Intake {
         shared: Arc::clone(&shared),
         caller,
@@ -112,12 +116,22 @@ async fn publish(
         publisher: publisher.encode_to_vec().into(),
         topics: HashMap::new(),
         refreshed: None,
-        room: Arc::new(Semaphore::new(ROOM as usize >> 10)),
+        room: Arc::new(Semaphore::new(ROOM >> 10)),
+        answer_room: Arc::new(Semaphore::new(ANSWER_ROOM)),
         runs,
     };
     let (halt, halted) = oneshot::channel();
-    shared.parts.tasks.spawn("publish-intake", move |_| intake.run(messages, ended, halted));
-    let result = Replies { frames, totals: Totals::default() }.run(answers).await;
+    shared.parts.tasks.spawn("publish-intake", move |_| intake.run(messages, ends, halted));
+    let late = async {
+        let status = late.ended().await;
+        tokio::time::sleep(LAST_ANSWERS).await;
+        status
+    };
+    let result = tokio::select! {
+        biased;
+        result = Replies::new(frames).run(answers) => result,
+        status = late => Err(status),
+    };
     drop(halt);
     drop(online);
     result
@@ -133,32 +147,6 @@ fn check_session(shared: &Shared, producer: Option<Producer>) -> Result<(), Stat
     Ok(())
 }
 
-fn user_agent(metadata: &tonic::metadata::MetadataMap) -> String {
-    let agents: Vec<_> = metadata.get_all("user-agent").iter().filter_map(|value| value.to_str().ok()).collect();
-    agents.join(",")
-}
-
-async fn send_reply(frames: &Frames, embed: api::publisher_reply::Embed) {
-    let reply = api::PublisherReply { embed: Some(embed) };
-    // A client that is gone needs no reply; its events are committed all the same.
-    let _ = frames.send(Ok(wire::message(&reply))).await;
-}
-
-/// What becomes of consecutive events.
-enum Run {
-    /// They were handed to an appender.
-    Submitted {
-        topic: TopicId,
-        local_ids: Vec<Bytes>,
-        since: Instant,
-        outcome: oneshot::Receiver<Result<Appended, PublishError>>,
-    },
-    /// They were refused at once.
-    Refused { local_ids: Vec<Bytes>, code: NackCode, reason: &'static str },
-    /// There will be no more.
-    End(Result<(), Status>),
-}
-
 /// The receiving side of a stream.
 struct Intake {
     shared: Arc<Shared>,
@@ -169,7 +157,9 @@ struct Intake {
     topics: HashMap<TopicId, Destination>,
     /// When the catalog was last caught up with for the sake of an unknown topic.
     refreshed: Option<Instant>,
+    /// In KiB.
     room: Arc<Semaphore>,
+    answer_room: Arc<Semaphore>,
     runs: mpsc::Sender<Run>,
 }
 
@@ -178,81 +168,56 @@ struct Destination {
     submissions: mpsc::Sender<Submission>,
 }
 
-/// Events of one topic on their way into a submission.
-struct Gathering {
-    topic: TopicId,
-    numbering: Numbering,
-    local_ids: Vec<Bytes>,
-    kinds: Vec<Bytes>,
-    last_kind: Option<(RawKind, u16)>,
-    shapes: Vec<BodyShape>,
-    kind_of: Vec<u16>,
-    bodies: Vec<u8>,
-}
-
-impl Gathering {
-    /// Whether an event continues the run.
-    fn continues(&self, topic: TopicId, numbering: Numbering, size: usize) -> bool {
-        let follows = match (self.numbering, numbering) {
-            (Numbering::Ours, Numbering::Ours) => true,
-            (Numbering::Theirs { session, epoch, first }, Numbering::Theirs { session: s, epoch: e, first: f }) => {
-                (session, epoch, first + self.shapes.len() as u64) == (s, e, f)
-            }
-            (Numbering::Ours, Numbering::Theirs { .. }) | (Numbering::Theirs { .. }, Numbering::Ours) => false,
+/// What has arrived, and at least one message; empty at the end. Cancel safe.
+async fn gulp(messages: &mut Fuse<Streaming<api::PublisherRequest>>) -> Vec<Result<api::PublisherRequest, Status>> {
+    let mut gulp = Vec::new();
+    let mut bytes = 0;
+    let mut next = messages.next().await;
+    while let Some(message) = next {
+        let event = match &message {
+            Ok(api::PublisherRequest { embed: Some(api::publisher_request::Embed::Event(event)) }) => Some(event),
+            Ok(_) | Err(_) => None,
         };
-        follows && self.topic == topic && self.bodies.len() + size <= RUN_BYTES
-    }
-
-    /// The place of the event's kind in `kinds`, from 1; 0 if it has none.
-    fn kind(&mut self, event: &Bytes) -> u16 {
-        let Some(raw) = RawKind::of(event) else { return 0 };
-        // Neighbours are mostly of one kind.
-        if let Some((last, place)) = &self.last_kind
-            && *last == raw
-        {
-            return *place;
+        bytes += event.map_or(0, |event| event.event.len() + event.key.len() + event.local_id.len());
+        gulp.push(message);
+        if gulp.len() >= GULP || bytes >= GULP_BYTES {
+            break;
         }
-        let Some(kind) = raw.decode().map(|kind| Bytes::from(kind.encode_to_vec())) else { return 0 };
-        let known = self.kinds.iter().position(|known| *known == kind);
-        let place = known.unwrap_or_else(|| {
-            self.kinds.push(kind);
-            self.kinds.len() - 1
-        }) as u16
-            + 1;
-        self.last_kind = Some((raw, place));
-        place
+        next = messages.next().now_or_never().flatten();
     }
-
-    fn push(&mut self, event: api::EventWrapper) {
-        let kind = self.kind(&event.event);
-        self.local_ids.push(event.local_id.clone());
-        let has_event = !event.event.is_empty();
-        let before = self.bodies.len();
-        encode_body(event, &mut self.bodies);
-        self.shapes.push(BodyShape::new((self.bodies.len() - before) as u32, has_event));
-        self.kind_of.push(kind);
-    }
+    gulp
 }
 
 impl Intake {
     async fn run(
         mut self,
         messages: Streaming<api::PublisherRequest>,
-        ended: impl Future<Output = Status>,
+        ends: auth::Ends,
         mut halted: oneshot::Receiver<()>,
     ) {
-        let mut messages = messages.ready_chunks(GULP);
-        let mut ended = std::pin::pin!(ended);
+        let mut messages = messages.fuse();
+        let mut ended = std::pin::pin!(ends.clone().ended());
+        let mut revoked = std::pin::pin!(ends.revoked());
         let end = loop {
-            tokio::select! {
+            let gulp = tokio::select! {
                 biased;
                 // The replying side has ended the stream.
                 _ = &mut halted => return,
                 status = &mut ended => break Err(status),
-                gulp = messages.next() => match gulp {
-                    None => break Ok(()),
-                    Some(gulp) => if let Err(end) = self.take(gulp).await { break end },
-                },
+                gulp = gulp(&mut messages) => gulp,
+            };
+            if gulp.is_empty() {
+                break Ok(());
+            }
+            // It may wait for room: a key that is revoked meanwhile publishes none of what has arrived.
+            let taken = tokio::select! {
+                biased;
+                _ = &mut halted => return,
+                status = &mut revoked => break Err(status),
+                taken = self.take(gulp) => taken,
+            };
+            if let Err(end) = taken {
+                break end;
             }
         };
         let _ = self.runs.send(Run::End(end)).await;
@@ -290,6 +255,11 @@ impl Intake {
     }
 
     async fn event(&mut self, event: api::EventWrapper, gathering: &mut Option<Gathering>) -> Result<(), Status> {
+        if event.local_id.len() > LOCAL_ID_MAX {
+            let length = event.local_id.len();
+            let message = format!("invalid local id field: it has {length} bytes, and may have {LOCAL_ID_MAX} at most");
+            return Err(Status::invalid_argument(message));
+        }
         let refusal = match self.admit(&event).await {
             Ok(topic) => {
                 let numbering = self.numbering(&event)?;
@@ -299,16 +269,7 @@ impl Intake {
                     return Ok(());
                 }
                 self.submit(gathering.take()).await?;
-                let mut run = Gathering {
-                    topic,
-                    numbering,
-                    local_ids: Vec::new(),
-                    kinds: Vec::new(),
-                    last_kind: None,
-                    shapes: Vec::new(),
-                    kind_of: Vec::new(),
-                    bodies: Vec::with_capacity(size + 64),
-                };
+                let mut run = Gathering::new(topic, numbering, size);
                 run.push(event);
                 *gathering = Some(run);
                 return Ok(());
@@ -317,7 +278,10 @@ impl Intake {
         };
         self.submit(gathering.take()).await?;
         let (code, reason) = refusal;
-        self.hand_on(Run::Refused { local_ids: vec![event.local_id], code, reason }).await
+        let local_ids = LocalIds::of(&event.local_id);
+        drop(event);
+        let room = self.answer_room(&local_ids).await?;
+        self.hand_on(Run::Refused { local_ids, code, reason, room }).await
     }
 
     /// Whether the event may be appended, and where.
@@ -391,8 +355,9 @@ impl Intake {
 
     async fn submit(&mut self, gathering: Option<Gathering>) -> Result<(), Status> {
         let Some(run) = gathering else { return Ok(()) };
-        let size = (run.bodies.len() + run.shapes.len() * 64) as u32 >> 10;
-        let permits = (size + 1).min(ROOM >> 10);
+        let weight = run.weight() + self.publisher.len();
+        let permits = ((weight >> 10) + 1).min(ROOM >> 10) as u32;
+        let answer_room = self.answer_room(&run.local_ids).await?;
         let mut room = Vec::with_capacity(2);
         // First its own share, so that a stream that has used it up holds none of what all streams share.
         for share in [&self.room, &self.shared.publish_room] {
@@ -410,132 +375,30 @@ impl Intake {
             reply,
             room,
         };
-        // Noted before it is handed over, so that answers keep the order of the events.
-        let noted = Run::Submitted { topic: run.topic, local_ids: run.local_ids, since: Instant::now(), outcome };
-        self.hand_on(noted).await?;
-        if let Some(destination) = self.topics.get(&run.topic) {
-            // An appender that is gone drops the submission, and with it the way of its outcome.
-            let _ = destination.submissions.send(submission).await;
+        let slot = match self.topics.get(&run.topic) {
+            Some(destination) => destination.submissions.reserve().await.ok(),
+            None => None,
+        };
+        // Noted before it is handed over, so that answers keep the order of the events. From here on nothing waits: what is noted
+        // is handed over, and what is not was never taken.
+        let (topic, local_ids, since) = (run.topic, run.local_ids, Instant::now());
+        self.hand_on(Run::Submitted { topic, local_ids, since, outcome, room: answer_room }).await?;
+        // An appender that is gone drops the submission, and with it the way of its outcome.
+        if let Some(slot) = slot {
+            slot.send(submission);
         }
         Ok(())
+    }
+
+    /// Room for local ids until their answers are the transport's.
+    async fn answer_room(&self, local_ids: &LocalIds) -> Result<OwnedSemaphorePermit, Status> {
+        let permits = local_ids.weight().min(ANSWER_ROOM) as u32;
+        let granted = Arc::clone(&self.answer_room).acquire_many_owned(permits).await;
+        granted.map_err(|_| Status::unavailable(text::STOPPING))
     }
 
     async fn hand_on(&self, run: Run) -> Result<(), Status> {
         let gone = |_| Status::cancelled(format!("the stream of {} has ended", self.caller.claims.subject));
         self.runs.send(run).await.map_err(gone)
-    }
-}
-
-#[derive(Debug, Default)]
-struct Totals {
-    events: u64,
-    topics: HashSet<TopicId>,
-    acks: u64,
-    nacks: u64,
-}
-
-/// The replying side of a stream.
-struct Replies {
-    frames: Frames,
-    totals: Totals,
-}
-
-impl Replies {
-    /// Answers runs in order, until the stream ends. All answers precede `close_stream`.
-    async fn run(mut self, mut runs: mpsc::Receiver<Run>) -> Result<(), Status> {
-        let mut out = BytesMut::new();
-        let end = loop {
-            let Some(run) = runs.recv().await else { break Ok(()) };
-            let mut run = Some(run);
-            let mut end = None;
-            // Whatever is decided already goes into the same frame.
-            while let Some(next) = run.take() {
-                if let Run::End(result) = next {
-                    end = Some(result);
-                    break;
-                }
-                if let Err(status) = self.answer(next, &mut out).await {
-                    end = Some(Err(status));
-                    break;
-                }
-                if out.len() < 64 << 10 {
-                    run = runs.recv().now_or_never().flatten();
-                }
-            }
-            if !out.is_empty() && self.frames.send(Ok(out.split().freeze())).await.is_err() {
-                // The client is gone. What was received is committed by its appenders; nobody waits for the answers.
-                while let Some(run) = runs.recv().await {
-                    if matches!(run, Run::End(_)) {
-                        break;
-                    }
-                }
-                return Ok(());
-            }
-            if let Some(end) = end {
-                break end;
-            }
-        };
-        let close = api::CloseStream {
-            events: self.totals.events,
-            topics: self.totals.topics.len() as u64,
-            acks: self.totals.acks,
-            nacks: self.totals.nacks,
-        };
-        send_reply(&self.frames, api::publisher_reply::Embed::CloseStream(close)).await;
-        end
-    }
-
-    async fn answer(&mut self, run: Run, out: &mut BytesMut) -> Result<(), Status> {
-        match run {
-            Run::Refused { local_ids, code, reason } => self.nack(local_ids, code, reason, out),
-            Run::Submitted { topic, local_ids, since, mut outcome } => {
-                let outcome = if let Some(outcome) = (&mut outcome).now_or_never() {
-                    outcome
-                } else {
-                    // What is decided goes out before what has to be waited for.
-                    if !out.is_empty() {
-                        let _ = self.frames.send(Ok(out.split().freeze())).await;
-                    }
-                    outcome.await
-                };
-                self.totals.events += local_ids.len() as u64;
-                self.totals.topics.insert(topic);
-                let cause = || "the appender of the topic ended".to_owned();
-                match outcome.unwrap_or_else(|_| Err(PublishError::OutcomeUnknown { cause: cause() })) {
-                    Ok(appended) => {
-                        observe_ack(since.elapsed());
-                        self.acks(local_ids, &appended, out);
-                    }
-                    Err(error) => match status::publish_failed(&error) {
-                        Refusal::Nack(code, reason) => self.nack(local_ids, code, reason, out),
-                        Refusal::End(status) => return Err(status),
-                    },
-                }
-            }
-            Run::End(_) => {}
-        }
-        Ok(())
-    }
-
-    fn acks(&mut self, local_ids: Vec<Bytes>, appended: &Appended, out: &mut BytesMut) {
-        self.totals.acks += local_ids.len() as u64;
-        let mut ids = local_ids.into_iter();
-        for run in &appended.runs {
-            let committed = Some(ensign_proto::convert::timestamp(run.committed_ms * 1_000_000));
-            for (n, id) in (0..u64::from(run.count)).zip(&mut ids) {
-                let offset = if run.offset.0 == 0 { 0 } else { run.offset.0 + n };
-                let embed = Some(api::publisher_reply::Embed::Ack(api::Ack { id, committed, offset }));
-                wire::put_message(&api::PublisherReply { embed }, out);
-            }
-        }
-    }
-
-    fn nack(&mut self, local_ids: Vec<Bytes>, code: NackCode, reason: &str, out: &mut BytesMut) {
-        self.totals.nacks += local_ids.len() as u64;
-        for id in local_ids {
-            let nack = api::Nack { id, code: code.into(), error: reason.to_owned() };
-            let embed = Some(api::publisher_reply::Embed::Nack(nack));
-            wire::put_message(&api::PublisherReply { embed }, out);
-        }
     }
 }

@@ -11,6 +11,7 @@ use tonic::Status;
 use tonic::body::Body;
 
 use super::auth::{self, Need};
+use super::opening::{self, Unopened};
 use super::scope;
 use super::subscribe::message_limit;
 use super::wire::{self, Call};
@@ -20,17 +21,13 @@ use crate::ensql::{self, Query};
 use crate::partition::{LogPlace, PartitionHandle, StoredBatch};
 use crate::status::{self, text};
 
-/// The longest query text.
-const QUERY_MAX: usize = 64 << 10;
-
 /// How long a query waits to see everything that was committed before it.
 const CATCH_UP: Duration = Duration::from_secs(5);
 
 pub(super) fn serve(shared: Arc<Shared>, request: http::Request<Body>) -> http::Response<Body> {
-    let (call, mut messages) = wire::open::<api::Query>(request);
+    let (call, body) = wire::open(request);
     let frames = futures::stream::once(async move {
-        let query = messages.message().await;
-        match open(shared, call, query).await {
+        match open(shared, call, body).await {
             Ok(scan) => futures::stream::unfold(Some(scan), step).left_stream(),
             Err(status) => futures::stream::iter([Err(status)]).right_stream(),
         }
@@ -38,11 +35,14 @@ pub(super) fn serve(shared: Arc<Shared>, request: http::Request<Body>) -> http::
     wire::reply(frames.flatten().boxed())
 }
 
-async fn open(shared: Arc<Shared>, call: Call, query: Result<Option<api::Query>, Status>) -> Result<Scan, Status> {
+async fn open(shared: Arc<Shared>, call: Call, mut body: Body) -> Result<Scan, Status> {
     let need = Need::Any(&[Permission::Subscriber, Permission::TopicsRead]);
-    let caller = auth::authorize(&shared, &call.metadata, need).await?;
-    caller.project()?;
-    let query = query?.ok_or_else(|| Status::invalid_argument("invalid query"))?;
+    let caller = opening::authorize(&shared, &call, &mut body, need).await?;
+    let query = match opening::first(&mut wire::messages::<api::Query>(body)).await {
+        Ok(query) => query.ok_or_else(|| Status::invalid_argument("invalid query"))?,
+        Err(Unopened::Late) => return Err(Status::deadline_exceeded("the query did not arrive in time")),
+        Err(Unopened::TooLarge(status) | Unopened::Unreadable(status)) => return Err(status),
+    };
     let (parsed, topic) = resolve(&shared, &caller, &query.query).await?;
     let handle = shared.parts.partitions.wait_for(topic.id, Duration::from_secs(5)).await;
     let handle = handle.ok_or_else(|| Status::unavailable("the topic is not served by this node yet"))?;
@@ -58,7 +58,7 @@ async fn open(shared: Arc<Shared>, call: Call, query: Result<Option<api::Query>,
 
 /// The query and the topic that it is for.
 async fn resolve(shared: &Shared, caller: &Caller, text: &str) -> Result<(Query, Arc<Topic>), Status> {
-    if text.is_empty() || text.len() > QUERY_MAX {
+    if text.is_empty() {
         return Err(Status::invalid_argument("invalid query"));
     }
     let query = ensql::parse(text).map_err(|error| status::invalid_query(&error))?;

@@ -1,11 +1,11 @@
 //! The topics that a stream is for: those of the project, perhaps filtered by name, id or name hash; looked up live.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ensign_proto::{ProjectId, TopicId, TopicRef};
+use ensign_proto::{ProjectId, TopicId, TopicName, TopicNameHash, TopicRef};
 use tonic::Status;
 
 use super::Shared;
@@ -15,32 +15,65 @@ use crate::status::text;
 /// How long a stream's opening waits for the newest catalog.
 const REFRESH_PATIENCE: Duration = Duration::from_secs(2);
 
+/// The most topics that a stream names.
+const FILTER_MAX: usize = 1_000;
+
 /// The topics of one stream.
 #[derive(Debug, Clone)]
 pub(super) struct Scope {
     project: ProjectId,
-    /// Empty for all topics of the project.
-    filter: Vec<TopicRef>,
+    /// None for all topics of the project.
+    filter: Option<Filter>,
+}
+
+/// What the texts of a filter may mean, each reading in a set of its own.
+#[derive(Debug, Clone, Default)]
+struct Filter {
+    names: HashSet<TopicName>,
+    ids: HashSet<TopicId>,
+    hashes: HashSet<TopicNameHash>,
+}
+
+impl Filter {
+    fn names(&self, topic: &Topic) -> bool {
+        self.names.contains(&topic.name)
+            || self.ids.contains(&topic.id)
+            || (!self.hashes.is_empty() && self.hashes.contains(&topic.name.hash()))
+    }
 }
 
 impl Scope {
-    pub(super) fn new(project: ProjectId, filter: &[String]) -> Self {
-        Self { project, filter: filter.iter().map(|text| TopicRef::parse(text)).collect() }
+    /// # Errors
+    /// INVALID_ARGUMENT when the filter is too long.
+    pub(super) fn new(project: ProjectId, filter: &[String]) -> Result<Self, Status> {
+        if filter.is_empty() {
+            return Ok(Self { project, filter: None });
+        }
+        if filter.len() > FILTER_MAX {
+            let named = filter.len();
+            return Err(Status::invalid_argument(format!(
+                "invalid topics field: it names {named} topics, and may name {FILTER_MAX} at most; open another stream for the rest, \
+                 or name none to have all topics of the project"
+            )));
+        }
+        let mut readings = Filter::default();
+        for text in filter {
+            let TopicRef { name, id, hash } = TopicRef::parse(text);
+            readings.names.extend(name);
+            readings.ids.extend(id);
+            readings.hashes.extend(hash);
+        }
+        Ok(Self { project, filter: Some(readings) })
     }
 
     /// Whether the stream takes every topic of the project, also later ones.
     pub(super) fn is_open(&self) -> bool {
-        self.filter.is_empty()
+        self.filter.is_none()
     }
 
     /// Whether the topic belongs to the stream.
     pub(super) fn covers(&self, topic: &Topic) -> bool {
-        let named = |reference: &TopicRef| {
-            reference.name.as_ref().is_some_and(|name| *name == topic.name)
-                || reference.id == Some(topic.id)
-                || reference.hash == Some(topic.name.hash())
-        };
-        topic.project == self.project && (self.filter.is_empty() || self.filter.iter().any(named))
+        topic.project == self.project && self.filter.as_ref().is_none_or(|filter| filter.names(topic))
     }
 
     /// The topic, if it belongs to the stream.

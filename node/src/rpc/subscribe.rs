@@ -20,6 +20,7 @@ use tonic::body::Body;
 use tonic::{Status, Streaming};
 
 use super::auth::{self, Caller, Need};
+use super::opening::{self, Unopened};
 use super::scope::{self, Scope};
 use super::wire::{self, Call};
 use super::{REPLY_MAX, Shared};
@@ -38,9 +39,9 @@ const READ_AHEAD_TOPIC: u64 = 1 << 20;
 pub(super) const MESSAGE_LIMIT_MAX: usize = 64 << 20;
 
 pub(super) fn serve(shared: Arc<Shared>, request: http::Request<Body>) -> http::Response<Body> {
-    let (call, messages) = wire::open::<api::SubscribeRequest>(request);
+    let (call, body) = wire::open(request);
     let frames = futures::stream::once(async move {
-        match open(shared, call, messages).await {
+        match open(shared, call, body).await {
             Ok(Some((ready, stream))) => {
                 let first = futures::stream::iter([Ok(ready)]);
                 first.chain(futures::stream::unfold(Some(stream), step)).left_stream()
@@ -61,25 +62,25 @@ pub(super) fn message_limit(call: &Call, in_request: u32) -> usize {
     asked.and_then(|text| text.parse().ok()).map_or(REPLY_MAX, |limit: usize| limit.min(MESSAGE_LIMIT_MAX))
 }
 
-async fn open(
-    shared: Arc<Shared>,
-    call: Call,
-    mut messages: Streaming<api::SubscribeRequest>,
-) -> Result<Option<(Bytes, Subscriber)>, Status> {
-    let caller = auth::authorize(&shared, &call.metadata, Need::All(&[Permission::Subscriber])).await;
-    let opening = wire::opening(&mut messages, &caller).await;
-    let caller = caller?;
+async fn open(shared: Arc<Shared>, call: Call, mut body: Body) -> Result<Option<(Bytes, Subscriber)>, Status> {
+    let need = Need::All(&[Permission::Subscriber]);
+    let caller = opening::authorize(&shared, &call, &mut body, need).await?;
     let project = caller.project()?;
-    let subscription = match opening {
-        Ok(Ok(None)) => return Ok(None),
-        Ok(Ok(Some(request))) => match request.embed {
+    let mut messages = wire::messages::<api::SubscribeRequest>(body);
+    let subscription = match opening::first(&mut messages).await {
+        Ok(None) => return Ok(None),
+        Ok(Some(request)) => match request.embed {
             Some(api::subscribe_request::Embed::Subscription(subscription)) => subscription,
             _ => return Err(Status::failed_precondition(text::SUBSCRIBE_FIRST)),
         },
-        Ok(Err(_)) | Err(_) => return Err(Status::failed_precondition(text::SUBSCRIBE_FIRST)),
+        Err(Unopened::TooLarge(status)) => return Err(status),
+        Err(Unopened::Late | Unopened::Unreadable(_)) => {
+            return Err(Status::failed_precondition(text::SUBSCRIBE_FIRST));
+        }
     };
+    opening::check_client_id(&subscription.client_id)?;
     let start = Start::try_from(&subscription).map_err(|error| status::invalid_field(&error))?;
-    let scope = Scope::new(project, &subscription.topics);
+    let scope = Scope::new(project, &subscription.topics)?;
     let topics = scope.open(&shared).await?;
     let mut feeds = Vec::with_capacity(topics.len());
     for topic in &topics {

@@ -2,7 +2,6 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures::Stream;
@@ -10,8 +9,6 @@ use futures::stream::BoxStream;
 use http::{HeaderMap, HeaderValue};
 use hyper::body::Frame;
 use prost::Message;
-use tokio::time::error::Elapsed;
-use tokio::time::timeout;
 use tonic::body::Body;
 use tonic::codec::BufferSettings;
 use tonic::metadata::MetadataMap;
@@ -19,7 +16,7 @@ use tonic::transport::server::TcpConnectInfo;
 use tonic::{Status, Streaming};
 use tonic_prost::ProstCodec;
 
-use super::REQUEST_MAX;
+use super::{REQUEST_MAX, opening};
 
 /// What a call says about itself, beside its messages.
 #[derive(Debug, Clone)]
@@ -29,32 +26,18 @@ pub(super) struct Call {
     pub(super) remote: String,
 }
 
-/// Takes a request apart: who calls, and the stream of its messages.
-pub(super) fn open<T: Message + Default + 'static>(request: http::Request<Body>) -> (Call, Streaming<T>) {
+/// Takes a request apart: who calls, and what it sends.
+pub(super) fn open(request: http::Request<Body>) -> (Call, Body) {
     let (head, body) = request.into_parts();
     let remote = head.extensions.get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
     let remote = remote.map_or_else(String::new, |address| address.to_string());
-    let call = Call { metadata: MetadataMap::from_headers(head.headers), remote };
-    let decoder = ProstCodec::<T, T>::raw_decoder(BufferSettings::new(64 << 10, 256 << 10));
-    (call, Streaming::new_request(decoder, body, None, Some(REQUEST_MAX)))
+    (Call { metadata: MetadataMap::from_headers(head.headers), remote }, body)
 }
 
-/// How long a caller may take to send the message that opens a stream.
-const OPENING: Duration = Duration::from_secs(30);
-
-/// How long one who is refused may take.
-const REFUSED_OPENING: Duration = Duration::from_secs(1);
-
-/// Reads the message that opens a stream; none in time is an error.
-///
-/// It is read before a caller is refused, too: some clients that meet the end of the stream while they send never look at its
-/// status. But nobody who may not call holds a stream open by keeping silent, or waits long for the reason.
-pub(super) async fn opening<T, C>(
-    messages: &mut Streaming<T>,
-    caller: &Result<C, Status>,
-) -> Result<Result<Option<T>, Status>, Elapsed> {
-    let patience = if caller.is_ok() { OPENING } else { REFUSED_OPENING };
-    timeout(patience, messages.message()).await
+/// The messages in a body, of which the first is small.
+pub(super) fn messages<T: Message + Default + 'static>(body: Body) -> Streaming<T> {
+    let decoder = ProstCodec::<T, T>::raw_decoder(BufferSettings::new(64 << 10, 256 << 10));
+    Streaming::new_request(decoder, opening::limited(body), None, Some(REQUEST_MAX))
 }
 
 /// Frames, each one or more whole gRPC messages; an error ends the call with its status.

@@ -1,5 +1,6 @@
 //! The public API over a real socket: one node with real Raft groups and logins, and keys that seal nothing.
 
+mod limits;
 mod publish;
 mod subscribe;
 mod tokens;
@@ -26,7 +27,7 @@ use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
 
-use super::{Ensign, RpcParts};
+use super::{Ensign, RpcParts, Shared};
 use crate::catalog::{Catalog, testing};
 use crate::health::Phase;
 use crate::identity::{HashParams, Identity, IdentityConfig, MemorySecrets, NewApiKey};
@@ -79,6 +80,7 @@ struct Server {
     project: ProjectId,
     token: String,
     tasks: Tasks,
+    shared: Arc<Shared>,
 }
 
 type Client = EnsignClient<Channel>;
@@ -131,6 +133,7 @@ impl Server {
             tasks: tasks.clone(),
             phase: phase.subscribe(),
         });
+        let shared = Arc::clone(&service.shared);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let server = tonic::transport::Server::builder()
@@ -144,7 +147,8 @@ impl Server {
         let org = identity.ensure_organization("Example").await.unwrap();
         let project = identity.ensure_project(org.id, "first").await.unwrap().id;
         let token = String::new();
-        let mut server = Self { channel, catalog, identity, secrets, token_clock, keys, phase, project, token, tasks };
+        let mut server =
+            Self { channel, catalog, identity, secrets, token_clock, keys, phase, project, token, tasks, shared };
         server.token = server.token(project, PermissionSet::api_key()).await.0;
         server
     }

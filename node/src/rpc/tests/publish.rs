@@ -272,7 +272,7 @@ async fn a_topic_whose_keys_are_revoked_takes_nothing_and_says_why() {
 
 /// A codec that sends bytes as they are.
 #[derive(Clone, Copy, Default)]
-struct RawCodec;
+pub(super) struct RawCodec;
 
 impl tonic::codec::Codec for RawCodec {
     type Encode = Bytes;
