@@ -11,7 +11,7 @@ use futures::StreamExt as _;
 use thiserror::Error;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::{Code, Status, Streaming};
-use tracing::debug;
+use tracing::info;
 
 use crate::backoff::Backoff;
 use crate::client::Client;
@@ -155,7 +155,7 @@ impl Subscriber {
                     Err(error) => {
                         self.replies = None;
                         let Some(error) = final_error(&error) else {
-                            debug!(%error, topic = %self.topic, "subscription broke; opening another");
+                            info!(%error, topic = %self.topic, "subscription broke; opening another");
                             continue;
                         };
                         self.ended = Some(error);
@@ -182,7 +182,7 @@ impl Subscriber {
         let delivery = Delivery::try_from(wrapper).map_err(CallError::protocol)?;
         if let Some(expected) = self.expected {
             if delivery.offset < expected {
-                debug!(offset = %delivery.offset, "the server repeated an event");
+                info!(offset = %delivery.offset, "the server repeated an event");
                 return Ok(None);
             }
             if delivery.offset > expected {

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use thiserror::Error;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::metadata::{Ascii, MetadataValue};
-use tracing::{debug, warn};
+use tracing::{info, warn};
 
 use crate::backoff::Backoff;
 use crate::credentials::Credentials;
@@ -177,7 +177,7 @@ impl TokenSource {
                 // A login would ask the same service.
                 Err(error @ AuthError::Unreachable { .. }) => return Err(error),
                 // A refresh token can be refused for reasons that a login is not, for example a rotated signing key.
-                Err(error) => debug!(%error, "refresh failed; logging in"),
+                Err(error) => info!(%error, "refresh failed; logging in"),
             }
         }
         let body = serde_json::json!({

@@ -93,7 +93,7 @@ settings! {
         /// `human` or `json`.
         [format, "log-format", "ENSIGN_SERVER_LOG_FORMAT"] LogFormat = LogFormat::Human;
         /// What to log, as in `info,ensign_raft=debug`.
-        [filter, "log-filter", "ENSIGN_SERVER_LOG_FILTER"] String = "info,openraft=warn".to_owned();
+        [filter, "log-filter", "ENSIGN_SERVER_LOG_FILTER"] String = "info,openraft=error".to_owned();
     }
 
     /// Stopping.

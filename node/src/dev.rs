@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use ensign_proto::{ClusterId, NodeId};
@@ -29,12 +30,15 @@ pub struct DevCluster {
     _scratch: Option<tempfile::TempDir>,
 }
 
+/// How long elections of topics' leaders may keep a cluster from being ready.
+const LEADERS: Duration = Duration::from_secs(10);
+
 /// Runs a development cluster until SIGINT or SIGTERM.
 ///
 /// # Errors
 /// An address is taken, the directory cannot be used, or a node fails.
 pub async fn run(args: DevArgs) -> anyhow::Result<()> {
-    let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".to_owned());
+    let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "warn,openraft=error".to_owned());
     telemetry::start_logs(&LogSettings { format: LogFormat::Human, filter })?;
     let stop = signals::stop()?;
     let Some(cluster) = stop.run_until_cancelled(DevCluster::start(&args)).await.transpose()? else { return Ok(()) };
@@ -163,6 +167,7 @@ impl DevCluster {
         for node in &nodes {
             node.serve().await?;
         }
+        nodes[0].led(LEADERS).await;
         Ok(Self { nodes, credentials, addresses, _scratch: scratch })
     }
 

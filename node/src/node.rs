@@ -46,7 +46,7 @@ const LEASE_POLL: Duration = Duration::from_millis(20);
 /// The largest message of a call that anyone may make.
 const ANYONES_MAX: usize = 4 << 10;
 /// How often readiness looks at the lease.
-const LEASE_WATCH: Duration = Duration::from_secs(1);
+const HEALTH_WATCH: Duration = Duration::from_secs(1);
 
 /// Where a node listens. What is absent is not served.
 #[derive(Debug)]
@@ -356,6 +356,21 @@ impl Node {
         Ok(())
     }
 
+    /// Returns once every topic has a leader, or after `patience`.
+    pub async fn led(&self, patience: Duration) {
+        let all = async {
+            for topic in self.catalog.view().all_topics() {
+                if let Some(partition) = self.partitions.wait_for(topic.id, patience).await {
+                    // Stopped meanwhile: destroyed, or the node is going.
+                    let _ = partition.leadership().wait_for(|now| now.leader.is_some()).await;
+                }
+            }
+        };
+        if tokio::time::timeout(patience, all).await.is_err() {
+            warn!("some topics have no leader yet; they answer UNAVAILABLE until they do");
+        }
+    }
+
     /// Returns once this node has a lease on its keys.
     async fn leased(&self) {
         while self.holder.lease_left().is_none() {
@@ -413,11 +428,15 @@ impl Node {
         let identity = self.identity.clone();
         self.tasks.spawn("identity", |stop| identity.tend(stop));
         let (holder, health) = (self.holder.clone(), self.health.clone());
-        self.tasks.spawn("lease-watch", |stop| async move {
-            while stop.run_until_cancelled(tokio::time::sleep(LEASE_WATCH)).await.is_some() {
+        let leadership = self.catalog_group.leadership();
+        self.tasks.spawn("health-watch", |stop| async move {
+            while stop.run_until_cancelled(tokio::time::sleep(HEALTH_WATCH)).await.is_some() {
                 let lost = holder.lease_left().is_none();
                 let what = "no lease on any key: is a majority of the vault up, and unsealed? See `ensign status`";
                 health.trouble("lease", lost.then(|| what.to_owned()));
+                let leaderless = leadership.borrow().leader.is_none();
+                let what = "the catalog has no leader: are a majority of the nodes up, and can they reach each other?";
+                health.trouble("catalog", leaderless.then(|| what.to_owned()));
             }
         });
         let catalog = self.catalog.clone();

@@ -5,10 +5,13 @@ use std::time::Duration;
 use ensign_raft::env::{Stop, Tasks};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 /// Signals this close to the first are the same request.
 const ONE_REQUEST: Duration = Duration::from_secs(1);
+
+/// How long an orderly end may take, whatever the settings: three stages of at most a minute each, and some air.
+const LAST: Duration = Duration::from_mins(4);
 
 /// A token that is cancelled at the first SIGINT or SIGTERM.
 ///
@@ -36,8 +39,21 @@ pub(crate) fn stop() -> std::io::Result<Stop> {
             }
             info!(signal = name, "asked to stop: draining");
             first = Some(Instant::now());
+            end_at_last();
             asked.cancel();
         }
     });
     Ok(stop)
+}
+
+/// Ends the process if an orderly end takes beyond all patience: a supervisor must not need SIGKILL.
+fn end_at_last() {
+    let watching = std::thread::Builder::new().name("stop-watchdog".to_owned()).spawn(|| {
+        std::thread::sleep(LAST);
+        error!(after = ?LAST, "the orderly end hangs: ending at once, without a clean close");
+        std::process::exit(1);
+    });
+    if let Err(error) = watching {
+        warn!(%error, "nothing watches that the process ends");
+    }
 }

@@ -29,6 +29,8 @@ pub fn start_logs(settings: &LogSettings) -> anyhow::Result<()> {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // A log that nobody reads any more is no reason to stop: reporting it would panic in whatever task was logging.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal());
     let installed: Result<(), TryInitError> = match settings.format {
         LogFormat::Human => builder.with_target(false).finish().try_init(),

@@ -34,7 +34,7 @@ pub enum StartError {
         /// What is wrong.
         what: String,
     },
-    /// The stored log or snapshot cannot be used; this replica must be rebuilt from its peers.
+    /// The stored log or snapshot cannot be used; this replica takes no further part.
     #[error("group {group} cannot recover: {cause}")]
     Storage {
         /// Which one.

@@ -11,7 +11,7 @@ use ensign_proto::{Offset, TopicId};
 use futures::StreamExt as _;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tonic::{Code, Status, Streaming};
-use tracing::{debug, warn};
+use tracing::{info, warn};
 
 use super::outgoing::{Outgoing, Start};
 use super::window::Freed;
@@ -105,7 +105,7 @@ impl Driver {
             } else if is_final(&error) {
                 return self.shared.end(PublishError::Stream(error));
             }
-            debug!(%error, topic = %self.shared.topic, "publish stream broke; opening another");
+            info!(%error, topic = %self.shared.topic, "publish stream broke; opening another");
             if let Err(error) = self.reconnect(&mut backoff).await {
                 return self.shared.end(PublishError::Stream(error));
             }
@@ -121,7 +121,7 @@ impl Driver {
         let mut freed = Freed::default();
         self.shared.window().give_up_repeated(error, &mut freed);
         self.shared.free(freed);
-        debug!(topic = %self.shared.topic, "publishing under a new session");
+        info!(topic = %self.shared.topic, "publishing under a new session");
         Ok(())
     }
 
@@ -184,7 +184,7 @@ impl Driver {
                 // As in `connect`.
                 Err(CallError::Unauthenticated { .. }) if !rejected => rejected = true,
                 Err(error) if is_final(&error) => return Err(error),
-                Err(error) => debug!(%error, "no publish stream yet"),
+                Err(error) => info!(%error, "no publish stream yet"),
             }
         }
     }
@@ -232,7 +232,7 @@ fn take_answers(shared: &Shared, chunk: Vec<Result<pb::PublisherReply, Status>>)
                     window.settle(&nack.id, Err(PublishError::Refused { code, message: nack.error }), &mut freed)
                 }
                 Some(Embed::CloseStream(totals)) => {
-                    debug!(?totals, "publish stream closes");
+                    info!(?totals, "publish stream closes");
                     true
                 }
                 Some(Embed::Ready(_)) | None => true,

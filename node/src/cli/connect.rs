@@ -1,5 +1,6 @@
 //! From flags, variables and the credentials file to a client.
 
+use std::io::IsTerminal as _;
 use std::path::Path;
 
 use ensign_client::{CallError, Client, CredentialsFile, Options};
@@ -82,7 +83,12 @@ fn hint(path: &Path, error: ensign_client::CredentialsError) -> anyhow::Error {
 }
 
 fn log_to_stderr() {
-    let filter = tracing_subscriber::EnvFilter::new("warn,ensign_client=debug");
+    let filter = tracing_subscriber::EnvFilter::new("warn,ensign_client=info");
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .log_internal_errors(false);
     // Set twice only if a command connects twice.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let _ = logs.try_init();
 }

@@ -10,12 +10,14 @@ use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use ensign_client::{
-    Delivery, Event, EventSchema, Mime, Publisher, PublisherOptions, Receipt, Start, SubscribeError, SubscriberOptions,
+    DecodeEventError, Delivery, Event, EventSchema, Mime, PublishError, Publisher, PublisherOptions, Receipt, Start,
+    SubscribeError, SubscriberOptions,
 };
 use ensign_proto::{Offset, Rlid};
 use ensign_raft::env::{Clock as _, SystemClock};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
+use serde_json::json;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 
 use super::args::{Output, PublishArgs, QueryArgs, SubscribeArgs};
@@ -94,6 +96,9 @@ struct Published {
     seconds: f64,
 }
 
+/// How long the outcome of what was on its way is waited for after a failure.
+const REST: Duration = Duration::from_secs(5);
+
 /// Runs `ensign publish`.
 pub(super) async fn publish(args: PublishArgs) -> anyhow::Result<()> {
     let mimetype = parse_media_type(&args.mimetype)?;
@@ -124,7 +129,12 @@ pub(super) async fn publish(args: PublishArgs) -> anyhow::Result<()> {
     let outcome = until_interrupted(work).await;
     feed.bar.finish_and_clear();
     if outcome.is_err() {
-        note(format_args!("{} events were stored before that", thousands(feed.events)));
+        // What was on its way is stored, too, or may be.
+        let unknown = feed.settle_rest().await;
+        note(format_args!("{} events are stored", thousands(feed.events)));
+        if unknown > 0 {
+            note(format_args!("of {} more it is not known whether they are", thousands(unknown)));
+        }
     }
     outcome?;
     feed.publisher.close().await;
@@ -161,6 +171,23 @@ impl Feed {
             self.settle(self.window / 2).await?;
         }
         Ok(())
+    }
+
+    /// After a failure: counts what is stored all the same, and returns of how many events that is not known.
+    async fn settle_rest(&mut self) -> u64 {
+        let deadline = tokio::time::Instant::now() + REST;
+        let mut unknown = 0;
+        for (receipt, size) in self.receipts.drain(..) {
+            match tokio::time::timeout_at(deadline, receipt).await {
+                Ok(Ok(_)) => {
+                    self.events += 1;
+                    self.bytes += size;
+                }
+                Ok(Err(PublishError::OutcomeUnknown { .. })) | Err(_) => unknown += 1,
+                Ok(Err(_)) => {}
+            }
+        }
+        unknown
     }
 
     /// Waits until at most `most` events are without an answer.
@@ -321,7 +348,8 @@ fn parse_start(text: &str, now: SystemTime) -> Result<Start, UsageError> {
     )))
 }
 
-/// An event as JSON: `data` is the value itself for JSON, text for text, and base64 in `data_base64` otherwise.
+/// An event as JSON: `data` is the value itself for JSON and a string for text. What is neither is base64 in `data_base64`,
+/// and what claims to be JSON and is not goes as it is in `data_text`.
 #[derive(Serialize)]
 struct Shown<'a> {
     offset: u64,
@@ -336,11 +364,17 @@ struct Shown<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     data: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    data_text: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     data_base64: Option<String>,
 }
 
 fn show(output: Output, delivery: &Delivery) -> anyhow::Result<()> {
-    let event = delivery.event().with_context(|| format!("event at offset {}", delivery.offset))?;
+    let event = match delivery.event() {
+        Ok(event) => event,
+        // Somebody published what no event is; those behind it are none the worse for it.
+        Err(error) => return show_undecodable(output, delivery, &error),
+    };
     match output {
         Output::Json => line(as_json(delivery, &event)?),
         Output::Human => {
@@ -356,11 +390,24 @@ fn show(output: Output, delivery: &Delivery) -> anyhow::Result<()> {
     }
 }
 
+fn show_undecodable(output: Output, delivery: &Delivery, error: &DecodeEventError) -> anyhow::Result<()> {
+    let (offset, size) = (delivery.offset.0, thousands(delivery.bytes.len() as u64));
+    match output {
+        Output::Json => {
+            let base64 = BASE64.encode(&delivery.bytes);
+            line(
+                json!({ "offset": offset, "id": delivery.id.to_string(), "undecodable": base64, "error": error.to_string() }),
+            )
+        }
+        Output::Human => line(format_args!("{offset:>8}  (undecodable, {size} bytes: {error})")),
+    }
+}
+
 fn as_json(delivery: &Delivery, event: &Event) -> anyhow::Result<String> {
     let text = std::str::from_utf8(&event.data).ok();
     let is_json = matches!(media_type(event.mimetype).as_ref(), "application/json" | "application/ld+json");
-    // Verbatim, so that a number keeps every digit; one that spans lines would break the line format and goes as text.
-    let value = text.filter(|text| is_json && !text.contains('\n') && is_valid_json(text));
+    // Verbatim, so that a number keeps every digit. Within JSON, line ends are only between tokens.
+    let value = text.filter(|text| is_json && is_valid_json(text)).map(|text| text.replace(['\n', '\r'], " "));
     let shown = Shown {
         offset: delivery.offset.0,
         id: delivery.id.to_string(),
@@ -370,13 +417,14 @@ fn as_json(delivery: &Delivery, event: &Event) -> anyhow::Result<String> {
         schema: event.event_type.as_ref().map(|it| format!("{} v{}.{}.{}", it.name, it.major, it.minor, it.patch)),
         metadata: &event.metadata,
         data_base64: text.is_none().then(|| BASE64.encode(&event.data)),
-        data: text.filter(|_| value.is_none()),
+        data: text.filter(|_| !is_json),
+        data_text: text.filter(|_| is_json && value.is_none()),
     };
     let mut line = serde_json::to_string(&shown)?;
     if let Some(value) = value {
         line.pop();
         line.push_str(",\"data\":");
-        line.push_str(value);
+        line.push_str(&value);
         line.push('}');
     }
     Ok(line)
@@ -425,7 +473,14 @@ mod tests {
     #[test]
     fn an_event_that_claims_to_be_json_and_is_not_is_printed_as_text() {
         let event = Event::new("{broken").with_mimetype(Mime::ApplicationJson);
-        assert!(printed(&event).ends_with(r#""data":"{broken"}"#));
+        assert!(printed(&event).ends_with(r#""data_text":"{broken"}"#), "{}", printed(&event));
+    }
+
+    #[test]
+    fn json_over_several_lines_is_printed_as_a_value_on_one() {
+        let event = Event::new("{\n  \"a\": [1,\r\n 2]\n}").with_mimetype(Mime::ApplicationJson);
+        let shown = printed(&event);
+        assert!(!shown.contains('\n') && shown.ends_with(r#""data":{   "a": [1,   2] }}"#), "{shown}");
     }
 
     #[test]

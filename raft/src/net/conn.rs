@@ -12,7 +12,7 @@ use thiserror::Error;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::config::{RuntimeConfig, Timing};
 use crate::env::{Lane, Pipe, Rng, Tasks, Transport};
@@ -24,6 +24,8 @@ const QUEUE: usize = 1024;
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 const RETRY_MIN: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_millis(500);
+/// Failures in a row after which a peer counts as lost: a restart of a cluster takes a few.
+const LOST: u32 = 6;
 
 /// Why a call has no answer. The call may have reached the peer.
 #[derive(Debug, Clone, Error)]
@@ -93,6 +95,9 @@ impl Peers {
         match opened {
             Ok(pipe) => {
                 metrics::connected();
+                if slot.failures >= LOST && link.lane == Lane::Control {
+                    info!(peer = %link.peer, "a peer can be reached again");
+                }
                 *slot = Slot::default();
                 let conn = Conn::open(pipe, self.config.timing, &self.tasks);
                 slot.conn = Some(Arc::clone(&conn));
@@ -102,6 +107,9 @@ impl Peers {
                 debug!(peer = %link.peer, lane = ?link.lane, cause, "cannot connect");
                 let pause = RETRY_MIN.saturating_mul(1 << slot.failures.min(8)).min(RETRY_MAX);
                 slot.failures += 1;
+                if slot.failures == LOST && link.lane == Lane::Control {
+                    warn!(peer = %link.peer, cause, "a peer cannot be reached; trying until it can");
+                }
                 slot.retry_at = Some(Instant::now() + jittered(pause, &*self.rng));
                 Err(Broken::Unreachable(cause))
             }
