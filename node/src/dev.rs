@@ -40,6 +40,7 @@ const LEADERS: Duration = Duration::from_secs(10);
 pub async fn run(args: DevArgs) -> anyhow::Result<()> {
     let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "warn,openraft=error".to_owned());
     telemetry::start_logs(&LogSettings { format: LogFormat::Human, filter })?;
+    crate::door::raise_open_files();
     let stop = signals::stop()?;
     let Some(cluster) = stop.run_until_cancelled(DevCluster::start(&args)).await.transpose()? else { return Ok(()) };
     announce(&args, &cluster)?;

@@ -8,6 +8,7 @@ pub mod catalog;
 pub mod cli;
 pub mod config;
 pub mod dev;
+mod door;
 mod edge;
 pub mod ensql;
 pub mod files;

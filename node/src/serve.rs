@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::files::{NodeFile, write_secret};
 use crate::node::{Addresses, Listeners, Node, NodeSpec};
 use crate::peers::{PeerTls, Peers};
-use crate::{signals, telemetry};
+use crate::{door, signals, telemetry};
 
 /// How often a new node asks its peers which cluster it belongs to.
 const HELLO_EVERY: Duration = Duration::from_millis(500);
@@ -29,6 +29,7 @@ const HELLO_EVERY: Duration = Duration::from_millis(500);
 pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
     let config = Config::load(args.config.as_deref(), args.settings.clone())?;
     telemetry::start_logs(&config.log)?;
+    door::raise_open_files();
     let stop = signals::stop()?;
     let id = config.node_id();
     if config.cluster.peers.is_empty() {
