@@ -8,7 +8,7 @@ use bytes::Bytes;
 use ensign_proto::convert::timestamp;
 use ensign_proto::pb::ensign::peer::v1::EventKind;
 use ensign_proto::pb::ensign::v1beta1 as api;
-use ensign_proto::{Permission, TopicId};
+use ensign_proto::{DekId, Permission, TopicId};
 use prost::Message as _;
 use tonic::{Request, Response, Status};
 
@@ -16,7 +16,7 @@ use super::Shared;
 use super::auth::{self, Need};
 use super::scope::refresh;
 use crate::catalog::{Topic, TopicState};
-use crate::partition::{Counters, TypeCount};
+use crate::partition::{Counters, PartitionHandle, TypeCount};
 
 /// How long the newest counters are waited for; a topic without a leader is counted as far as this node knows.
 const CATCH_UP: Duration = Duration::from_secs(2);
@@ -44,6 +44,8 @@ pub(super) async fn project(
     for together in topics.chunks(AT_ONCE) {
         infos.extend(futures::future::join_all(together.iter().map(|topic| count(shared, topic))).await);
     }
+    // What was opened earlier may have been revoked meanwhile. From here to the transport nothing waits.
+    let infos: Vec<_> = infos.into_iter().map(Counted::show).collect();
     let readonly = topics.iter().filter(|topic| topic.state == TopicState::Readonly).count();
     Ok(Response::new(api::ProjectInfo {
         project_id: Bytes::copy_from_slice(project.as_bytes()),
@@ -56,8 +58,29 @@ pub(super) async fn project(
     }))
 }
 
-async fn count(shared: &Shared, topic: &Arc<Topic>) -> api::TopicInfo {
-    let counters = match shared.parts.partitions.get(topic.id) {
+/// A topic's counters, and the keys that the names of its types were opened with.
+struct Counted {
+    info: api::TopicInfo,
+    handle: Option<PartitionHandle>,
+    deks: Vec<DekId>,
+}
+
+impl Counted {
+    /// The counters, with the names whose keys may still be used.
+    fn show(mut self) -> api::TopicInfo {
+        for (info, dek) in self.info.types.iter_mut().zip(&self.deks) {
+            if !self.handle.as_ref().is_some_and(|handle| handle.usable(*dek)) {
+                info.r#type = Some(api::Type { name: SEALED.to_owned(), ..api::Type::default() });
+                info.mimetype = 0;
+            }
+        }
+        self.info
+    }
+}
+
+async fn count(shared: &Shared, topic: &Arc<Topic>) -> Counted {
+    let handle = shared.parts.partitions.get(topic.id);
+    let counters = match &handle {
         Some(handle) => {
             if let Err(error) = handle.catch_up(CATCH_UP).await {
                 tracing::debug!(topic = %topic.id, %error, "counters may be old");
@@ -67,7 +90,8 @@ async fn count(shared: &Shared, topic: &Arc<Topic>) -> api::TopicInfo {
         None => Counters::default(),
     };
     let last_id = counters.last_id;
-    api::TopicInfo {
+    let deks = counters.types.iter().map(|(counted, _)| counted.dek).collect();
+    let info = api::TopicInfo {
         topic_id: Bytes::copy_from_slice(topic.id.as_bytes()),
         project_id: Bytes::copy_from_slice(topic.project.as_bytes()),
         event_offset_id: last_id.map(|id| Bytes::copy_from_slice(id.as_bytes())).unwrap_or_default(),
@@ -76,7 +100,8 @@ async fn count(shared: &Shared, topic: &Arc<Topic>) -> api::TopicInfo {
         data_size_bytes: counters.bytes,
         types: counters.types.iter().map(type_info).collect(),
         modified: last_id.map(|id| timestamp(id.unix_ms() * 1_000_000)),
-    }
+    };
+    Counted { info, handle, deks }
 }
 
 fn type_info((counted, name): &(TypeCount, Option<Bytes>)) -> api::EventTypeInfo {
@@ -94,5 +119,21 @@ fn type_info((counted, name): &(TypeCount, Option<Bytes>)) -> api::EventTypeInfo
         duplicates: 0,
         data_size_bytes: counted.bytes,
         modified: (counted.modified_ms > 0).then(|| timestamp(counted.modified_ms * 1_000_000)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_whose_key_cannot_be_used_any_more_is_not_shown() {
+        let named = api::Type { name: "Secret".to_owned(), major_version: 1, ..api::Type::default() };
+        let counted = api::EventTypeInfo { r#type: Some(named), mimetype: 50, events: 7, ..Default::default() };
+        let info = api::TopicInfo { types: vec![counted], ..api::TopicInfo::default() };
+        let shown = Counted { info, handle: None, deks: vec![DekId::from_bytes([1; 16])] }.show();
+        let sealed = &shown.types[0];
+        assert_eq!(sealed.r#type.as_ref().unwrap().name, SEALED);
+        assert_eq!((sealed.r#type.as_ref().unwrap().major_version, sealed.mimetype, sealed.events), (0, 0, 7));
     }
 }
