@@ -18,6 +18,8 @@ use crate::partition::{KeysError, PublishError, ReadError};
 pub(crate) mod text {
     pub(crate) const NO_CREDENTIALS: &str = "missing credentials";
     pub(crate) const NOT_AUTHORIZED: &str = "not authorized to perform this action";
+    pub(crate) const OPERATOR_READS_NO_EVENTS: &str =
+        "an operator's key administers the cluster and reads no events: query with an API key of the project";
     pub(crate) const NO_TOPICS: &str = "no topics available";
     pub(crate) const TOPIC_NOT_FOUND: &str = "topic not found";
     pub(crate) const OPEN_FIRST: &str = "an open stream message must be sent immediately after opening the stream";
@@ -37,7 +39,11 @@ pub(crate) fn unauthenticated(error: &AuthError) -> Status {
             tracing::debug!(%reason, "a token is refused");
             Status::unauthenticated("invalid credentials")
         }
-        AuthError::Unavailable { cause } => Status::unavailable(format!("tokens cannot be verified now: {cause}")),
+        AuthError::Unavailable { cause } => {
+            // Not louder: anyone can bring it about, and readiness tells what is wrong.
+            tracing::debug!(cause, "a token cannot be verified");
+            Status::unavailable("tokens cannot be verified at the moment, please try again")
+        }
     }
 }
 
@@ -123,7 +129,8 @@ pub(crate) fn read_failed(error: &ReadError) -> Status {
         ReadError::Trimmed { .. } => Status::out_of_range(error.to_string()),
         ReadError::Stopped => Status::unavailable("the topic is not served by this node any more"),
         ReadError::NoLeader { cause } => {
-            Status::unavailable(format!("the topic's replicas cannot be reached at the moment: {cause}"))
+            warn!(cause, "a read found no leader in time");
+            Status::unavailable("the topic's replicas cannot be reached at the moment, please try again")
         }
         ReadError::Key(error) => key_failed(error),
         ReadError::Corrupt { what } => {
@@ -229,6 +236,19 @@ mod tests {
         ];
         for error in doubtful {
             assert!(matches!(publish_failed(&error), Refusal::End(_)), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_went_wrong_inside_is_not_for_strangers() {
+        let cause = || "node 3 at 10.0.0.3:5357".to_owned();
+        let statuses = [
+            unauthenticated(&AuthError::Unavailable { cause: cause() }),
+            read_failed(&ReadError::NoLeader { cause: cause() }),
+        ];
+        for status in statuses {
+            assert!(!status.message().contains("10.0.0.3"), "{status:?}");
+            assert!(status.message().ends_with("please try again"), "{status:?}");
         }
     }
 

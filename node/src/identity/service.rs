@@ -111,7 +111,7 @@ impl Pause for Sleep {
 }
 
 /// Both tokens of a login; SDKs need both in every reply.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 pub struct TokenPair {
     /// For RPCs.
     pub access: String,
@@ -119,6 +119,13 @@ pub struct TokenPair {
     pub refresh: String,
     /// When the caller logged in before, in Unix seconds, if that is known.
     pub last_login: Option<u64>,
+}
+
+impl fmt::Debug for TokenPair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Whoever reads a log must not be able to act for its users.
+        f.debug_struct("TokenPair").field("last_login", &self.last_login).finish_non_exhaustive()
+    }
 }
 
 /// Why a login or a refresh gave no tokens.

@@ -38,6 +38,10 @@ pub(super) fn serve(shared: Arc<Shared>, request: http::Request<Body>) -> http::
 async fn open(shared: Arc<Shared>, call: Call, mut body: Body) -> Result<Scan, Status> {
     let need = Need::Any(&[Permission::Subscriber, Permission::TopicsRead]);
     let caller = opening::authorize(&shared, &call, &mut body, need).await?;
+    // The permission to read topics is enough for a query, and an operator's key has it; its promise is to carry no data.
+    if shared.parts.catalog.view().api_key(caller.claims.subject).is_some_and(|key| key.admin) {
+        return Err(Status::permission_denied(text::OPERATOR_READS_NO_EVENTS));
+    }
     let query = match opening::first(&mut wire::messages::<api::Query>(body)).await {
         Ok(query) => query.ok_or_else(|| Status::invalid_argument("invalid query"))?,
         Err(Unopened::Late) => return Err(Status::deadline_exceeded("the query did not arrive in time")),

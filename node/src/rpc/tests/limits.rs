@@ -153,3 +153,29 @@ async fn what_waited_for_room_when_its_key_was_revoked_is_not_published() {
     assert_eq!(shown(&publisher.end().await), "Unauthenticated: the API key of this stream was revoked");
     assert!(server.query("SELECT * FROM listens").await.unwrap().is_empty());
 }
+
+#[tokio::test]
+async fn an_operators_key_reads_no_events() {
+    let server = Server::start().await;
+    let topic = server.create("listens").await;
+    server.publish(topic, &["secret"]).await;
+    let org = server.catalog.view().project(server.project).unwrap().org;
+    let permissions = crate::identity::operator_permissions();
+    let name = "operator".to_owned();
+    let new = NewApiKey { name, org, project: Some(server.project), permissions, admin: true };
+    let (_, credentials) = server.identity.create_api_key(new).await.unwrap();
+    let (id, secret) = (credentials.client_id.as_str(), credentials.secret.expose().to_owned());
+    let pair = server.identity.authenticate(id, secret, None, tokio::time::Instant::now()).await.unwrap();
+    assert!(!format!("{pair:?}").contains(&pair.access), "a token has no place in a log");
+    let topics = server.client().list_topics(with_token(api::PageInfo::default(), &pair.access)).await;
+    assert_eq!(topics.unwrap().into_inner().topics.len(), 1, "what there is it may see");
+    let query = api::Query { query: "SELECT * FROM listens".to_owned(), ..Default::default() };
+    let mut replies = server.client().en_sql(with_token(query, &pair.access)).await.unwrap().into_inner();
+    let expected = "PermissionDenied: an operator's key administers the cluster and reads no events: \
+                    query with an API key of the project";
+    assert_eq!(shown(&replies.message().await.unwrap_err()), expected);
+    for method in ["Publish", "Subscribe"] {
+        let status = unfinished(&server, &pair.access, &format!("/ensign.v1beta1.Ensign/{method}"), Vec::new()).await;
+        assert_eq!(shown(&status), "PermissionDenied: not authorized to perform this action", "{method}");
+    }
+}
