@@ -22,7 +22,7 @@ mod holder;
 mod lease;
 mod link;
 mod machine;
-mod metrics;
+pub mod metrics;
 mod root;
 mod seal;
 #[cfg(any(test, feature = "testing"))]

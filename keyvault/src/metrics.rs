@@ -2,10 +2,45 @@
 
 use std::time::Duration;
 
-use metrics::{counter, gauge, histogram};
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
 use crate::error::KeyError;
 use crate::link::Reason;
+
+/// Tells the recorder what the names mean. Call once, after it is installed.
+pub fn describe() {
+    describe_counter!("ensign_keyvault_seals_total", "Batches sealed");
+    describe_counter!("ensign_keyvault_sealed_bytes_total", Unit::Bytes, "Plaintext sealed");
+    describe_counter!("ensign_keyvault_seal_failures_total", "Batches that were not sealed, by cause");
+    describe_counter!("ensign_keyvault_opens_total", "Batches opened");
+    describe_counter!("ensign_keyvault_opened_bytes_total", Unit::Bytes, "Ciphertext opened");
+    describe_counter!("ensign_keyvault_open_failures_total", "Batches that were not opened, by cause");
+    describe_counter!(
+        "ensign_keyvault_renewals_total",
+        "Lease calls by outcome: renewed, failed, ignored as out of date"
+    );
+    describe_gauge!(
+        "ensign_keyvault_lease_left_seconds",
+        Unit::Seconds,
+        "How long the lease on all keys still runs; at 0 this node neither seals nor opens"
+    );
+    describe_gauge!("ensign_keyvault_held_keys", "Data keys in this node's memory");
+    describe_counter!("ensign_keyvault_leases_lost_total", "Leases that ended before they were renewed");
+    describe_counter!(
+        "ensign_keyvault_surrenders_total",
+        "Keys given up at the vault's request, by outcome: done, in_use"
+    );
+    describe_counter!("ensign_vault_leases_total", "Leases that the vault's leader granted or renewed");
+    describe_counter!("ensign_vault_wants_total", "Keys that lease calls asked for");
+    describe_counter!("ensign_vault_refusals_total", "Calls that the vault refused, by reason");
+    describe_histogram!(
+        "ensign_vault_revoke_wait_seconds",
+        Unit::Seconds,
+        "How long a revocation waited for holders of its keys"
+    );
+    describe_gauge!("ensign_vault_leads", "1 while this node leads the vault");
+    describe_gauge!("ensign_vault_sealed", "1 while this node's vault has no root key, or a wrong one");
+}
 
 /// A batch was sealed, or was not.
 pub(crate) fn sealed(outcome: Result<usize, &KeyError>) {

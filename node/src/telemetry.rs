@@ -54,5 +54,7 @@ pub fn metrics() -> Result<&'static PrometheusHandle, BuildError> {
         .set_buckets(COUNTS)?
         .install_recorder()?;
     ensign_storage::metrics::describe();
+    ensign_keyvault::metrics::describe();
+    crate::partition::metrics::describe();
     Ok(HANDLE.get_or_init(|| handle))
 }

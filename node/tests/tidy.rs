@@ -203,3 +203,29 @@ fn a_path_is_found_in_links_and_in_code() {
         "[a](b.md) `raft/src/x.rs` ```\n`raft/not`\n``` [web](https://x) `raft` `raft/{a,b}` [here](#a) `tests/x`";
     assert_eq!(named_paths(text), ["b.md", "raft/src/x.rs"]);
 }
+
+/// Every metric has a help text: a name alone tells nobody what to do.
+#[test]
+fn every_metric_is_described() {
+    let mut missing = Vec::new();
+    let places = ["storage/src", "raft/src", "keyvault/src", "node/src/partition", "node/src/identity"];
+    for place in places {
+        let text = fs::read_to_string(root().join(place).join("metrics.rs")).unwrap();
+        // A constant stands for its name.
+        let constants: Vec<(&str, &str)> = text
+            .lines()
+            .filter_map(|line| line.split_once("const ")?.1.split_once(": &str = "))
+            .map(|(constant, name)| (constant, name.trim_end_matches(';')))
+            .collect();
+        let described: Vec<&str> = text
+            .split("describe_")
+            .skip(1)
+            .filter_map(|call| call.split_once('!')?.1.trim_start_matches(['(', ' ', '\n']).split([',', ')']).next())
+            .map(|name| constants.iter().find(|(constant, _)| *constant == name).map_or(name, |(_, name)| *name))
+            .collect();
+        let named =
+            text.split('"').skip(1).step_by(2).filter(|name| name.starts_with("ensign_") && !name.contains(' '));
+        missing.extend(named.map(|name| format!("\"{name}\"")).filter(|name| !described.contains(&name.as_str())));
+    }
+    assert!(missing.is_empty(), "no help for {missing:?}");
+}

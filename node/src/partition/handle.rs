@@ -20,7 +20,7 @@ use super::keys::{Keys, KeysError};
 use super::machine::{PartitionMachine, TypeCount};
 use super::open::OpenBatch;
 use super::tail::{StoredBatch, Tail};
-use super::{metrics, types};
+use super::types;
 
 /// Confirms with the leader how far a reader must have applied. Over the network; `forward` implements it.
 pub trait BarrierLink: Send + Sync + 'static {
@@ -292,7 +292,6 @@ impl PartitionHandle {
             other => other?,
         };
         let plaintext = self.keys.open(&self.parts.context, &batch.sealed)?;
-        metrics::observe_opened(batch.sealed.len());
         OpenBatch::new(self.topic(), batch, plaintext, in_use).map_err(|what| ReadError::Corrupt { what })
     }
 

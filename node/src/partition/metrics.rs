@@ -1,15 +1,17 @@
 //! What the data plane counts. Names, units and help live here and nowhere else.
 
-use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
 /// Registers help texts. Call once, after the recorder is installed.
 pub fn describe() {
     describe_counter!("ensign_events", "Events committed by this node as a leader");
     describe_histogram!("ensign_batch_events", "Events in a sealed batch");
-    describe_histogram!("ensign_batch_bytes", "Plaintext bytes of a sealed batch");
-    describe_histogram!("ensign_publish_ack_seconds", "From an event's arrival to its acknowledgement");
-    describe_counter!("ensign_sealed_bytes_total", "Plaintext bytes sealed");
-    describe_counter!("ensign_opened_bytes_total", "Ciphertext bytes opened");
+    describe_histogram!("ensign_batch_bytes", Unit::Bytes, "Plaintext bytes of a sealed batch");
+    describe_histogram!(
+        "ensign_publish_ack_seconds",
+        Unit::Seconds,
+        "From the arrival of events to their acknowledgement; events that arrive together count once"
+    );
     describe_gauge!("ensign_online_publishers", "Open publish streams");
     describe_gauge!("ensign_online_subscribers", "Open subscribe streams");
 }
@@ -17,15 +19,10 @@ pub fn describe() {
 pub(super) fn observe_batch(events: u32, bytes: usize) {
     histogram!("ensign_batch_events").record(f64::from(events));
     histogram!("ensign_batch_bytes").record(bytes as f64);
-    counter!("ensign_sealed_bytes_total").increment(bytes as u64);
 }
 
 pub(super) fn observe_committed(events: u64) {
     counter!("ensign_events", "node" => "unk", "region" => "unk").increment(events);
-}
-
-pub(super) fn observe_opened(bytes: usize) {
-    counter!("ensign_opened_bytes_total").increment(bytes as u64);
 }
 
 pub(crate) fn observe_ack(latency: std::time::Duration) {
