@@ -128,10 +128,15 @@ impl Space {
         }
     }
 
-    /// Whether a growth failed for want of room since the last call. Then, and only then, a failed transaction has
-    /// changed nothing that counts: redb writes its header after the last page, and had not begun to.
-    pub(crate) fn take_growth_refused(&self) -> bool {
-        self.growth_refused.swap(false, Ordering::AcqRel)
+    /// Whether a growth failed for want of room, which nobody has dealt with yet. Then, and only then, a failed transaction
+    /// has changed nothing that counts: redb writes its header after the last page, and had not begun to.
+    pub(crate) fn growth_refused(&self) -> bool {
+        self.growth_refused.load(Ordering::Acquire)
+    }
+
+    /// It was dealt with.
+    pub(crate) fn forget_refusal(&self) {
+        self.growth_refused.store(false, Ordering::Release);
     }
 
     /// After redb gave the database up: it will rebuild its layout from the length, so that must be the physical one.

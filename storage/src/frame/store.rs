@@ -6,7 +6,7 @@
 use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 
 use bytes::{Bytes, BytesMut};
 use ensign_proto::{GroupId, LogIndex, Term};
@@ -25,6 +25,8 @@ const BLOBS: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("blob
 pub(crate) const INDEX_BLOB: u64 = 0;
 const BLOB_MAGIC: [u8; 4] = *b"ENSB";
 const BLOB_VERSION: u8 = 1;
+/// How often one read waits for the database to be opened again.
+const REOPENS: u32 = 64;
 
 /// Why a read failed.
 #[derive(Debug)]
@@ -62,6 +64,10 @@ pub(crate) struct Commit<'a> {
 
 pub(crate) struct Store {
     db: RwLock<Option<Database>>,
+    /// How often the database was opened again after the disk had refused it growth.
+    reopens: Mutex<u64>,
+    /// It was, or never will be.
+    settled: Condvar,
     pub(crate) space: Space,
     cache: usize,
     pub(crate) path: PathBuf,
@@ -70,7 +76,8 @@ pub(crate) struct Store {
 impl Store {
     pub(crate) fn open(space: Space, path: &Path, cache: usize) -> Result<Self, ReadFailure> {
         let db = open_database(&space, cache)?;
-        Ok(Self { db: RwLock::new(Some(db)), space, cache, path: path.to_owned() })
+        let db = RwLock::new(Some(db));
+        Ok(Self { db, reopens: Mutex::default(), settled: Condvar::new(), space, cache, path: path.to_owned() })
     }
 
     /// Opens the database again after a growth was refused: redb never works on after a failed call.
@@ -78,8 +85,28 @@ impl Store {
         let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
         drop(db.take());
         self.space.reset();
-        *db = Some(open_database(&self.space, self.cache)?);
-        Ok(())
+        let opened = open_database(&self.space, self.cache).map(|opened| *db = Some(opened));
+        drop(db);
+        self.settle(1);
+        opened
+    }
+
+    /// Lets the reads go on that wait for the database to be opened again.
+    pub(crate) fn abandon(&self) {
+        self.settle(0);
+    }
+
+    fn settle(&self, reopens: u64) {
+        let mut known = self.reopens();
+        *known += reopens;
+        // Under the lock, so that a reader sees both or neither.
+        self.space.forget_refusal();
+        drop(known);
+        self.settled.notify_all();
+    }
+
+    fn reopens(&self) -> MutexGuard<'_, u64> {
+        self.reopens.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Closes the database; a clean close saves the next start a repair.
@@ -96,12 +123,37 @@ impl Store {
     /// Writes one commit, and syncs it.
     pub(crate) fn commit(&self, commit: Commit<'_>) -> Result<(), WriteFailure> {
         let written = self.with_db(|| Err("the database is closed".to_owned()), |db| guarded(|| write(db, commit)));
-        written.map_err(
-            |cause| if self.space.take_growth_refused() { WriteFailure::Full } else { WriteFailure::Failed(cause) },
-        )
+        written
+            .map_err(|cause| if self.space.growth_refused() { WriteFailure::Full } else { WriteFailure::Failed(cause) })
     }
 
-    fn read<T>(&self, run: impl FnOnce(&Database) -> Result<T, ReadFailure>) -> Result<T, ReadFailure> {
+    /// Reads. A growth that the disk refuses shuts redb to readers as well, until the writer opens it again: on a full
+    /// disk reads go on, so they wait for that.
+    fn read<T>(&self, run: impl Fn(&Database) -> Result<T, ReadFailure>) -> Result<T, ReadFailure> {
+        for _ in 0..REOPENS {
+            let before = *self.reopens();
+            match self.read_once(&run) {
+                Err(ReadFailure::Failed(cause)) => {
+                    if !self.opened_again(before) {
+                        return Err(ReadFailure::Failed(cause));
+                    }
+                }
+                found => return found,
+            }
+        }
+        self.read_once(&run)
+    }
+
+    /// Waits while a refused growth keeps the database shut, and tells whether it was opened again since `before`.
+    fn opened_again(&self, before: u64) -> bool {
+        let mut now = self.reopens();
+        while *now == before && self.space.growth_refused() {
+            now = self.settled.wait(now).unwrap_or_else(PoisonError::into_inner);
+        }
+        *now != before
+    }
+
+    fn read_once<T>(&self, run: impl FnOnce(&Database) -> Result<T, ReadFailure>) -> Result<T, ReadFailure> {
         self.with_db(
             || Err(ReadFailure::Closed),
             |db| {
@@ -192,7 +244,8 @@ impl Store {
         from: u64,
         mut visit: impl FnMut(ChunkHead, &[usize], &Bytes) -> Result<bool, String>,
     ) -> Result<(), ReadFailure> {
-        self.read(|db| {
+        // Never while a growth is refused: only the writer walks, and it opens the database again before it goes on.
+        self.read_once(|db| {
             let Some(table) = open_if_there(db, FRAMES)? else { return Ok(()) };
             let mut expected = from;
             let mut frame = BytesMut::new();
@@ -385,3 +438,6 @@ fn failed(error: impl Into<redb::Error>) -> ReadFailure {
 fn text(error: impl Into<redb::Error>) -> String {
     error.into().to_string()
 }
+
+#[cfg(test)]
+mod tests;

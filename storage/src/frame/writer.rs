@@ -67,6 +67,7 @@ impl std::fmt::Debug for Writer {
 impl Drop for Writer {
     /// Without its writer a log would leave its callers waiting for ever.
     fn drop(&mut self) {
+        self.shared.store.abandon();
         if self.shared.ended.get().is_none() {
             let panicked = LogError::Fenced { cause: "the log's writer panicked".into() };
             self.shared.end(if std::thread::panicking() { panicked } else { LogError::Closed });
