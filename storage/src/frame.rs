@@ -139,6 +139,13 @@ impl Shared {
         self.groups.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
+    /// Forgets the groups that hold nothing and that nobody has a handle to: removed ones, and those only asked about.
+    fn forget_unused(&self) {
+        let mut groups = self.groups.write().unwrap_or_else(PoisonError::into_inner);
+        // A handle is made, and an operation queued, with a clone; and no clone is made while the map is locked.
+        groups.retain(|_, group| Arc::strong_count(group) > 1 || group.is_used());
+    }
+
     /// Ends the log: the first cause stays. Every waiting callback gets it.
     fn end(&self, error: LogError) {
         if let LogError::Fenced { cause } = &error {
@@ -290,3 +297,6 @@ impl NodeLog for FrameLog {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

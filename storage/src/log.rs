@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use ensign_proto::{ByteCount, GroupId, LogIndex, Term};
@@ -101,8 +102,14 @@ pub trait GroupLog: Send + Sync + 'static {
     /// What the log holds now.
     fn state(&self) -> GroupState;
 
+    /// Ready when there is space for an append or a snapshot: back-pressure for callers that must not block. Ready as well
+    /// when neither would be taken, which the call itself then says. Otherwise the task is woken when it is worth asking again.
+    fn poll_space(&self, context: &mut Context<'_>) -> Poll<()>;
+
     /// Appends `entries`, which follow the last one without a hole (an empty log that was never purged takes any first
     /// index). Readable on return, durable at `done`. A refusal calls `done` before this returns, and keeps nothing.
+    ///
+    /// Never blocks, whatever is queued: wait for [`Self::poll_space`] first.
     fn append(&self, entries: Vec<Entry>, done: Done);
 
     /// Replaces the vote. Durable at `done`.
@@ -130,7 +137,7 @@ pub trait GroupLog: Send + Sync + 'static {
     /// [`LogError::Corrupt`]: a stored entry fails its checksum. [`LogError::Refused`]: the range is purged or past the end.
     fn read(&self, range: Range<LogIndex>, limit: ByteCount) -> Result<Vec<Entry>, LogError>;
 
-    /// Replaces the group's snapshot, atomically. Readable on return, durable at `done`.
+    /// Replaces the group's snapshot, atomically. Readable on return, durable at `done`. As with an append, ask for space first.
     fn put_snapshot(&self, snapshot: Bytes, done: Done);
 
     /// The group's snapshot, checked against its checksum. Blocks on the disk.

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use ensign_proto::{ByteCount, GroupId, LogIndex};
@@ -282,6 +283,10 @@ impl MemoryGroup {
 impl GroupLog for MemoryGroup {
     fn state(&self) -> GroupState {
         self.view(GroupModel::state)
+    }
+
+    fn poll_space(&self, _context: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
     }
 
     fn append(&self, entries: Vec<Entry>, done: Done) {

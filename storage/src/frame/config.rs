@@ -13,7 +13,7 @@ pub struct LogConfig {
     pub cache: ByteCount,
     /// Recent entries kept in memory, over all groups. Entries that are not durable are kept in any case.
     pub tail: ByteCount,
-    /// What may wait for the writer before submitters do.
+    /// What may wait for the writer before there is no space for more.
     pub queue: ByteCount,
     /// What one commit takes at most, unless a single operation is larger.
     pub commit: ByteCount,

@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use ensign_proto::{ByteCount, GroupId, LogIndex, Term};
@@ -101,6 +102,12 @@ impl Group {
     pub(crate) fn exists(&self) -> bool {
         self.lock().exists
     }
+
+    /// Whether it holds anything, here or on disk.
+    pub(crate) fn is_used(&self) -> bool {
+        let inner = self.lock();
+        inner.exists || inner.disk.exists
+    }
 }
 
 impl Inner {
@@ -177,13 +184,17 @@ impl Inner {
         Ok(work)
     }
 
-    /// Drops durable entries from the front of the tail, through `upto`. Returns the bytes freed.
-    pub(crate) fn evict(&mut self, upto: u64, durable: u64) -> u64 {
+    /// Drops durable entries from the front of the tail, through `upto`, until it has freed `wanted` bytes. Returns the
+    /// bytes freed, and whether there may be more to free.
+    pub(crate) fn evict(&mut self, upto: u64, durable: u64, wanted: u64) -> (u64, bool) {
         let mut freed = 0;
         while self.tail.front().is_some_and(|(serial, entry)| entry.id.index.0 <= upto && *serial <= durable) {
+            if freed >= wanted {
+                return (freed, true);
+            }
             freed += self.tail.pop_front().map_or(0, |(_, entry)| entry.payload.len() as u64 + TAIL_OVERHEAD);
         }
-        freed
+        (freed, false)
     }
 
     /// Where the entries of a range lie: first some on disk, then some in memory.
@@ -231,9 +242,6 @@ pub(crate) struct Handle {
 
 impl Handle {
     pub(crate) fn submit(&self, work: Work, done: Done) {
-        if matches!(work, Work::Append(_) | Work::Snapshot(_)) {
-            self.shared.queue.wait_for_space();
-        }
         let mut inner = self.group.lock();
         let waiting = self.shared.queue.lock();
         let (mut freed, mut added) = (0, 0);
@@ -291,6 +299,10 @@ impl GroupLog for Handle {
             purged: inner.purged,
             last: inner.last,
         }
+    }
+
+    fn poll_space(&self, context: &mut Context<'_>) -> Poll<()> {
+        self.shared.queue.poll_space(context)
     }
 
     fn append(&self, entries: Vec<Entry>, done: Done) {

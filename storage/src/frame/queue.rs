@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, ThreadId};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -83,8 +83,10 @@ pub(crate) struct Waiting {
     pub(crate) closing: bool,
     /// Why nothing more is taken.
     pub(crate) ended: Option<LogError>,
-    /// The thread that drains the queue: others may wait for it.
-    pub(crate) drained_by: Option<ThreadId>,
+    /// Whether a thread drains the queue: only then is there anything to wait for.
+    pub(crate) drained: bool,
+    /// Who waits for space.
+    wakers: Vec<Waker>,
     /// Bytes that were taken and that `room` does not know of yet.
     in_flight: u64,
 }
@@ -101,31 +103,37 @@ pub(crate) struct Queue {
     waiting: Mutex<Waiting>,
     /// Something was submitted, or the log is closing.
     submitted: Condvar,
-    /// The writer took a batch.
-    taken: Condvar,
-    /// Past this, submitters wait.
+    /// Past this, there is no space for appends and snapshots.
     limit: u64,
 }
 
 impl Queue {
     pub(crate) fn new(limit: u64) -> Self {
-        Self { waiting: Mutex::default(), submitted: Condvar::new(), taken: Condvar::new(), limit }
+        Self { waiting: Mutex::default(), submitted: Condvar::new(), limit }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits while too much is queued: the last resort of back-pressure, since callers bound what they have in flight.
-    pub(crate) fn wait_for_space(&self) {
+    /// Ready unless too much is queued. Also when nothing will be taken, so that whoever asks hears why.
+    pub(crate) fn poll_space(&self, context: &Context<'_>) -> Poll<()> {
         let mut waiting = self.lock();
-        // A callback that submits runs on the writer's own thread, which must not wait for itself.
-        while waiting.bytes > self.limit
-            && waiting.drained_by.is_some_and(|writer| writer != thread::current().id())
-            && waiting.ended.is_none()
-        {
-            waiting = self.taken.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        let refuses = waiting.ended.is_some() || waiting.closing || waiting.room.is_some();
+        if waiting.bytes <= self.limit || refuses || !waiting.drained {
+            return Poll::Ready(());
         }
+        if !waiting.wakers.iter().any(|waker| waker.will_wake(context.waker())) {
+            waiting.wakers.push(context.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// Something has changed for those who wait for space.
+    fn wake(mut waiting: MutexGuard<'_, Waiting>) {
+        let wakers = std::mem::take(&mut waiting.wakers);
+        drop(waiting);
+        wakers.into_iter().for_each(Waker::wake);
     }
 
     /// Refuses what cannot be taken now. Call it, and then [`Self::push`], under the group's lock and with the same guard.
@@ -193,8 +201,9 @@ impl Queue {
             });
             batch.marks.extend(ready.map(|(_, mark)| mark));
         }
-        drop(waiting);
-        self.taken.notify_all();
+        if waiting.bytes <= self.limit {
+            Self::wake(waiting);
+        }
         batch
     }
 
@@ -245,7 +254,9 @@ impl Queue {
     }
 
     pub(crate) fn close(&self) {
-        self.lock().closing = true;
+        let mut waiting = self.lock();
+        waiting.closing = true;
+        Self::wake(waiting);
         self.submitted.notify_all();
     }
 
@@ -256,8 +267,7 @@ impl Queue {
         waiting.bytes = 0;
         waiting.marks.clear();
         let ops = std::mem::take(&mut waiting.ops);
-        drop(waiting);
-        self.taken.notify_all();
+        Self::wake(waiting);
         self.submitted.notify_all();
         ops.into()
     }
@@ -266,6 +276,9 @@ impl Queue {
         let mut waiting = self.lock();
         waiting.room = room;
         waiting.in_flight = 0;
+        if room.is_some() {
+            Self::wake(waiting);
+        }
     }
 
     /// Bytes waiting.
@@ -276,4 +289,76 @@ impl Queue {
 
 pub(crate) fn full() -> LogError {
     LogError::Full { cause: "the log's file cannot grow: free some space on its disk".into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+
+    use super::*;
+    use crate::frame::state::Durable;
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// A queue that a thread drains, with more in it than its limit.
+    fn crowded() -> Queue {
+        let queue = Queue::new(1000);
+        queue.lock().drained = true;
+        let group = Arc::new(Group::new(GroupId(16), Durable::default()));
+        for _ in 0..3 {
+            queue.push(queue.lock(), Arc::clone(&group), Work::Snapshot(vec![0; 500].into()), Box::new(|_| ()));
+        }
+        queue
+    }
+
+    /// Whether there is space now, and whether what `change` does wakes the one who was told that there is none.
+    fn waits_until(queue: &Queue, change: impl FnOnce(&Queue)) -> (bool, bool, bool) {
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        let poll = || queue.poll_space(&Context::from_waker(&waker)).is_ready();
+        let before = poll() || poll();
+        change(queue);
+        (before, woken.0.load(Ordering::SeqCst) == 1, poll())
+    }
+
+    #[test]
+    fn there_is_space_again_once_enough_was_taken() {
+        let queue = crowded();
+        assert_eq!(waits_until(&queue, |queue| drop(queue.take(1, 1))), (false, false, false));
+        assert_eq!(waits_until(&queue, |queue| drop(queue.take(1, 1))), (false, true, true));
+    }
+
+    #[test]
+    fn nobody_waits_for_space_where_nothing_will_be_taken() {
+        let end = |queue: &Queue| drop(queue.end(LogError::Closed));
+        for change in [&end as &dyn Fn(&Queue), &Queue::close, &|queue| queue.set_room(Some(0))] {
+            let queue = crowded();
+            assert_eq!(waits_until(&queue, change), (false, true, true));
+        }
+    }
+
+    #[test]
+    fn a_batch_that_is_put_back_leaves_no_one_waiting_on_a_full_disk() {
+        let queue = crowded();
+        let batch = queue.take(u64::MAX, usize::MAX);
+        queue.set_room(Some(0));
+        queue.put_back(batch);
+        assert!(queue.bytes() > 1000);
+        assert!(queue.poll_space(&Context::from_waker(Waker::noop())).is_ready(), "the answer is that it is full");
+    }
+
+    #[test]
+    fn without_a_thread_that_drains_the_queue_nobody_waits() {
+        let queue = crowded();
+        queue.lock().drained = false;
+        assert!(queue.poll_space(&Context::from_waker(Waker::noop())).is_ready());
+    }
 }

@@ -108,7 +108,7 @@ impl Writer {
     /// Commits until the log is closed (then closes the file cleanly) or fenced. Blocks.
     pub fn run(mut self) {
         let shared = Arc::clone(&self.shared);
-        shared.queue.lock().drained_by = Some(std::thread::current().id());
+        shared.queue.lock().drained = true;
         let mut full = false;
         while shared.ended.get().is_none() && shared.queue.wait(full.then_some(FULL_RETRY)) {
             match self.commit_queued() {
@@ -244,7 +244,12 @@ impl Writer {
         }
         self.note(&plan, &purged, done);
         self.frame = frame;
+        let removed = ops.iter().any(|op| matches!(op.work, Work::Remove));
         call_back(ops, &Ok(()));
+        drop(plan);
+        if removed || index_len.is_some() {
+            self.shared.forget_unused();
+        }
         Ok(done)
     }
 
@@ -321,6 +326,8 @@ impl Writer {
                             Change::Snapshot(*blob)
                         }
                         Work::Remove => {
+                            // What this group remembers belongs to the life that ends.
+                            self.tails.retain(|(group, _)| !Arc::ptr_eq(group, &op.group));
                             self.snapshot_bytes -= inner.disk.snapshot.map_or(0, |old| old.len);
                             Change::Remove
                         }
@@ -366,11 +373,21 @@ impl Writer {
     /// Drops the oldest durable entries from memory until the rest fits its budget.
     fn evict(&mut self, durable: u64) {
         let budget = self.config.tail.0;
-        while self.shared.tail_bytes.load(Ordering::Relaxed) > budget || self.tails.len() > TAILS {
+        loop {
+            let over = self.shared.tail_bytes.load(Ordering::Relaxed).saturating_sub(budget);
+            let wanted = if self.tails.len() > TAILS { u64::MAX } else { over };
+            if wanted == 0 {
+                return;
+            }
             let Some((group, upto)) = self.tails.pop_front() else { return };
+            // A busy group's run may be most of the memory: no more of it goes than has to.
             let mut inner = group.lock();
-            let freed = inner.evict(upto, durable);
+            let (freed, more) = inner.evict(upto, durable, wanted);
             self.shared.tail_bytes.fetch_sub(freed, Ordering::Relaxed);
+            drop(inner);
+            if more {
+                self.tails.push_front((group, upto));
+            }
         }
     }
 
