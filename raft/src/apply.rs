@@ -235,6 +235,7 @@ impl RaftStateMachine<Types> for Applier {
             self.replica.moved(&mut progress, meta);
         }
         let stored = codec::encode_state(meta, &snapshot);
+        store::space(&self.replica).await;
         store::durable(&self.replica, move |log, done| log.put_snapshot(stored.clone(), done))
             .await
             .map_err(|error| self.replica.storage_failed(&error))?;
@@ -270,6 +271,7 @@ impl RaftSnapshotBuilder<Types> for Builder {
         };
         let stored = codec::encode_state(&self.meta, &snapshot);
         // Durable before openraft hears of it, since it purges what the snapshot covers.
+        store::space(&self.replica).await;
         store::durable(&self.replica, move |log, done| log.put_snapshot(stored.clone(), done))
             .await
             .map_err(|error| self.replica.storage_failed(&error))?;

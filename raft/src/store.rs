@@ -1,6 +1,7 @@
 //! openraft's log on top of `storage`: one `GroupLog`, read through memory first.
 
 use std::fmt::Debug;
+use std::future::poll_fn;
 use std::io;
 use std::ops::{Bound, Range, RangeBounds};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -83,6 +84,11 @@ pub(crate) async fn durable(replica: &Replica, submit: impl Fn(&dyn GroupLog, Do
     }
 }
 
+/// Waits until the log has space for an append or a snapshot, or would refuse it.
+pub(crate) async fn space(replica: &Replica) {
+    poll_fn(|context| replica.log.poll_space(context)).await;
+}
+
 /// Reads entries of `range` up to `limit` bytes, from memory or else where blocking is allowed. Never empty unless `range` is.
 pub(crate) async fn read(replica: &Replica, range: Range<LogIndex>, limit: ByteCount) -> Result<Vec<Entry>, LogError> {
     if range.start >= range.end {
@@ -150,6 +156,8 @@ impl RaftLogStorage<Types> for Store {
         let entries: Vec<Entry> = entries.into_iter().map(|entry| codec::to_storage(&entry)).collect();
         let attempt = Arc::new(Mutex::new(Attempt { flushed: Some(callback), full: None }));
         loop {
+            // The core waits, and no thread does.
+            space(&self.replica).await;
             let (shared, replica) = (Arc::clone(&attempt), Arc::clone(&self.replica));
             self.log().append(
                 entries.clone(),

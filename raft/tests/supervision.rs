@@ -4,8 +4,9 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,23 +15,45 @@ use ensign_proto::{ByteCount, LogIndex, NodeId};
 use ensign_raft::env::{SeededRng, SystemClock, Tasks};
 use ensign_raft::testing::{Journal, MemoryNet, quick};
 use ensign_raft::{
-    CommittedEntry, Group, GroupSpec, Health, ProposeError, RestoreError, Runtime, StartError, StateMachine,
+    CommittedEntry, Group, GroupSpec, Health, ProposeError, ReadError, RestoreError, Runtime, StartError, StateMachine,
 };
 use ensign_storage::{Done, Entry, EntryId, GroupLog, GroupState, LogError, MemoryLog, NodeLog as _};
+use tokio::sync::mpsc;
 
-/// A log whose next append panics, within the core that called it.
-struct Panicky {
+/// A log that a test tampers with.
+struct Tampered {
     log: Arc<dyn GroupLog>,
-    armed: Arc<AtomicBool>,
+    /// The next append panics, within the core that called it.
+    panics: AtomicBool,
+    /// There is no space, and who waits for some.
+    crowded: Mutex<Option<Waker>>,
+    /// Truncations go there and stay unanswered.
+    held: Option<mpsc::UnboundedSender<Done>>,
 }
 
-impl GroupLog for Panicky {
+impl Tampered {
+    fn new(log: Arc<dyn GroupLog>) -> Self {
+        Self { log, panics: AtomicBool::new(false), crowded: Mutex::default(), held: None }
+    }
+}
+
+impl GroupLog for Tampered {
     fn state(&self) -> GroupState {
         self.log.state()
     }
 
+    fn poll_space(&self, context: &mut Context<'_>) -> Poll<()> {
+        match &mut *self.crowded.lock().unwrap() {
+            Some(waker) => {
+                waker.clone_from(context.waker());
+                Poll::Pending
+            }
+            None => Poll::Ready(()),
+        }
+    }
+
     fn append(&self, entries: Vec<Entry>, done: Done) {
-        assert!(!self.armed.swap(false, Ordering::SeqCst), "a bug in the log");
+        assert!(!self.panics.swap(false, Ordering::SeqCst), "a bug in the log");
         self.log.append(entries, done);
     }
 
@@ -43,7 +66,10 @@ impl GroupLog for Panicky {
     }
 
     fn truncate(&self, from: LogIndex, done: Done) {
-        self.log.truncate(from, done);
+        match &self.held {
+            Some(held) => held.send(done).unwrap_or_else(|_| panic!("the test listens")),
+            None => self.log.truncate(from, done),
+        }
     }
 
     fn purge(&self, through: EntryId, done: Done) {
@@ -98,13 +124,12 @@ async fn ready<S: StateMachine>(group: &Group<S>) {
 #[tokio::test]
 async fn a_core_that_panics_is_created_again_from_storage() {
     let (runtime, tasks) = alone();
-    let armed = Arc::new(AtomicBool::new(false));
-    let log = Arc::new(Panicky { log: MemoryLog::new().group(GROUP), armed: Arc::clone(&armed) });
-    let group = runtime.start(spec(), log, Journal::default()).await.unwrap();
+    let log = Arc::new(Tampered::new(MemoryLog::new().group(GROUP)));
+    let group = runtime.start(spec(), Arc::<Tampered>::clone(&log), Journal::default()).await.unwrap();
     ready(&group).await;
     let first = group.propose(None, Bytes::from_static(b"a")).await.unwrap();
     let term = group.leadership().borrow().term;
-    armed.store(true, Ordering::SeqCst);
+    log.panics.store(true, Ordering::SeqCst);
     let outcome = within("an outcome", group.propose(None, Bytes::from_static(b"b"))).await;
     assert!(matches!(outcome, Err(ProposeError::OutcomeUnknown)), "{outcome:?}");
     within("a restart", async {
@@ -196,4 +221,56 @@ async fn a_group_on_a_failed_log_does_not_start() {
     logs.fail(None);
     let again = runtime.start(spec(), logs.group(GROUP), Journal::default()).await.unwrap();
     ready(&again).await;
+}
+
+#[tokio::test]
+async fn a_core_does_not_start_before_what_its_log_holds_is_durable() {
+    let (runtime, _tasks) = alone();
+    let (held, mut truncations) = mpsc::unbounded_channel();
+    // Empty as it is, a vote may be on its way to the disk.
+    let log = Tampered { held: Some(held), ..Tampered::new(MemoryLog::new().group(GROUP)) };
+    let mut starting = std::pin::pin!(runtime.start(spec(), Arc::new(log), Journal::default()));
+    let barrier = tokio::select! {
+        _ = &mut starting => panic!("a core was started over a vote that may be lost"),
+        barrier = truncations.recv() => barrier.unwrap(),
+    };
+    barrier(Ok(()));
+    ready(&starting.await.unwrap()).await;
+}
+
+#[tokio::test]
+async fn a_group_that_waits_for_space_in_its_log_holds_up_no_other() {
+    let (runtime, _tasks) = alone();
+    let log = Arc::new(Tampered::new(MemoryLog::new().group(GROUP)));
+    let crowded = runtime.start(spec(), Arc::<Tampered>::clone(&log), Journal::default()).await.unwrap();
+    let other = GroupSpec { id: ensign_proto::GroupId(17), ..spec() };
+    let other =
+        runtime.start(other, MemoryLog::new().group(ensign_proto::GroupId(17)), Journal::default()).await.unwrap();
+    ready(&crowded).await;
+    ready(&other).await;
+    let last = log.state().last;
+    *log.crowded.lock().unwrap() = Some(Waker::noop().clone());
+    let meanwhile = async {
+        // One thread runs everything here: a core that blocked it would end the test.
+        other.propose(None, Bytes::from_static(b"goes on")).await.unwrap();
+        assert_eq!(log.state().last, last, "the append waits");
+        log.crowded.lock().unwrap().take().unwrap().wake();
+    };
+    let (proposed, ()) =
+        within("both", async { tokio::join!(crowded.propose(None, Bytes::from_static(b"waits")), meanwhile) }).await;
+    proposed.unwrap();
+}
+
+#[tokio::test]
+async fn a_reader_of_a_group_that_is_destroyed_hears_that_it_was_stopped() {
+    let (runtime, _tasks) = alone();
+    let logs = MemoryLog::new();
+    let group = runtime.start(spec(), logs.group(GROUP), Journal::default()).await.unwrap();
+    ready(&group).await;
+    group.propose(None, Bytes::from_static(b"a")).await.unwrap();
+    runtime.stop(GROUP).await;
+    logs.remove(GROUP, Box::new(|_| ()));
+    let read = group.read_log(LogIndex(0)..LogIndex(10), ByteCount(1000)).await;
+    assert!(matches!(read, Err(ReadError::Stopped)), "{read:?}");
+    assert_eq!(group.status().health, Health::Stopped);
 }
