@@ -23,6 +23,8 @@ const CODEC_NONE: u8 = 0;
 const PREFIX: usize = 5;
 /// Room for a header with some 2 KiB of rows; a longer one costs a copy.
 const HEAD_ROOM: usize = HEADER_BYTES + 2048 + SALT_LEN + COMMIT_LEN;
+/// Room for the tag, and for what Raft puts behind a proposal.
+const TAIL_ROOM: usize = TAG_LEN + ensign_raft::PROPOSAL_ROOM;
 /// The most that a batch may hold once it is decompressed.
 pub const RAW_BYTES_MAX: usize = 16 * 1024 * 1024;
 
@@ -45,7 +47,7 @@ pub struct BatchFull;
 impl PlainBatch {
     /// An empty batch with room for `blocks` bytes before it has to grow.
     pub fn with_capacity(blocks: usize) -> Self {
-        let mut buffer = Vec::with_capacity(HEAD_ROOM + PREFIX + blocks + TAG_LEN);
+        let mut buffer = Vec::with_capacity(HEAD_ROOM + PREFIX + blocks + TAIL_ROOM);
         buffer.resize(HEAD_ROOM, 0);
         buffer.extend_from_slice(&[CODEC_NONE, 0, 0, 0, 0]);
         Self { buffer, start: HEAD_ROOM, using: None }
@@ -65,7 +67,9 @@ impl PlainBatch {
     /// [`BatchFull`]: nothing was appended; close this batch and begin another.
     pub fn append_with(&mut self, len: usize, write: impl FnOnce(&mut [u8])) -> Result<(), BatchFull> {
         let raw = self.blocks().len().checked_add(len).filter(|raw| *raw <= RAW_BYTES_MAX).ok_or(BatchFull)?;
-        self.grow(len + TAG_LEN, self.start);
+        if !self.has_room(len + TAIL_ROOM, self.start) {
+            self.relocate((len + TAIL_ROOM).max(self.payload_len() / 2), self.start);
+        }
         let at = self.buffer.len();
         self.buffer.resize(at + len, 0);
         write(&mut self.buffer[at..]);
@@ -95,13 +99,15 @@ impl PlainBatch {
         self.buffer.len() - self.start
     }
 
-    /// Makes room for `tail` more bytes behind and `head` bytes before the payload. A buffer that moves leaves zeros behind.
-    fn grow(&mut self, tail: usize, head: usize) {
-        if self.buffer.capacity() - self.buffer.len() >= tail && self.start >= head {
-            return;
-        }
+    /// Whether there is room for `tail` more bytes behind and `head` bytes before the payload.
+    fn has_room(&self, tail: usize, head: usize) -> bool {
+        self.buffer.capacity() - self.buffer.len() >= tail && self.start >= head
+    }
+
+    /// Moves to a buffer that has this room, and no more. Leaves zeros behind.
+    fn relocate(&mut self, tail: usize, head: usize) {
         let payload = self.payload_len();
-        let mut moved = Vec::with_capacity(head + payload + tail.max(payload / 2));
+        let mut moved = Vec::with_capacity(head + payload + tail);
         moved.resize(head, 0);
         moved.extend_from_slice(&self.buffer[self.start..]);
         wipe(&mut self.buffer);
@@ -199,7 +205,9 @@ pub(crate) fn seal_batch(
     header.encode_into(ct_len, &mut aad)?;
     let encoded = &aad[PartitionContext::BYTES..];
     let prefix = encoded.len() + SALT_LEN + COMMIT_LEN;
-    plain.grow(TAG_LEN, prefix);
+    if !plain.has_room(TAIL_ROOM, prefix) {
+        plain.relocate(TAIL_ROOM, prefix);
+    }
 
     let start = plain.start;
     let salt = entropy.array();

@@ -1,7 +1,8 @@
 //! What this crate writes to the log: entries, votes, marks, snapshots and checkpoints. See docs/format.md.
 //!
 //! An entry is its body and then one tag byte, format in the high half and kind in the low one. The tag stands last so that
-//! a proposal whose buffer has room for one more byte is taken as it is, and a reader gets the body as a slice.
+//! a proposal whose buffer keeps [`PROPOSAL_ROOM`] for it is taken as it is (any other is copied once), and a reader gets
+//! the body as a slice.
 //! Everything else starts with a format byte. Numbers are big-endian. A decoder refuses what it does not know and
 //! whatever is left over.
 
@@ -12,6 +13,7 @@ use ensign_storage::{Entry, EntryId};
 use openraft::entry::RaftEntry as _;
 use thiserror::Error;
 
+use crate::machine::PROPOSAL_ROOM;
 use crate::types::{
     LeaderId, LogId, Membership, Payload, RaftEntry, RaftPayload, SnapshotMeta, StoredMembership, Vote, entry_id,
     log_id,
@@ -160,13 +162,19 @@ fn put_membership(out: &mut BytesMut, membership: &Membership) {
     put_nodes(out, nodes.iter());
 }
 
-/// Makes a proposal of the proposer's bytes: in place if nobody else holds them, else with one copy.
+/// Makes a proposal of the proposer's bytes: in place if nobody else holds them and their buffer has [`PROPOSAL_ROOM`], else
+/// with one copy that has no room to spare, since a log keeps it in memory.
 pub(crate) fn proposal(body: Bytes) -> Payload {
-    let mut buffer = body.try_into_mut().unwrap_or_else(|shared| {
-        let mut copy = BytesMut::with_capacity(shared.len() + 1);
-        copy.extend_from_slice(&shared);
+    let copied = |body: &[u8]| {
+        let mut copy = BytesMut::with_capacity(body.len() + PROPOSAL_ROOM);
+        copy.extend_from_slice(body);
         copy
-    });
+    };
+    let mut buffer = match body.try_into_mut() {
+        Ok(own) if own.capacity() - own.len() >= PROPOSAL_ROOM => own,
+        Ok(own) => copied(&own),
+        Err(shared) => copied(&shared),
+    };
     buffer.put_u8(TAG_NORMAL);
     Payload(buffer.freeze())
 }
@@ -299,6 +307,18 @@ mod tests {
         let payload = proposal(body);
         assert_eq!(payload.0.as_ptr(), place);
         assert_eq!(proposed(&payload.0).unwrap(), &b"sealed"[..]);
+    }
+
+    #[test]
+    fn a_proposal_without_room_is_copied_once_and_takes_no_more_memory_than_it_needs() {
+        let body = Bytes::from(vec![7; 256 << 10]);
+        let shared = body.clone();
+        for body in [body, Bytes::from(vec![7; 256 << 10])] {
+            let stored = proposal(body).0;
+            let buffer = stored.try_into_mut().unwrap();
+            assert_eq!((buffer.len(), buffer.capacity()), ((256 << 10) + 1, (256 << 10) + 1));
+        }
+        drop(shared);
     }
 
     #[test]

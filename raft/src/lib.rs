@@ -39,5 +39,5 @@ mod suite;
 pub use config::{DiskReads, GroupSpec, Limits, RuntimeConfig, Timing};
 pub use errors::{CompactError, ProposeError, ReadError, RestoreError, StartError, TransferError};
 pub use group::{Committed, Group, GroupStatus, Health, Leadership, Pending};
-pub use machine::{CommittedEntry, StateMachine};
+pub use machine::{CommittedEntry, PROPOSAL_ROOM, StateMachine};
 pub use runtime::Runtime;

@@ -5,6 +5,9 @@ use ensign_storage::EntryId;
 
 use crate::errors::RestoreError;
 
+/// Bytes that the buffer of a proposal should have to spare: what is put behind it then costs no copy.
+pub const PROPOSAL_ROOM: usize = 1;
+
 /// An entry that a majority holds. Only Raft's own bookkeeping (blank entries, memberships) is left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommittedEntry {

@@ -73,6 +73,19 @@ fn a_header_longer_than_the_head_room_costs_a_copy_and_nothing_else() {
 }
 
 #[test]
+fn a_sealed_batch_is_proposed_and_kept_without_a_copy_or_room_to_spare() {
+    for (blocks, rows) in [(10, 1), (256 << 10, 1), (256 << 10, 200)] {
+        let sealed = seal_batch(&key(1), &ctx(), &header(rows), plain(&vec![7; blocks]), &Entropy::kernel()).unwrap();
+        let (at, len) = (sealed.bytes().as_ptr(), sealed.bytes().len());
+        let mut entry = sealed.into_bytes().try_into_mut().expect("nobody else holds its bytes");
+        // A log keeps the buffer in memory, so what is left over is paid for as long.
+        assert_eq!(entry.capacity() - len, ensign_raft::PROPOSAL_ROOM);
+        entry.extend_from_slice(&[0; ensign_raft::PROPOSAL_ROOM]);
+        assert_eq!(entry.as_ptr(), at, "nothing is copied");
+    }
+}
+
+#[test]
 fn every_bit_of_a_batch_and_of_its_place_counts() {
     let sealed = seal_batch(&key(1), &ctx(), &header(1), plain(b"event"), &Entropy::kernel()).unwrap();
     let bytes = sealed.bytes();
