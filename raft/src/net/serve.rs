@@ -61,7 +61,7 @@ pub(crate) async fn serve(registry: &Registry, peer: NodeId, lane: Lane, pipe: P
             }
             Some(ended) = server.work.next(), if !server.work.is_empty() => {
                 if let Some(stream) = ended {
-                    server.streams.insert(stream, None);
+                    server.ended(stream);
                 }
             }
         }
@@ -151,6 +151,13 @@ impl Server<'_> {
             }
         }
         Ok(())
+    }
+
+    /// A stream's work is done. Its sender learns of it with its next append, unless it has closed the stream already.
+    fn ended(&mut self, stream: StreamKey) {
+        if let Some(open) = self.streams.get_mut(&stream) {
+            *open = None;
+        }
     }
 
     /// A peer speaks for itself alone.
@@ -311,5 +318,38 @@ async fn run_stream(
         if answers.send(Message { group, call, body: answer }).await.is_err() {
             break;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_that_its_sender_closes_leaves_nothing_behind() {
+        let registry = Registry::default();
+        let mut server = Server {
+            registry: &registry,
+            peer: NodeId(2),
+            limits: Limits::default(),
+            answers: mpsc::channel(1).0,
+            held: Arc::default(),
+            streams: BTreeMap::new(),
+            snapshots: BTreeMap::new(),
+            work: FuturesUnordered::new(),
+        };
+        let group = GroupId(16);
+        let close = |stream| Message { group, call: 0, body: Body::Request(Request::Close { stream }) };
+        for stream in [1, 2] {
+            server.streams.insert((group, stream), Some(mpsc::unbounded_channel().0));
+        }
+        // As a rule the work ends because the sender closes the stream; but a refusal ends it first.
+        server.take(close(1)).unwrap();
+        server.ended((group, 1));
+        assert_eq!(server.streams.keys().collect::<Vec<_>>(), [&(group, 2)]);
+        server.ended((group, 2));
+        assert!(server.streams[&(group, 2)].is_none(), "its sender is told once more");
+        server.take(close(2)).unwrap();
+        assert!(server.streams.is_empty());
     }
 }
