@@ -38,6 +38,9 @@ impl Replica {
         if let Some(cause) = self.fenced() {
             return Err(ReadError::Fenced { cause });
         }
+        if self.stop.is_cancelled() {
+            return Err(ReadError::Stopped);
+        }
         let Some(applied) = self.progress().applied else { return Ok(Vec::new()) };
         let mut rest = range.start..range.end.min(LogIndex(applied.index + 1));
         let mut found = Vec::new();
@@ -56,6 +59,8 @@ impl Replica {
                 Err(LogError::Refused { .. }) if self.log.state().purged.is_some_and(|id| rest.start <= id.index) => {
                     continue;
                 }
+                // A group that is stopped may be removed at any time, and its log is empty then.
+                Err(_) if self.stop.is_cancelled() => return Err(ReadError::Stopped),
                 Err(error) => {
                     self.storage_failed(&error);
                     return Err(ReadError::Fenced { cause: error.to_string().into() });

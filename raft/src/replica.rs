@@ -138,9 +138,13 @@ impl Replica {
         self.fenced.get().cloned()
     }
 
-    /// The same for a failure of the log; a full disk alone does not fence.
+    /// The same for a failure of the log; a full disk alone does not fence, nor does a log that was removed or closed after
+    /// this replica was told to stop.
     pub(crate) fn storage_failed(&self, error: &LogError) -> io::Error {
         match error {
+            LogError::Refused { .. } | LogError::Closed if self.stop.is_cancelled() => {
+                io::Error::other(error.to_string())
+            }
             LogError::Full { .. } => io::Error::other(error.to_string()),
             LogError::Fenced { .. } | LogError::Corrupt { .. } | LogError::Refused { .. } | LogError::Closed => {
                 self.fence(error.to_string().into())
