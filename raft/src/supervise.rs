@@ -119,13 +119,12 @@ pub(crate) async fn run(
 async fn start_core(replica: &Arc<Replica>, peers: &Arc<Peers>, spec: &GroupSpec) -> Result<Raft, StartError> {
     let failed = |cause: String| StartError::Storage { group: spec.id, cause: cause.into() };
     let settings = Arc::new(settings(&replica.config, spec)?);
-    if let Some(last) = replica.log.state().last {
-        // A core takes what it finds for durable. After a core's death the tail may still be on its way to the disk, so
-        // let it arrive first: a truncation of nothing is a barrier.
-        store::durable(replica, move |log, done| log.truncate(LogIndex(last.index.0 + 1), done))
-            .await
-            .map_err(|error| failed(replica.storage_failed(&error).to_string()))?;
-    }
+    // A core takes what it finds for durable. After a core's death the tail, or a vote, may still be on its way to the disk,
+    // so let it arrive first: a truncation of nothing is a barrier. An empty log needs it too, for the vote's sake.
+    let past = replica.log.state().last.map_or(LogIndex(0), |last| last.index.next());
+    store::durable(replica, move |log, done| log.truncate(past, done))
+        .await
+        .map_err(|error| failed(replica.storage_failed(&error).to_string()))?;
     let applier = Applier::take_over(Arc::clone(replica));
     applier.recover().await.map_err(|error| failed(replica.storage_failed(&error).to_string()))?;
     let factory = Factory::new(Arc::clone(peers), spec.id);
