@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use ensign_proto::{LogIndex, NodeId, Term};
+use ensign_proto::{GroupId, LogIndex, NodeId, Term};
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::{Config, SnapshotPolicy};
 use tokio::sync::oneshot;
@@ -134,11 +134,20 @@ async fn start_core(replica: &Arc<Replica>, peers: &Arc<Peers>, spec: &GroupSpec
     raft.map_err(|fatal| failed(fatal.to_string()))
 }
 
-/// When this node creates the group if nobody else did: the lowest voter at once, so that the others do not stand for
-/// election against it; each other one in turn, in case those before it are down.
+/// When this node creates the group if nobody else did: one voter at once, so that the others do not stand for election
+/// against it; each other one in turn, in case those before it are down.
 fn initialize_at(replica: &Replica, spec: &GroupSpec) -> Option<Instant> {
-    let rank = spec.voters.iter().position(|voter| *voter == replica.config.node)?;
-    spec.initialize.then(|| Instant::now() + replica.config.timing.election_max * 2 * rank as u32)
+    let rank = founding_rank(spec, replica.config.node)?;
+    spec.initialize.then(|| Instant::now() + replica.config.timing.election_max * 2 * rank)
+}
+
+/// This node's turn in creating the group, from 0. Who creates a group leads it first, so partitions take turns, and their
+/// leaders spread over the nodes; the lowest voter is the first for the groups that every cluster has.
+fn founding_rank(spec: &GroupSpec, node: NodeId) -> Option<u32> {
+    let at = spec.voters.iter().position(|voter| *voter == node)? as u64;
+    let voters = spec.voters.len() as u64;
+    let first = spec.id.0.saturating_sub(GroupId::FIRST_PARTITION.0) % voters;
+    Some(((at + voters - first) % voters) as u32)
 }
 
 /// Publishes who leads until the core ends or shall end.
@@ -181,6 +190,28 @@ async fn observe(replica: &Arc<Replica>, raft: &Raft, spec: &GroupSpec) {
                     }
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ranks(group: GroupId) -> [Option<u32>; 4] {
+        let spec = GroupSpec { id: group, voters: [2, 5, 9].map(NodeId).into(), initialize: true };
+        [2, 5, 9, 7].map(|node| founding_rank(&spec, NodeId(node)))
+    }
+
+    #[test]
+    fn the_voters_take_turns_in_creating_partitions() {
+        let first = GroupId::FIRST_PARTITION.0;
+        assert_eq!(ranks(GroupId(first)), [Some(0), Some(1), Some(2), None]);
+        assert_eq!(ranks(GroupId(first + 1)), [Some(2), Some(0), Some(1), None]);
+        assert_eq!(ranks(GroupId(first + 2)), [Some(1), Some(2), Some(0), None]);
+        assert_eq!(ranks(GroupId(first + 300)), ranks(GroupId(first)));
+        for group in [GroupId::CATALOG, GroupId::VAULT] {
+            assert_eq!(ranks(group), [Some(0), Some(1), Some(2), None]);
         }
     }
 }
