@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ impl GroupLog for Tampered {
     }
 
     fn poll_space(&self, context: &mut Context<'_>) -> Poll<()> {
-        match &mut *self.crowded.lock().unwrap() {
+        match &mut *self.crowded.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(waker) => {
                 waker.clone_from(context.waker());
                 Poll::Pending

@@ -7,6 +7,8 @@ mod loop_fs;
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Wake, Waker};
+use std::thread::{self, Thread};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -71,6 +73,22 @@ pub fn span(range: Range<u64>) -> Range<LogIndex> {
 pub fn outcome() -> (Done, Receiver<Result<(), LogError>>) {
     let (sender, receiver) = channel();
     (Box::new(move |result| drop(sender.send(result))), receiver)
+}
+
+/// Blocks until the log has space, as an async caller would wait.
+pub fn wait_for_space(log: &dyn GroupLog) {
+    struct Unpark(Thread);
+
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    while log.poll_space(&mut Context::from_waker(&waker)).is_pending() {
+        thread::park();
+    }
 }
 
 /// Submits one operation, settles, and waits for its outcome.
