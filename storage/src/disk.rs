@@ -7,10 +7,11 @@ use std::fmt::Debug;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use ensign_proto::ByteCount;
+use tracing::debug;
 
 /// An open file. All calls take `&self`; the caller keeps its own writes apart.
 pub trait DiskFile: Debug + Send + Sync + 'static {
@@ -74,11 +75,9 @@ pub struct FileDisk;
 
 impl Disk for FileDisk {
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        let fresh = !path.exists();
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
-        if fresh {
-            sync_parent(path)?;
-        }
+        // Also when it was there: whoever created it may have crashed before its name was durable.
+        sync_parent(path)?;
         Ok(Box::new(RealFile(file)))
     }
 
@@ -107,13 +106,19 @@ impl Disk for FileDisk {
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {
-        let missing: Vec<PathBuf> = path
-            .ancestors()
-            .take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists())
-            .map(Path::to_owned)
-            .collect();
+        let ancestors = path.ancestors().filter(|folder| !folder.as_os_str().is_empty());
+        let (known, missing): (Vec<_>, Vec<_>) = ancestors.partition(|folder| folder.exists());
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-        missing.iter().try_for_each(|folder| sync_parent(folder))
+        missing.into_iter().try_for_each(sync_parent)?;
+        // Whoever created the others may have crashed before their names were durable; but most are older than this program,
+        // and some of their parents may not be ours to open.
+        for folder in known {
+            if let Err(error) = sync_parent(folder) {
+                debug!(folder = %folder.display(), %error, "the name of a folder could not be synced");
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn lock(&self, path: &Path) -> io::Result<Option<LockGuard>> {
