@@ -48,7 +48,10 @@ pub(crate) struct Space {
 /// What went to the disk.
 #[derive(Debug, Default)]
 pub(crate) struct Traffic {
+    /// Bytes of pages.
     pub(crate) written: AtomicU64,
+    /// Bytes of zeros ahead of need.
+    pub(crate) room: AtomicU64,
     pub(crate) syncs: AtomicU64,
     pub(crate) sync_nanos: AtomicU64,
 }
@@ -98,6 +101,7 @@ impl Space {
             }
             metrics::observe_room(piece as u64);
             at += piece as u64;
+            self.traffic.room.fetch_add(piece as u64, Ordering::Relaxed);
             // Not locked while the disk works: only the writer changes the length, but others ask for it.
             self.sizes().physical = at;
         }
@@ -116,16 +120,6 @@ impl Space {
     /// Bytes that redb may place pages in now.
     pub(crate) fn logical(&self) -> u64 {
         self.sizes().logical
-    }
-
-    /// The length that redb would ask for next.
-    pub(crate) fn next_logical(&self) -> u64 {
-        let usable = self.logical().saturating_sub(PAGE);
-        if usable >= REGION {
-            (usable / REGION + 2) * REGION + PAGE
-        } else {
-            (usable * 2).max(usable + (4 << 20)).min(2 * REGION) + PAGE
-        }
     }
 
     /// Whether a growth failed for want of room, which nobody has dealt with yet. Then, and only then, a failed transaction
@@ -147,6 +141,16 @@ impl Space {
 
     fn sizes(&self) -> MutexGuard<'_, Sizes> {
         self.sizes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The length that redb asks for when no page of a file of this length is free.
+pub(crate) fn grown(len: u64) -> u64 {
+    let usable = len.saturating_sub(PAGE);
+    if usable >= REGION {
+        (usable / REGION + 2) * REGION + PAGE
+    } else {
+        (usable * 2).max(usable + (4 << 20)).min(2 * REGION) + PAGE
     }
 }
 

@@ -256,6 +256,7 @@ impl FrameLog {
             records: read(&shared.counters.records),
             bytes: read(&shared.counters.bytes),
             written: read(&traffic.written),
+            room: read(&traffic.room),
             queued: shared.queue.bytes(),
             tail: read(&shared.tail_bytes),
             kept: read(&shared.counters.kept),

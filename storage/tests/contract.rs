@@ -76,7 +76,7 @@ impl Subject for Inline {
 fn the_frame_log_keeps_the_contract_on_files() {
     let folder = tempfile::tempdir().unwrap();
     let count = std::cell::Cell::new(0);
-    for config in [LogConfig::tiny(), LogConfig { prefill: LogConfig::tiny().commit, ..LogConfig::dev() }] {
+    for config in [LogConfig::tiny(), LogConfig { prefill: LogConfig::tiny().commit, ..LogConfig::default() }] {
         testing::suite(|| {
             count.set(count.get() + 1);
             Threaded::open(Arc::new(FileDisk), &folder.path().join(count.get().to_string()), config)

@@ -57,17 +57,6 @@ impl Default for LogConfig {
 }
 
 impl LogConfig {
-    /// For a throw-away or development node.
-    pub fn dev() -> Self {
-        Self {
-            prefill: ByteCount(64 << 20),
-            tail: ByteCount(64 << 20),
-            queue: ByteCount(8 << 20),
-            pinned_max: ByteCount(256 << 20),
-            ..Self::default()
-        }
-    }
-
     /// For a log that holds little, such as the vault's.
     pub fn small() -> Self {
         Self {
@@ -120,8 +109,10 @@ pub struct LogStats {
     pub records: u64,
     /// Bytes of frames committed.
     pub bytes: u64,
-    /// Bytes written to the file, redb's own pages included.
+    /// Bytes of pages written to the file, redb's own included.
     pub written: u64,
+    /// Bytes of zeros written to the file ahead of need, since it was opened.
+    pub room: u64,
     /// Bytes waiting for the writer.
     pub queued: u64,
     /// Bytes of entries held in memory.

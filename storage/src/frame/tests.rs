@@ -78,3 +78,25 @@ fn an_append_never_blocks_and_says_beforehand_that_it_should_wait() {
     commit(&mut writer);
     assert_eq!(group.poll_space(&mut context), Poll::Ready(()));
 }
+
+#[test]
+fn room_is_written_ahead_in_proportion_to_what_is_committed() {
+    let config = LogConfig { commit: LogConfig::default().commit, ..LogConfig::tiny() };
+    let (log, mut writer) = open(config);
+    let group = log.group(GroupId(16));
+    let (mut worst, mut index) = (0, 1);
+    while log.stats().bytes < 100 << 20 {
+        let before = log.stats();
+        group.append(vec![sized(index, 30_000)], outcome().0);
+        commit(&mut writer);
+        index += 1;
+        let after = log.stats();
+        // Beyond what any log begins with.
+        if after.bytes > 4 << 20 {
+            worst = worst.max(after.room - before.room);
+        }
+    }
+    let stats = log.stats();
+    assert!(worst <= 2 << 20, "one commit of 30 KB had to wait for {worst} bytes of zeros");
+    assert!(stats.room < 5 * stats.bytes / 2, "{stats:?}");
+}
