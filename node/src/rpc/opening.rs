@@ -171,7 +171,7 @@ mod tests {
     use ensign_proto::pb::ensign::v1beta1 as api;
     use prost::Message as _;
 
-    use super::super::wire;
+    use super::super::{REQUEST_MAX, wire};
     use super::*;
 
     /// A body of these pieces, after which nothing more comes, not even its end.
@@ -206,7 +206,7 @@ mod tests {
         // However it is cut, and whatever follows in the same frame.
         let follows = [largest.clone(), wire::message(&query(1 << 20))].concat();
         for pieces in [vec![follows.clone().into()], follows.chunks(3).map(Bytes::copy_from_slice).collect()] {
-            let mut messages = wire::messages::<api::Query>(body(pieces));
+            let mut messages = wire::messages::<api::Query>(body(pieces), REQUEST_MAX);
             let taken = first(&mut messages).await.unwrap().unwrap();
             assert_eq!(taken.encoded_len(), OPENING_MAX);
             assert_eq!(messages.message().await.unwrap().unwrap().encoded_len(), 1 << 20);
@@ -215,7 +215,7 @@ mod tests {
         for piece in [1, 5] {
             // Its bytes never come.
             let pieces = prefix.chunks(piece).map(Bytes::copy_from_slice).collect();
-            let mut messages = wire::messages::<api::Query>(body(pieces));
+            let mut messages = wire::messages::<api::Query>(body(pieces), REQUEST_MAX);
             let Err(Unopened::TooLarge(status)) = first(&mut messages).await else { panic!("taken") };
             let expected = "the first message of this call has 65537 bytes, and may have 65536 at most";
             assert_eq!(status.message(), expected);
@@ -225,7 +225,7 @@ mod tests {
     #[tokio::test]
     async fn nobody_is_waited_for_for_ever() {
         let patience = Duration::from_millis(1);
-        let late = first_within(&mut wire::messages::<api::Query>(silent()), patience).await;
+        let late = first_within(&mut wire::messages::<api::Query>(silent(), REQUEST_MAX), patience).await;
         assert!(matches!(late, Err(Unopened::Late)));
         let Some(Err(status)) = frame(&mut timely_within(silent(), patience)).await else {
             panic!("a frame, or an end")

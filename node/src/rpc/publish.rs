@@ -31,7 +31,7 @@ use super::opening::{self, Unopened};
 use super::replies::{Frames, Replies, Run, send_reply};
 use super::scope::{self, Scope};
 use super::wire::{self, Call};
-use super::{EVENT_MAX, Shared};
+use super::{EVENT_MAX, REQUEST_MAX, Shared};
 use crate::catalog::TopicState;
 use crate::partition::metrics::Online;
 use crate::partition::{Admission, Appender, Numbering, PartitionHandle, Submission, made_at};
@@ -77,7 +77,7 @@ async fn publish(shared: Arc<Shared>, call: Call, mut body: Body, frames: Frames
     let need = Need::All(&[Permission::Publisher]);
     let caller = opening::authorize(&shared, &call, &mut body, need).await?;
     let project = caller.project()?;
-    let mut messages = wire::messages::<api::PublisherRequest>(body);
+    let mut messages = wire::messages::<api::PublisherRequest>(body, REQUEST_MAX);
     let open = match opening::first(&mut messages).await {
         Ok(None) => return Ok(()),
         Ok(Some(api::PublisherRequest { embed: Some(api::publisher_request::Embed::OpenStream(open)) })) => open,

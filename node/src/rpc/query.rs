@@ -15,7 +15,7 @@ use super::opening::{self, Unopened};
 use super::scope;
 use super::subscribe::message_limit;
 use super::wire::{self, Call};
-use super::{Shared, auth::Caller};
+use super::{OPENING_MAX, Shared, auth::Caller};
 use crate::catalog::{Topic, TopicState};
 use crate::ensql::{self, Query};
 use crate::partition::{LogPlace, PartitionHandle, StoredBatch};
@@ -42,7 +42,7 @@ async fn open(shared: Arc<Shared>, call: Call, mut body: Body) -> Result<Scan, S
     if shared.parts.catalog.view().api_key(caller.claims.subject).is_some_and(|key| key.admin) {
         return Err(Status::permission_denied(text::OPERATOR_READS_NO_EVENTS));
     }
-    let query = match opening::first(&mut wire::messages::<api::Query>(body)).await {
+    let query = match opening::first(&mut wire::messages::<api::Query>(body, OPENING_MAX)).await {
         Ok(query) => query.ok_or_else(|| Status::invalid_argument("invalid query"))?,
         Err(Unopened::Late) => return Err(Status::deadline_exceeded("the query did not arrive in time")),
         Err(Unopened::TooLarge(status) | Unopened::Unreadable(status)) => return Err(status),

@@ -23,7 +23,7 @@ use super::auth::{self, Caller, Need};
 use super::opening::{self, Unopened};
 use super::scope::{self, Scope};
 use super::wire::{self, Call};
-use super::{REPLY_MAX, Shared};
+use super::{OPENING_MAX, REPLY_MAX, Shared};
 use crate::catalog::Topic;
 use crate::partition::metrics::Online;
 use crate::partition::{LogPlace, PartitionHandle, StoredBatch};
@@ -66,7 +66,7 @@ async fn open(shared: Arc<Shared>, call: Call, mut body: Body) -> Result<Option<
     let need = Need::All(&[Permission::Subscriber]);
     let caller = opening::authorize(&shared, &call, &mut body, need).await?;
     let project = caller.project()?;
-    let mut messages = wire::messages::<api::SubscribeRequest>(body);
+    let mut messages = wire::messages::<api::SubscribeRequest>(body, OPENING_MAX);
     let subscription = match opening::first(&mut messages).await {
         Ok(None) => return Ok(None),
         Ok(Some(request)) => match request.embed {

@@ -16,7 +16,7 @@ use tonic::transport::server::TcpConnectInfo;
 use tonic::{Status, Streaming};
 use tonic_prost::ProstCodec;
 
-use super::{REQUEST_MAX, opening};
+use super::opening;
 
 /// What a call says about itself, beside its messages.
 #[derive(Debug, Clone)]
@@ -34,10 +34,10 @@ pub(super) fn open(request: http::Request<Body>) -> (Call, Body) {
     (Call { metadata: MetadataMap::from_headers(head.headers), remote }, body)
 }
 
-/// The messages in a body, of which the first is small.
-pub(super) fn messages<T: Message + Default + 'static>(body: Body) -> Streaming<T> {
+/// The messages in a body, each of at most `largest` bytes, and the first always small.
+pub(super) fn messages<T: Message + Default + 'static>(body: Body, largest: usize) -> Streaming<T> {
     let decoder = ProstCodec::<T, T>::raw_decoder(BufferSettings::new(64 << 10, 256 << 10));
-    Streaming::new_request(decoder, opening::limited(body), None, Some(REQUEST_MAX))
+    Streaming::new_request(decoder, opening::limited(body), None, Some(largest))
 }
 
 /// Frames, each one or more whole gRPC messages; an error ends the call with its status.

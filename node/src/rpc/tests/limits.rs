@@ -131,6 +131,17 @@ async fn what_opens_a_call_is_small() {
 }
 
 #[tokio::test]
+async fn an_answer_of_a_subscriber_is_small() {
+    let server = Server::start().await;
+    server.create("listens").await;
+    let mut subscriber = server.subscribe(api::Subscription::default()).await;
+    let ack = api::Ack { id: vec![0; OPENING_MAX].into(), ..Default::default() };
+    let embed = Some(api::subscribe_request::Embed::Ack(ack));
+    subscriber.requests.send(api::SubscribeRequest { embed }).await.unwrap();
+    assert_eq!(subscriber.end().await.code(), Code::OutOfRange);
+}
+
+#[tokio::test]
 async fn what_waited_for_room_when_its_key_was_revoked_is_not_published() {
     let server = Server::start().await;
     let topic = server.create("listens").await;
