@@ -3,6 +3,8 @@
 //! redb notices a damaged page only while it repairs, and may panic on one: so nothing here trusts a byte that has no
 //! checksum of ours, and a panic inside redb is taken for the corruption that it is.
 
+mod blob;
+
 use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -14,17 +16,15 @@ use redb::{Builder, Database, Durability, ReadableDatabase, ReadableTable, Reada
 
 use crate::backend::Space;
 use crate::frame::codec::{
-    CHUNK_HEAD, ChunkHead, ENTRY_HEAD, FrameBuilder, Head, Kind, RECORD_HEAD, entry_crc, pieces, u32_at, u64_at,
+    CHUNK_HEAD, ChunkHead, ENTRY_HEAD, FrameBuilder, Head, Kind, RECORD_HEAD, entry_crc, pieces, u32_at,
 };
 use crate::frame::state::{Blob, Place};
+use crate::frame::store::blob::BLOBS;
 use crate::log::{Entry, EntryId};
 
 const FRAMES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("frames");
-const BLOBS: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("blobs");
 /// The blob that holds the index.
 pub(crate) const INDEX_BLOB: u64 = 0;
-const BLOB_MAGIC: [u8; 4] = *b"ENSB";
-const BLOB_VERSION: u8 = 1;
 /// How often one read waits for the database to be opened again.
 const REOPENS: u32 = 64;
 
@@ -201,7 +201,7 @@ impl Store {
 
     /// Reads a blob and checks it.
     pub(crate) fn blob(&self, blob: Blob) -> Result<Bytes, ReadFailure> {
-        let found = self.read(|db| read_blob(db, blob.id))?;
+        let found = self.read(|db| blob::read(db, blob.id))?;
         match found {
             Some(bytes) if bytes.len() as u64 == blob.len => Ok(bytes),
             _ => Err(ReadFailure::Damaged(format!("blob {} is missing or cut short", blob.id))),
@@ -210,7 +210,7 @@ impl Store {
 
     /// Reads the index, if there is one.
     pub(crate) fn index(&self) -> Result<Option<Bytes>, ReadFailure> {
-        self.read(|db| read_blob(db, INDEX_BLOB))
+        self.read(|db| blob::read(db, INDEX_BLOB))
     }
 
     /// The ids of all blobs.
@@ -359,54 +359,11 @@ fn write(db: &Database, commit: Commit<'_>) -> Result<(), String> {
                 let (now, later) = rest.split_at(piece);
                 rest = later;
                 let mut slot = blobs.insert_reserve((*id, n), CHUNK_HEAD + piece).map_err(text)?;
-                encode_blob(*id, n, bytes.len() as u64, now, slot.as_mut());
+                blob::encode(*id, n, bytes.len() as u64, now, slot.as_mut());
             }
         }
     }
     txn.commit().map_err(text)
-}
-
-fn encode_blob(id: u64, n: u64, total: u64, piece: &[u8], out: &mut [u8]) {
-    out[..CHUNK_HEAD].fill(0);
-    out[..4].copy_from_slice(&BLOB_MAGIC);
-    out[4] = BLOB_VERSION;
-    out[8..16].copy_from_slice(&id.to_le_bytes());
-    out[16..24].copy_from_slice(&n.to_le_bytes());
-    out[24..32].copy_from_slice(&total.to_le_bytes());
-    let crc = crc32c::crc32c_append(crc32c::crc32c(&out[..40]), piece);
-    out[40..44].copy_from_slice(&crc.to_le_bytes());
-    out[CHUNK_HEAD..].copy_from_slice(piece);
-}
-
-fn read_blob(db: &Database, id: u64) -> Result<Option<Bytes>, ReadFailure> {
-    let Some(table) = open_if_there(db, BLOBS)? else { return Ok(None) };
-    let mut out = BytesMut::new();
-    let mut total = None;
-    for (expected, row) in (0_u64..).zip(table.range((id, 0)..(id + 1, 0)).map_err(failed)?) {
-        let (key, value) = row.map_err(failed)?;
-        let (n, chunk) = (key.value().1, value.value());
-        let bad = |why: &str| ReadFailure::Damaged(format!("blob {id}, chunk {expected}: {why}"));
-        if n != expected || chunk.len() < CHUNK_HEAD {
-            return Err(bad("it is missing or cut short"));
-        }
-        let (head, piece) = chunk.split_at(CHUNK_HEAD);
-        if head[..4] != BLOB_MAGIC || crc32c::crc32c_append(crc32c::crc32c(&head[..40]), piece) != u32_at(head, 40) {
-            return Err(bad("it fails its checksum"));
-        }
-        if head[4] != BLOB_VERSION {
-            return Err(bad("it is of a newer format"));
-        }
-        if u64_at(head, 8) != id || u64_at(head, 16) != n || total.is_some_and(|total| total != u64_at(head, 24)) {
-            return Err(bad("it belongs elsewhere"));
-        }
-        total = Some(u64_at(head, 24));
-        out.extend_from_slice(piece);
-    }
-    match total {
-        None => Ok(None),
-        Some(total) if total == out.len() as u64 => Ok(Some(out.freeze())),
-        Some(_) => Err(ReadFailure::Damaged(format!("blob {id} is cut short"))),
-    }
 }
 
 fn open_if_there<K: redb::Key + 'static, V: redb::Value + 'static>(
