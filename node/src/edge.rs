@@ -25,8 +25,9 @@ use crate::door::Door;
 /// gRPC connections at once.
 const GRPC_PLACES: usize = 4096;
 
-/// Streams and calls of one connection at once: each costs memory, and a client that wants more opens another connection.
-const STREAMS: u32 = 256;
+/// Streams and calls of one connection at once: each costs memory, and a client that wants more opens another connection. Not fewer,
+/// since a proxy may put all of its clients on one.
+const STREAMS: u32 = 1024;
 
 /// Connections of an HTTP listener at once.
 const HTTP_PLACES: usize = 1024;
