@@ -12,7 +12,7 @@ pub enum KeyError {
     #[error("this node has no lease on its keys: the vault cannot be reached")]
     NoLease,
     /// The key was destroyed, or is being destroyed. For ever.
-    #[error("the key was revoked (ring {ring}, version {version})")]
+    #[error("{}", revoked(*ring, *version))]
     Revoked {
         /// Which ring.
         ring: RingId,
@@ -52,6 +52,13 @@ pub enum KeyError {
     /// The vault did not answer, or refused for another reason.
     #[error("the vault did not do it")]
     Vault(#[source] CallError),
+}
+
+fn revoked(ring: RingId, version: KeyVersion) -> String {
+    if version == KeyVersion(0) {
+        return format!("key ring {ring} was revoked");
+    }
+    format!("version {version} of key ring {ring} was revoked")
 }
 
 /// Why a call to the vault brought nothing.

@@ -14,6 +14,7 @@
 mod dictionary;
 mod renew;
 mod table;
+mod told;
 
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -26,13 +27,13 @@ use ensign_proto::{
     SessionId,
 };
 use ensign_raft::env::{Clock, Tasks};
-use thiserror::Error;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use self::renew::{Ask, Want};
 use self::table::{Held, Table};
+pub use self::told::{RefreshError, SurrenderError};
 use crate::arena::Arena;
 use crate::batch::{PlainBatch, SealFailure, SealedBatch, open_batch, seal_batch};
 use crate::entropy::Entropy;
@@ -41,13 +42,8 @@ use crate::grant::ProcessKey;
 use crate::lease::{Lease, LeaseConfig};
 use crate::link::VaultLink;
 use crate::metrics;
-use crate::wire::{self, Dead};
+use crate::wire;
 use crate::wrap::{DekUse, WrappedDek};
-
-/// How long a surrender waits for uses in progress before it asks their streams to end.
-const SEVER_AFTER: Duration = Duration::from_secs(2);
-/// How long it then waits for them to have ended.
-const SEVER_GRACE: Duration = Duration::from_secs(1);
 
 /// Settings of a node's holder.
 #[derive(Debug, Clone)]
@@ -113,20 +109,10 @@ struct Inner {
     ended: Notify,
     /// Counts up whenever keys die.
     deaths: watch::Sender<u64>,
-}
-
-/// Why a surrender is not answered with an acknowledgement. The vault then waits until the lease cannot be running any more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum SurrenderError {
-    /// The keys were held by another process: this one cannot speak for it.
-    #[error("that session is not this process's")]
-    OtherSession,
-    /// A use did not end in time.
-    #[error("a use of the key is still in progress")]
-    InUse,
-    /// The request makes no sense.
-    #[error("malformed surrender")]
-    Malformed,
+    /// Renew now.
+    nudge: Notify,
+    /// The index of the newest reply that was acted on.
+    renewed: watch::Sender<LogIndex>,
 }
 
 impl Holder {
@@ -144,6 +130,8 @@ impl Holder {
             wants,
             ended: Notify::new(),
             deaths: watch::Sender::new(0),
+            nudge: Notify::new(),
+            renewed: watch::Sender::new(LogIndex(0)),
             config,
         };
         let holder = Self(Arc::new(inner));
@@ -287,9 +275,17 @@ impl Holder {
         Ok(Use { held: Arc::clone(held), holder: self.clone() })
     }
 
-    /// Counts up whenever keys die, so that idle streams notice.
+    /// Counts up whenever keys die, held here or not, so that idle streams notice.
     pub fn deaths(&self) -> watch::Receiver<u64> {
         self.0.deaths.subscribe()
+    }
+
+    /// Refuses a ring that this process knows to be revoked as a whole: nothing will ever be sealed or opened under it again.
+    ///
+    /// # Errors
+    /// [`KeyError::Revoked`].
+    pub fn refuse_revoked(&self, ring: RingId) -> Result<(), KeyError> {
+        self.0.table().refuse_revoked(ring)
     }
 
     /// The name of this process's life.
@@ -311,47 +307,6 @@ impl Holder {
     /// How many keys are held.
     pub fn held(&self) -> usize {
         self.0.table().keys.len()
-    }
-
-    /// The vault's leader asks this process to give keys up. Answers once no use of them is in progress and their memory is
-    /// overwritten; new uses are refused from the first moment. Cancel safe: what died stays dead.
-    ///
-    /// # Errors
-    /// See [`SurrenderError`]: never an acknowledgement that is not true.
-    pub async fn surrender(&self, request: pb::SurrenderRequest) -> Result<pb::SurrenderReply, SurrenderError> {
-        let session = SessionId::try_from(&request.session[..]).map_err(|_| SurrenderError::Malformed)?;
-        if session != self.0.session {
-            return Err(SurrenderError::OtherSession);
-        }
-        let dead: Vec<Dead> = request
-            .dead
-            .iter()
-            .map(|dead| wire::dead_from(self.0.config.cluster, dead))
-            .collect::<Result<_, _>>()
-            .map_err(|_| SurrenderError::Malformed)?;
-        let dying = {
-            let mut table = self.0.table_mut();
-            // Replies from before the revoke are on their way still; from now on they are ignored.
-            table.lease.saw(LogIndex(request.index));
-            table.kill(&dead, self.0.config.node);
-            table.dying()
-        };
-        self.0.deaths.send_modify(|count| *count += 1);
-        if timeout(SEVER_AFTER, self.0.uses_ended(&dying)).await.is_err() {
-            for held in &dying {
-                held.severed.cancel();
-            }
-            let ended = timeout(SEVER_GRACE, self.0.uses_ended(&dying)).await;
-            if ended.is_err() {
-                metrics::surrendered("in_use");
-                return Err(SurrenderError::InUse);
-            }
-        }
-        for held in &dying {
-            held.slot.wipe();
-        }
-        metrics::surrendered("done");
-        Ok(pb::SurrenderReply { session: request.session, index: request.index })
     }
 
     /// A clean stop: overwrites all keys, then tells the vault that this session holds none. Best effort; the lease ends anyway.

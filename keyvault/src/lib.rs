@@ -10,7 +10,7 @@
 //!
 //! What is promised: a node without a lease neither seals nor opens ([`Holder`]); once a revoke is answered, no node can open
 //! what was sealed under that key ([`Vault`]). Left of this crate event data is ciphertext, since nothing there can name a key.
-//! Not here: who may read (the node decides), sockets (the node implements [`VaultPeer`] and [`SurrenderLink`]).
+//! Not here: who may read (the node decides), sockets (the node implements [`VaultPeer`] and [`HolderLink`]).
 
 mod arena;
 mod batch;
@@ -37,9 +37,9 @@ pub use entropy::Entropy;
 pub use error::{CallError, KeyError};
 #[cfg(feature = "planted-bugs")]
 pub use holder::Plant;
-pub use holder::{Holder, HolderConfig, SurrenderError, Use};
+pub use holder::{Holder, HolderConfig, RefreshError, SurrenderError, Use};
 pub use lease::{InvalidLease, LeaseConfig};
-pub use link::{LinkError, Reason, Refusal, RoutedLink, SurrenderLink, VaultLink, VaultPeer};
+pub use link::{HolderLink, LinkError, Reason, Refusal, RoutedLink, VaultLink, VaultPeer};
 pub use root::{RootId, RootKey, RootKeyError};
 pub use vault::{Caller, InitializeError, Vault, VaultConfig, VaultStartError};
 pub use wrap::{DekUse, InvalidWrap, KekId, WrappedDek};

@@ -38,13 +38,20 @@ pub trait VaultPeer: Send + Sync + 'static {
 }
 
 /// Reaches the nodes that hold keys, from the vault's leader.
-pub trait SurrenderLink: Send + Sync + 'static {
+pub trait HolderLink: Send + Sync + 'static {
     /// One call to the `Keyholder` service of `node`. Must have a deadline of its own.
     fn surrender(
         &self,
         node: NodeId,
         request: pb::SurrenderRequest,
     ) -> BoxFuture<'static, Result<pb::SurrenderReply, LinkError>>;
+
+    /// As [`HolderLink::surrender`]: tells of news.
+    fn refresh(
+        &self,
+        node: NodeId,
+        request: pb::RefreshRequest,
+    ) -> BoxFuture<'static, Result<pb::RefreshReply, LinkError>>;
 }
 
 /// Why the vault did not do what it was asked: always a proof that it had no effect, except for `OutcomeUnknown`.

@@ -13,6 +13,8 @@ use ensign_raft::{CommittedEntry, RestoreError, StateMachine};
 pub(crate) use self::command::{
     Change, Command, CreateRing, Custody, DeleteSecret, Drain, Initialize, Kek, PutSecret, Revoke, Rotate,
 };
+#[cfg(test)]
+pub(crate) use self::state::EVENTS_MAX;
 pub(crate) use self::state::{CustodyKey, Done, Outcome, Revocation, Ring, State, Version, What};
 use crate::link::{Reason, Refusal};
 

@@ -4,6 +4,7 @@
 //! Lease:   request ──> ReadIndex round begun now ──> decide from state and note the session, in one section ──> keys, sealed to it
 //! Revoke:  commit Revoking ──> push Surrender to every known session ──> all acked and start + W over, or W over
 //!          ──> commit Drained: the wrapped key leaves the state ──> answer with the receipt
+//! Rotate:  commit ──> tell every known session to renew now, for a moment ──> answer
 //! ```
 //!
 //! Invariants: nothing is granted on a leader's lease; a revoke is answered only when no node can open; a new leader waits W
@@ -14,6 +15,7 @@ mod book;
 mod grants;
 mod keys;
 mod revoke;
+mod rotate;
 mod secrets;
 
 use std::collections::BTreeSet;
@@ -39,8 +41,8 @@ pub(crate) use self::secrets::read_aad;
 pub(crate) use self::secrets::{name as secret_name, seal_reply};
 use crate::entropy::Entropy;
 use crate::lease::{InvalidLease, LeaseConfig};
-use crate::link::{Reason, Refusal, SurrenderLink};
-use crate::machine::{Change, Command, CreateRing, Custody, Done, Outcome, Rotate, State, VaultMachine};
+use crate::link::{HolderLink, Reason, Refusal};
+use crate::machine::{Change, Command, CreateRing, Custody, Done, Outcome, State, VaultMachine};
 use crate::metrics;
 use crate::root::RootKey;
 use crate::wire;
@@ -113,7 +115,7 @@ struct Inner {
     group: Group<VaultMachine>,
     root: Option<RootKey>,
     clock: Arc<dyn Clock>,
-    surrender: Arc<dyn SurrenderLink>,
+    holders: Arc<dyn HolderLink>,
     seal: Mutex<Seal>,
     book: Mutex<LeaseBook>,
     /// A revocation was ordered.
@@ -135,7 +137,7 @@ impl Vault {
         runtime: &Runtime,
         log: Arc<dyn GroupLog>,
         root: Option<RootKey>,
-        surrender: Arc<dyn SurrenderLink>,
+        holders: Arc<dyn HolderLink>,
         clock: Arc<dyn Clock>,
         tasks: &Tasks,
     ) -> Result<Self, VaultStartError> {
@@ -146,7 +148,7 @@ impl Vault {
             group,
             root,
             clock,
-            surrender,
+            holders,
             seal: Mutex::new(Seal::Sealed { why: "the vault is not initialized yet".to_owned() }),
             book: Mutex::default(),
             ordered: Notify::new(),
@@ -289,27 +291,6 @@ impl Vault {
             let (rings, more) = page(matching.map(|(id, ring)| ring.to_wire(*id)), request.limit);
             Ok(pb::ListRingsReply { rings, more, index: state.applied.0 })
         })
-    }
-
-    async fn rotate(&self, actor: &str, request: &pb::RotateRequest) -> Result<pb::Ring, Refusal> {
-        let id: RingId = wire::id(&request.ring, "ring")?;
-        let master = self.master()?;
-        let mut tries = 0;
-        loop {
-            self.read_index().await?;
-            let (project, alg, version) = self.inspect(|state| {
-                let ring = state.rings.get(&id);
-                let ring = ring.ok_or_else(|| Refusal::new(Reason::NotFound, format!("there is no key ring {id}")))?;
-                Ok((ring.project, ring.alg, ring.next_version()))
-            })?;
-            let kek = master.make_kek(project, id, version, alg, &self.0.config.entropy)?;
-            let change = Rotate { ring: request.ring.clone(), version: version.0, expected: request.expected, kek };
-            match self.propose(actor, Change::Rotate(change)).await {
-                // Another rotation took the number; with nothing expected this one may be the next.
-                Err(refusal) if refusal.reason == Reason::Conflict && request.expected == 0 && tries < 3 => tries += 1,
-                outcome => return expect_ring(outcome?),
-            }
-        }
     }
 
     async fn custody(

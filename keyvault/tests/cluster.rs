@@ -104,6 +104,25 @@ async fn keys_are_made_rotated_and_revoked_through_failovers() {
 }
 
 #[tokio::test]
+async fn a_rotation_is_answered_when_the_holders_that_can_be_reached_know_of_it() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client(A);
+    ring_in_custody(&client, &[A, B]).await;
+    let (a, b) = (cluster.holder(A), cluster.holder(B));
+    let dek = a.create_dek(&ctx(), RING).await.unwrap();
+    b.ensure(&ctx(), &dek).await.unwrap();
+    client.rotate("test", RING, None).await.unwrap();
+    assert!(a.should_roll_over(dek.dek) && b.should_roll_over(dek.dek));
+    let next = a.create_dek(&ctx(), RING).await.unwrap();
+    b.ensure(&ctx(), &next).await.unwrap();
+
+    // One that is cut off does not keep it from the others.
+    cluster.wires.cut(B);
+    assert_eq!(client.rotate("test", RING, None).await.unwrap().active(), Some(KeyVersion(3)));
+    assert!(a.should_roll_over(next.dek) && !b.should_roll_over(next.dek));
+}
+
+#[tokio::test]
 async fn holders_that_surrender_are_not_waited_for() {
     let cluster = Cluster::start().await;
     let client = cluster.client(A);

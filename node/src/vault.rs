@@ -1,8 +1,8 @@
 //! The vault's replica and the keys held here, as other nodes call them.
 
-use ensign_keyvault::{Caller, Holder, SurrenderError, Vault};
+use ensign_keyvault::{Caller, Holder, RefreshError, SurrenderError, Vault};
 use ensign_proto::NodeId;
-use ensign_proto::pb::vault::v1::{Reply, Request, SurrenderReply, SurrenderRequest};
+use ensign_proto::pb::vault::v1::{RefreshReply, RefreshRequest, Reply, Request, SurrenderReply, SurrenderRequest};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use tonic::Status;
@@ -30,6 +30,17 @@ impl HolderEndpoint for HolderService {
                 SurrenderError::OtherSession => Status::not_found(error.to_string()),
                 SurrenderError::Malformed => Status::invalid_argument(error.to_string()),
                 SurrenderError::InUse => Status::unavailable(error.to_string()),
+            })
+        }
+        .boxed()
+    }
+
+    fn refresh(&self, request: RefreshRequest) -> BoxFuture<'static, Result<RefreshReply, Status>> {
+        let holder = self.0.clone();
+        async move {
+            holder.refresh(request).await.map_err(|error| match error {
+                RefreshError::OtherSession => Status::not_found(error.to_string()),
+                RefreshError::Late => Status::unavailable(error.to_string()),
             })
         }
         .boxed()

@@ -133,6 +133,8 @@ impl Holder {
                 tokio::select! {
                     ask = asks.recv() => ask,
                     () = sleep_until(next) => None,
+                    // While calls fail, news waits for the back-off, too.
+                    () = self.0.nudge.notified(), if failures == 0 => None,
                 }
             };
             let Some(first) = stop.run_until_cancelled(ready).await else { break };
@@ -248,12 +250,10 @@ impl Holder {
             warn!(%ignored, index = reply.index, epoch = reply.epoch, "a reply of the vault is ignored");
             return Err(malformed("it is out of date, or not for this process"));
         }
-        let before = table.keys.len();
         table.kill(&dead, self.0.config.node);
         if reply.resync {
             table.drop_all(false);
         }
-        let died = table.keys.len() != before;
         for rotated in &reply.rotated {
             if let Ok(ring) = RingId::try_from(&rotated.ring[..]) {
                 table.saw_rotated(ring, KeyVersion(rotated.version));
@@ -273,9 +273,11 @@ impl Holder {
             })
             .collect();
         drop(table);
-        if died {
+        // Also for keys that are not held: whoever waits for the next event of their ring waits for nothing.
+        if reply.resync || !dead.is_empty() {
             self.0.deaths.send_modify(|count| *count += 1);
         }
+        self.0.renewed.send_replace(head.index);
         Ok(results)
     }
 

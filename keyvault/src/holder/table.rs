@@ -126,9 +126,15 @@ impl Table {
 
     /// Refuses a key whose version is dead.
     pub(super) fn refuse_dead(&self, wrapped: &WrappedDek) -> Result<(), KeyError> {
-        let dead =
-            [None, Some(wrapped.version)].into_iter().any(|which| self.tombstones.contains(&(wrapped.ring, which)));
+        self.refuse_revoked(wrapped.ring)?;
+        let dead = self.tombstones.contains(&(wrapped.ring, Some(wrapped.version)));
         if dead { Err(KeyError::Revoked { ring: wrapped.ring, version: wrapped.version }) } else { Ok(()) }
+    }
+
+    /// Refuses a ring that is dead as a whole.
+    pub(super) fn refuse_revoked(&self, ring: RingId) -> Result<(), KeyError> {
+        let dead = self.tombstones.contains(&(ring, None));
+        if dead { Err(KeyError::Revoked { ring, version: KeyVersion(0) }) } else { Ok(()) }
     }
 
     /// Takes keys out of use, for ever where their version died.

@@ -9,6 +9,7 @@ use futures::future::BoxFuture;
 use super::*;
 use crate::link::LinkError;
 use crate::testing::{ManualClock, TestVault};
+use crate::wire::Dead;
 
 const CLUSTER: ClusterId = ClusterId::from_bytes([1; 16]);
 const PROJECT: ProjectId = ProjectId::from_bytes([2; 16]);
@@ -353,6 +354,63 @@ async fn a_renewal_brings_what_died_and_what_was_rotated() {
     assert!(matches!(world.holder.begin_use(dead.dek), Err(KeyError::Revoked { .. })));
     assert!(world.holder.should_roll_over(rotated.dek));
     assert!(deaths.has_changed().unwrap());
+}
+
+#[tokio::test]
+async fn news_is_heard_when_it_is_told_of_and_not_when_the_renewal_is_due() {
+    let world = World::new();
+    let wrapped = world.holder.create_dek(&ctx(0), world.ring).await.unwrap();
+    let refresh = |session: SessionId, index| {
+        world.holder.refresh(pb::RefreshRequest { session: wire::bytes(session.as_bytes()), index })
+    };
+    let before = world.vault.calls();
+    let reply = refresh(world.holder.session(), 1).await.unwrap();
+    assert!(reply.index > 1, "it has heard of more than that already");
+    assert_eq!(world.vault.calls(), before, "old news costs no call");
+
+    world.vault.rotate(world.ring);
+    assert!(!world.holder.should_roll_over(wrapped.dek));
+    refresh(world.holder.session(), reply.index + 1).await.unwrap();
+    assert!(world.holder.should_roll_over(wrapped.dek));
+    assert_eq!(refresh(SessionId::from_bytes([9; 16]), 1).await, Err(RefreshError::OtherSession));
+}
+
+#[tokio::test]
+async fn news_that_cannot_be_fetched_is_not_acknowledged() {
+    let world = World::new();
+    let lease = LeaseConfig { length: Duration::from_secs(3), ..LeaseConfig::default() };
+    let config = HolderConfig { lease, ..HolderConfig::new(CLUSTER, ME) };
+    let holder = Holder::new(config, world.vault.link(ME), world.clock.clone(), &world.tasks);
+    world.vault.set_reachable(false);
+    let request = pb::RefreshRequest { session: wire::bytes(holder.session().as_bytes()), index: 1 };
+    assert_eq!(holder.refresh(request).await, Err(RefreshError::Late));
+}
+
+#[tokio::test]
+async fn a_ring_that_died_is_known_to_those_who_hold_none_of_its_keys() {
+    let world = World::new();
+    let (versioned, closed) = (world.vault.create_ring(PROJECT), world.vault.create_ring(PROJECT));
+    world.holder.create_dek(&ctx(0), world.ring).await.unwrap();
+    let mut deaths = world.holder.deaths();
+    deaths.mark_unchanged();
+    world.vault.order_revoke(versioned, Some(KeyVersion(1)));
+    world.vault.order_revoke(closed, None);
+    world.holder.create_dek(&ctx(1), world.ring).await.unwrap();
+    assert!(deaths.has_changed().unwrap());
+    let refused = world.holder.refuse_revoked(closed).unwrap_err();
+    assert_eq!(refused.to_string(), format!("key ring {closed} was revoked"));
+    assert_eq!(world.holder.refuse_revoked(versioned), Ok(()), "a ring outlives its versions: it can be rotated");
+    assert_eq!(world.holder.refuse_revoked(world.ring), Ok(()));
+
+    // A process that begins after that history is gone hears of it, too.
+    for _ in 0..=crate::machine::EVENTS_MAX {
+        world.vault.put_custody(ME, &ctx(9));
+        world.vault.drop_custody(ME, &ctx(9));
+    }
+    let fresh = world.vault.holder(ME, world.clock.clone(), &world.tasks);
+    fresh.create_dek(&ctx(0), world.ring).await.unwrap();
+    assert!(fresh.refuse_revoked(closed).is_err());
+    assert_eq!(fresh.refuse_revoked(world.ring), Ok(()));
 }
 
 #[tokio::test]

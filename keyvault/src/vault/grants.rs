@@ -103,6 +103,11 @@ pub(crate) fn plan(state: &State, node: NodeId, call: &LeaseCall) -> Plan {
             What::Rotated(ring, version) => rotated.push((ring, version)),
         }
     }
+    if resync {
+        // Rings that are dead as a whole stay known, so that whoever waits for their next event hears that there is none.
+        let closed = state.rings.iter().filter(|(_, ring)| ring.closed);
+        dead.extend(closed.map(|(id, _)| Dead::Ring(*id)).take(NEWS_MAX));
+    }
     let grants = call
         .wants
         .iter()

@@ -173,7 +173,7 @@ impl Vault {
             dead: dead.iter().map(wire::dead_to).collect(),
         };
         loop {
-            let answer = timeout(PUSH_DEADLINE, self.0.surrender.surrender(node, request.clone())).await;
+            let answer = timeout(PUSH_DEADLINE, self.0.holders.surrender(node, request.clone())).await;
             // Another process of that node cannot speak for this session, which may be its paused twin.
             if let Ok(Ok(answer)) = answer
                 && answer.session == request.session

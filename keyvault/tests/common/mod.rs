@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ensign_keyvault::{
-    Caller, Entropy, Holder, HolderConfig, LeaseConfig, LinkError, PlainBatch, RootKey, RoutedLink, SurrenderLink,
-    Vault, VaultClient, VaultConfig, VaultLink, VaultPeer,
+    Caller, Entropy, Holder, HolderConfig, HolderLink, LeaseConfig, LinkError, PlainBatch, RootKey, RoutedLink, Vault,
+    VaultClient, VaultConfig, VaultLink, VaultPeer,
 };
 use ensign_proto::pb::vault::v1 as pb;
 use ensign_proto::{
@@ -110,23 +110,33 @@ impl VaultPeer for Wire {
     }
 }
 
-impl SurrenderLink for Wires {
+impl Wires {
+    fn holder(&self, node: NodeId) -> Result<Holder, LinkError> {
+        let state = self.lock();
+        if state.cut.contains(&node) {
+            return Err(LinkError::new("cut"));
+        }
+        state.holders.get(&node).cloned().ok_or_else(|| LinkError::new("down"))
+    }
+}
+
+impl HolderLink for Wires {
     fn surrender(
         &self,
         node: NodeId,
         request: pb::SurrenderRequest,
     ) -> BoxFuture<'static, Result<pb::SurrenderReply, LinkError>> {
-        let wires = self.clone();
-        Box::pin(async move {
-            let holder = {
-                let state = wires.lock();
-                if state.cut.contains(&node) {
-                    return Err(LinkError::new("cut"));
-                }
-                state.holders.get(&node).cloned().ok_or_else(|| LinkError::new("down"))?
-            };
-            holder.surrender(request).await.map_err(LinkError::new)
-        })
+        let holder = self.holder(node);
+        Box::pin(async move { holder?.surrender(request).await.map_err(LinkError::new) })
+    }
+
+    fn refresh(
+        &self,
+        node: NodeId,
+        request: pb::RefreshRequest,
+    ) -> BoxFuture<'static, Result<pb::RefreshReply, LinkError>> {
+        let holder = self.holder(node);
+        Box::pin(async move { holder?.refresh(request).await.map_err(LinkError::new) })
     }
 }
 

@@ -44,6 +44,9 @@ pub trait HolderEndpoint: Send + Sync + 'static {
         &self,
         request: vault_pb::SurrenderRequest,
     ) -> BoxFuture<'static, Result<vault_pb::SurrenderReply, Status>>;
+
+    /// Hears news; answers once it has.
+    fn refresh(&self, request: vault_pb::RefreshRequest) -> BoxFuture<'static, Result<vault_pb::RefreshReply, Status>>;
 }
 
 /// What a node offers its peers.
@@ -219,5 +222,13 @@ impl Keyholder for Shared {
     ) -> Result<Response<vault_pb::SurrenderReply>, Status> {
         self.caller(&request)?;
         self.0.holder.surrender(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn refresh(
+        &self,
+        request: Request<vault_pb::RefreshRequest>,
+    ) -> Result<Response<vault_pb::RefreshReply>, Status> {
+        self.caller(&request)?;
+        self.0.holder.refresh(request.into_inner()).await.map(Response::new)
     }
 }

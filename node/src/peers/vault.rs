@@ -4,11 +4,13 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use ensign_keyvault::{LinkError, SurrenderLink, VaultPeer};
+use ensign_keyvault::{HolderLink, LinkError, VaultPeer};
 use ensign_proto::NodeId;
 use ensign_proto::pb::vault::v1::keyholder_client::KeyholderClient;
 use ensign_proto::pb::vault::v1::vault_client::VaultClient;
-use ensign_proto::pb::vault::v1::{Reply, Request, SurrenderReply, SurrenderRequest, request};
+use ensign_proto::pb::vault::v1::{
+    RefreshReply, RefreshRequest, Reply, Request, SurrenderReply, SurrenderRequest, request,
+};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
@@ -19,6 +21,8 @@ use super::server::{HolderEndpoint, VaultEndpoint};
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a revoke may take: the longest lease wait (60 s leases) and its commits.
 const REVOKE_TIMEOUT: Duration = Duration::from_secs(90);
+/// How long a rotation may take: it waits a moment for holders to hear of it.
+const ROTATE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a holder may take to give keys up: uses in progress end within two seconds.
 const SURRENDER_TIMEOUT: Duration = Duration::from_secs(4);
 
@@ -53,6 +57,7 @@ impl VaultCalls {
 fn timeout_of(call: &Request) -> Duration {
     match call.call {
         Some(request::Call::Revoke(_)) => REVOKE_TIMEOUT,
+        Some(request::Call::Rotate(_)) => ROTATE_TIMEOUT,
         _ => CALL_TIMEOUT,
     }
 }
@@ -87,24 +92,48 @@ impl VaultPeer for VaultCalls {
     }
 }
 
-impl SurrenderLink for VaultCalls {
+impl VaultCalls {
+    /// This node's own holder.
+    fn own_holder(&self) -> Result<Arc<dyn HolderEndpoint>, LinkError> {
+        self.holder.get().cloned().ok_or_else(|| LinkError::new("this node holds no keys yet"))
+    }
+
+    /// The holder of another node.
+    fn holder_of(&self, node: NodeId) -> Result<KeyholderClient<tonic::transport::Channel>, LinkError> {
+        let channel = self.peers.channel(node);
+        channel.map(KeyholderClient::new).ok_or_else(|| LinkError::new(format!("node {node} is not in cluster.peers")))
+    }
+}
+
+impl HolderLink for VaultCalls {
     fn surrender(
         &self,
         node: NodeId,
         request: SurrenderRequest,
     ) -> BoxFuture<'static, Result<SurrenderReply, LinkError>> {
-        if node == self.peers.me() {
-            let Some(holder) = self.holder.get().cloned() else {
-                return async { Err(LinkError::new("this node holds no keys yet")) }.boxed();
-            };
-            return async move { holder.surrender(request).await.map_err(|status| LinkError::new(status.message())) }
-                .boxed();
-        }
-        let channel = self.peers.channel(node);
+        let this = self.clone();
         async move {
-            let channel = channel.ok_or_else(|| LinkError::new(format!("node {node} is not in cluster.peers")))?;
-            let reply = KeyholderClient::new(channel).surrender(timed(request, SURRENDER_TIMEOUT)).await;
-            reply.map(tonic::Response::into_inner).map_err(|status| LinkError::new(status.message()))
+            let reply = if node == this.peers.me() {
+                this.own_holder()?.surrender(request).await
+            } else {
+                let request = timed(request, SURRENDER_TIMEOUT);
+                this.holder_of(node)?.surrender(request).await.map(tonic::Response::into_inner)
+            };
+            reply.map_err(|status| LinkError::new(status.message()))
+        }
+        .boxed()
+    }
+
+    fn refresh(&self, node: NodeId, request: RefreshRequest) -> BoxFuture<'static, Result<RefreshReply, LinkError>> {
+        let this = self.clone();
+        async move {
+            let reply = if node == this.peers.me() {
+                this.own_holder()?.refresh(request).await
+            } else {
+                let request = timed(request, CALL_TIMEOUT);
+                this.holder_of(node)?.refresh(request).await.map(tonic::Response::into_inner)
+            };
+            reply.map_err(|status| LinkError::new(status.message()))
         }
         .boxed()
     }
