@@ -243,8 +243,7 @@ impl Holder {
 
     /// Whether the key may be used now.
     pub fn usable(&self, dek: DekId) -> bool {
-        let table = self.0.table();
-        table.lease.usable(self.0.clock.boot()) && table.keys.contains_key(&dek)
+        self.0.table().usable(dek, self.0.clock.boot()).is_ok()
     }
 
     /// Whether it is time to move to another key: its ring has a newer version, or it has sealed 90 % of what one key may.
@@ -263,14 +262,8 @@ impl Holder {
     pub fn begin_use(&self, dek: DekId) -> Result<Use, KeyError> {
         // The use is counted under the lock, so a surrender, which takes it to mark the key dead, sees it or prevents it.
         let table = self.0.table();
-        if let Some((ring, version)) = table.shredded.get(&dek) {
-            return Err(KeyError::Revoked { ring: *ring, version: *version });
-        }
         let now = self.0.clock.boot();
-        if !table.lease.usable(now) {
-            return Err(KeyError::NoLease);
-        }
-        let held = table.keys.get(&dek).ok_or(KeyError::Unknown { dek })?;
+        let held = table.usable(dek, now)?;
         held.begin(now);
         Ok(Use { held: Arc::clone(held), holder: self.clone() })
     }
@@ -406,9 +399,17 @@ impl Use {
         (self.held.wrapped.ring, self.held.wrapped.version)
     }
 
-    /// Whether the key may still be used: ask right before bytes are handed over.
+    /// Whether the key may still be used.
     pub fn is_live(&self) -> bool {
-        self.holder.usable(self.dek())
+        self.check().is_ok()
+    }
+
+    /// Whether the key may still be used, and why not: ask right before bytes are handed over.
+    ///
+    /// # Errors
+    /// As for [`Holder::begin_use`].
+    pub fn check(&self) -> Result<(), KeyError> {
+        self.holder.0.table().usable(self.dek(), self.holder.0.clock.boot()).map(drop)
     }
 
     /// Cancelled when a surrender has waited long enough: reset the stream and drop this, now.

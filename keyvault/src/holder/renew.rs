@@ -320,7 +320,8 @@ impl Holder {
         let slot = self.0.arena.take().map_err(|_| KeyError::Busy { cause: "no memory is left for another key" })?;
         let aad = lease_aad(wrapped.dek, head.index);
         slot.fill(|key| opener.open_into(&grant.sealed, &aad, key)).map_err(|_| KeyError::Damaged)?;
-        Ok((Held::new(wrapped, *want.ctx(), slot, self.0.clock.boot()), KeyVersion(grant.active)))
+        let made = matches!(want, Want::Create { .. }).then(|| self.0.clock.wall());
+        Ok((Held::new(wrapped, *want.ctx(), slot, self.0.clock.boot(), made), KeyVersion(grant.active)))
     }
 }
 

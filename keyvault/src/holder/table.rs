@@ -34,14 +34,26 @@ pub(super) struct Held {
     uses: AtomicUsize,
     /// Out of the table: the end of its last use overwrites it.
     dead: AtomicBool,
+    /// When it was made, in Unix milliseconds.
+    made_ms: u64,
     seals: AtomicU64,
     bytes: AtomicU64,
     last_used: AtomicU64,
 }
 
 impl Held {
-    pub(super) fn new(wrapped: WrappedDek, ctx: PartitionContext, slot: KeySlot, now: BootTime) -> Self {
+    /// A key that was just made counts from now. What an older one's name says is the vault's clock, which may be wrong; taken
+    /// at its word, a new key could be worn at once, and its successor as well.
+    pub(super) fn new(
+        wrapped: WrappedDek,
+        ctx: PartitionContext,
+        slot: KeySlot,
+        now: BootTime,
+        made: Option<UnixNanos>,
+    ) -> Self {
+        let named = || wrapped.dek.as_bytes()[..6].iter().fold(0, |ms, byte| ms << 8 | u64::from(*byte));
         Self {
+            made_ms: made.map_or_else(named, UnixNanos::as_millis),
             wrapped,
             ctx,
             slot,
@@ -87,11 +99,9 @@ impl Held {
     }
 
     pub(super) fn is_worn(&self, now: UnixNanos) -> bool {
-        // The name of a key begins with the time it was made. A wrong wall clock makes a roll-over early or late, nothing else.
-        let made = self.wrapped.dek.as_bytes()[..6].iter().fold(0, |ms, byte| ms << 8 | u64::from(*byte));
         self.seals.load(Ordering::Relaxed) >= SEALS_WORN
             || self.bytes.load(Ordering::Relaxed) >= BYTES_WORN
-            || now.as_millis().saturating_sub(made) >= AGE_WORN.as_millis() as u64
+            || now.as_millis().saturating_sub(self.made_ms) >= AGE_WORN.as_millis() as u64
     }
 }
 
@@ -122,6 +132,17 @@ impl Table {
             dying: Vec::new(),
             keys_max,
         }
+    }
+
+    /// The key, if it may be used at `now`.
+    pub(super) fn usable(&self, dek: DekId, now: BootTime) -> Result<&Arc<Held>, KeyError> {
+        if let Some((ring, version)) = self.shredded.get(&dek) {
+            return Err(KeyError::Revoked { ring: *ring, version: *version });
+        }
+        if !self.lease.usable(now) {
+            return Err(KeyError::NoLease);
+        }
+        self.keys.get(&dek).ok_or(KeyError::Unknown { dek })
     }
 
     /// Refuses a key whose version is dead.

@@ -376,6 +376,20 @@ async fn news_is_heard_when_it_is_told_of_and_not_when_the_renewal_is_due() {
 }
 
 #[tokio::test]
+async fn a_vault_whose_clock_is_behind_makes_keys_that_last() {
+    let world = World::new();
+    world.clock.advance(Duration::from_hours(24 * 365));
+    let wrapped = world.holder.create_dek(&ctx(0), world.ring).await.unwrap();
+    assert!(!world.holder.should_roll_over(wrapped.dek), "or its successor would be worn as well, and so on");
+    let other = world.vault.holder(ME, world.clock.clone(), &world.tasks);
+    other.ensure(&ctx(0), &wrapped).await.unwrap();
+    assert!(other.should_roll_over(wrapped.dek), "who finds an old key replaces it");
+    world.clock.advance(Duration::from_hours(24 * 28));
+    world.holder.ensure(&ctx(0), &wrapped).await.unwrap();
+    assert!(world.holder.should_roll_over(wrapped.dek));
+}
+
+#[tokio::test]
 async fn news_that_cannot_be_fetched_is_not_acknowledged() {
     let world = World::new();
     let lease = LeaseConfig { length: Duration::from_secs(3), ..LeaseConfig::default() };
