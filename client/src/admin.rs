@@ -1,5 +1,7 @@
 //! Administration: organizations, projects, API keys, key rings, and how the cluster is.
 
+use std::time::Duration;
+
 use ensign_proto::pb::admin::v1 as pb;
 use ensign_proto::pb::admin::v1::admin_client::AdminClient;
 use ensign_proto::{ApiKeyId, KeyVersion, OrgId, ProjectId, RingId};
@@ -8,6 +10,9 @@ use tonic::transport::Channel;
 use crate::client::Client;
 use crate::connection::Repeat;
 use crate::error::CallError;
+
+/// How long [`Admin::revoke_key`] waits: longer than a cluster with the longest leases takes.
+pub const REVOKE_TIMEOUT: Duration = Duration::from_mins(3);
 
 /// Administrative calls. Each needs a permission that the client's key must carry; see `admin.proto`.
 #[derive(Clone, Debug)]
@@ -126,7 +131,8 @@ impl Admin {
         call!(self, OnlyIfUnsent, pb::RotateKeyRequest { ring_id, project_id }, rotate_key)
     }
 
-    /// Destroys versions of a ring for ever, and waits until no node opens what they sealed.
+    /// Destroys versions of a ring for ever, and waits until no node opens what they sealed: with everyone there a moment, at
+    /// worst as long as a silent node's lease can run. Waits for up to [`REVOKE_TIMEOUT`], whatever the time for other calls is.
     pub async fn revoke_key(&self, ring: Ring, which: Revoke) -> Result<pb::RevokeKeyReply, CallError> {
         use pb::revoke_key_request::Which;
         let which = match which {
@@ -134,7 +140,9 @@ impl Admin {
             Revoke::All => Which::All(true),
         };
         let (ring_id, project_id) = ring.wire();
-        call!(self, Harmless, pb::RevokeKeyRequest { ring_id, project_id, which: Some(which) }, revoke_key)
+        let message = pb::RevokeKeyRequest { ring_id, project_id, which: Some(which) };
+        let send = |channel: Channel, request| async move { AdminClient::new(channel).revoke_key(request).await };
+        self.client.connection().call_within(REVOKE_TIMEOUT, Repeat::Harmless, message, send).await
     }
 
     /// The nodes and groups of the cluster, as the answering node sees them.

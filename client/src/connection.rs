@@ -108,7 +108,22 @@ impl Connection {
         T: Clone,
         F: Future<Output = Result<Response<R>, Status>>,
     {
-        let deadline = Instant::now() + self.call_timeout;
+        self.call_within(self.call_timeout, repeat, message, send).await
+    }
+
+    /// [`Connection::call`] for what takes its own time.
+    pub(crate) async fn call_within<T, R, F>(
+        &self,
+        timeout: Duration,
+        repeat: Repeat,
+        message: T,
+        send: impl Fn(Channel, Request<T>) -> F,
+    ) -> Result<R, CallError>
+    where
+        T: Clone,
+        F: Future<Output = Result<Response<R>, Status>>,
+    {
+        let deadline = Instant::now() + timeout;
         let mut backoff = Backoff::reconnect();
         let mut fresh_token_tried = false;
         loop {
@@ -119,7 +134,7 @@ impl Connection {
             let status = match timeout_at(deadline, send(channel, request)).await {
                 Ok(Ok(response)) => return Ok(response.into_inner()),
                 Ok(Err(status)) => status,
-                Err(_) => return Err(self.out_of_time(repeat)),
+                Err(_) => return Err(out_of_time(timeout, repeat)),
             };
             if status.code() == Code::Unauthenticated && !fresh_token_tried {
                 fresh_token_tried = true;
@@ -143,13 +158,13 @@ impl Connection {
             sleep(pause).await;
         }
     }
+}
 
-    fn out_of_time(&self, repeat: Repeat) -> CallError {
-        let message = format!("no answer within {:?}", self.call_timeout);
-        match repeat {
-            Repeat::Harmless => CallError::Unavailable { message },
-            Repeat::OnlyIfUnsent => CallError::OutcomeUnknown { message },
-        }
+fn out_of_time(timeout: Duration, repeat: Repeat) -> CallError {
+    let message = format!("no answer within {timeout:?}");
+    match repeat {
+        Repeat::Harmless => CallError::Unavailable { message },
+        Repeat::OnlyIfUnsent => CallError::OutcomeUnknown { message },
     }
 }
 

@@ -38,7 +38,7 @@ mod subscribe;
 mod token;
 mod topics;
 
-pub use admin::{Admin, Revoke, Ring};
+pub use admin::{Admin, REVOKE_TIMEOUT, Revoke, Ring};
 pub use client::{Client, NodeState};
 pub use credentials::{Credentials, CredentialsError, CredentialsFile};
 pub use error::{CallError, ConnectError};

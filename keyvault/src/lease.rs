@@ -86,6 +86,12 @@ impl LeaseConfig {
         self.length.mul_f64((1.0 + self.drift) / (1.0 - self.drift)) + self.margin
     }
 
+    /// How long whoever orders a revoke should wait for its receipt: W, an election of the vault, and the commits. A leader that is
+    /// lost near the end of W takes longer still; then the order goes on, and asking again brings the receipt.
+    pub fn revoke_patience(&self) -> Duration {
+        self.wait() + Duration::from_secs(15)
+    }
+
     /// Between two renewals, before jitter: two may fail before a lease runs out.
     pub(crate) fn renew_every(&self) -> Duration {
         self.length.mul_f64(0.3)
@@ -211,6 +217,14 @@ mod tests {
         let w = config.wait().as_secs_f64();
         assert!((w - 14.47).abs() < 0.01, "{w}");
         assert!((w - 2.0) / 1.11 >= 10.0 / 0.89 - 1e-6);
+    }
+
+    #[test]
+    fn a_revoke_is_waited_for_longer_than_the_vault_waits_under_any_lease() {
+        for seconds in [3, 10, 16, 60] {
+            let config = LeaseConfig { length: Duration::from_secs(seconds), ..LeaseConfig::default() };
+            assert!(config.revoke_patience() >= config.wait() + Duration::from_secs(10), "{config:?}");
+        }
     }
 
     #[test]

@@ -176,7 +176,7 @@ impl Node {
         let runtime = Runtime::new(raft_config, transport, Arc::clone(&clock), Arc::clone(&rng), tasks.clone());
 
         let calls = VaultCalls::new(peers.clone());
-        let lease = LeaseConfig { length: config.vault.lease.into(), ..LeaseConfig::default() };
+        let lease = lease_config(&config);
         let root = load_root_key(&config, &health)?;
         let vault_config = VaultConfig {
             cluster,
@@ -414,6 +414,7 @@ impl Node {
             vault: self.vault_client.clone(),
             runtime: self.runtime.clone(),
             clock: Arc::clone(&self.clock),
+            lease: lease_config(&self.config),
         });
         let admin = admin.max_decoding_message_size(OPENING_MAX);
         let admin = Guarded::new(admin, self.identity.clone(), &[]);
@@ -529,5 +530,9 @@ async fn register(catalog: &Catalog, record: &NodeRecord) -> anyhow::Result<()> 
     catalog.refresh().await?;
     catalog.put_node(record.clone()).await?;
     catalog.reconcile().await?;
+fn lease_config(config: &Config) -> LeaseConfig {
+    LeaseConfig { length: config.vault.lease.into(), ..LeaseConfig::default() }
+}
+
     Ok(())
 }

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ensign_keyvault::VaultClient;
+use ensign_keyvault::{LeaseConfig, VaultClient};
 use ensign_proto::pb::admin::v1 as pb;
 use ensign_proto::pb::admin::v1::admin_server::{Admin, AdminServer};
 use ensign_proto::{ApiKeyId, ClusterId, KeyVersion, NodeId, Permission};
@@ -23,9 +23,6 @@ use tracing::info;
 use crate::catalog::{ApiKey, Catalog};
 use crate::identity::{Identity, NewApiKey};
 use scope::Caller;
-
-/// How long a revocation is waited for: the lease wait (at most 14.5 s with default leases) and a vault failover.
-const REVOKE_PATIENCE: Duration = Duration::from_secs(25);
 
 /// What the admin service needs.
 pub struct AdminParts {
@@ -39,6 +36,8 @@ pub struct AdminParts {
     pub identity: Identity,
     /// Key rings.
     pub vault: VaultClient,
+    /// The cluster's leases, which say how long a revocation takes at worst.
+    pub lease: LeaseConfig,
     /// The groups of this node.
     pub runtime: Runtime,
     /// What time it is.
@@ -51,6 +50,7 @@ struct Shared {
     catalog: Catalog,
     identity: Identity,
     vault: VaultClient,
+    lease: LeaseConfig,
     runtime: Runtime,
     clock: Arc<dyn Clock>,
     started: UnixNanos,
@@ -58,9 +58,10 @@ struct Shared {
 
 /// The `ensign.admin.v1.Admin` service. Add it to the client listener's routes.
 pub fn service(parts: AdminParts) -> AdminServer<impl Admin> {
-    let AdminParts { node, cluster, catalog, identity, vault, runtime, clock } = parts;
+    let AdminParts { node, cluster, catalog, identity, vault, lease, runtime, clock } = parts;
     let started = clock.wall();
-    AdminServer::new(Service(Arc::new(Shared { node, cluster, catalog, identity, vault, runtime, clock, started })))
+    let shared = Shared { node, cluster, catalog, identity, vault, lease, runtime, clock, started };
+    AdminServer::new(Service(Arc::new(shared)))
 }
 
 struct Service(Arc<Shared>);
@@ -207,7 +208,8 @@ impl Admin for Service {
         };
         let ring = caller.ring(&self.0, &request.ring_id, &request.project_id).await?;
         let begin = self.0.clock.boot();
-        let revoked = self.0.vault.revoke(&Self::actor(&caller), ring, version, REVOKE_PATIENCE).await;
+        let patience = self.0.lease.revoke_patience();
+        let revoked = self.0.vault.revoke(&Self::actor(&caller), ring, version, patience).await;
         let receipt = revoked.map_err(|error| status::vault(&error))?;
         info!(%ring, ?version, by = %caller.claims.subject, "keys were destroyed");
         Ok(Response::new(pb::RevokeKeyReply {
@@ -243,5 +245,17 @@ impl Admin for Service {
             nodes: nodes.collect(),
             groups: groups.iter().map(|group| convert::group(group, &names)).collect(),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_wait_for_a_revoke_for_longer_than_any_server_does() {
+        let slowest = LeaseConfig { length: Duration::from_mins(1), drift: 0.2, margin: Duration::from_secs(30) };
+        assert!(slowest.check(Duration::from_secs(5)).is_ok());
+        assert!(ensign_client::REVOKE_TIMEOUT > slowest.revoke_patience());
     }
 }

@@ -19,10 +19,8 @@ use super::server::{HolderEndpoint, VaultEndpoint};
 
 /// How long a call may take that the vault answers at once.
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a revoke may take: the longest lease wait (60 s leases) and its commits.
-const REVOKE_TIMEOUT: Duration = Duration::from_secs(90);
-/// How long a rotation may take: it waits a moment for holders to hear of it.
-const ROTATE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a call may take that the vault answers after it has waited for holders for two seconds.
+const WAITING_CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a holder may take to give keys up: uses in progress end within two seconds.
 const SURRENDER_TIMEOUT: Duration = Duration::from_secs(4);
 
@@ -56,8 +54,7 @@ impl VaultCalls {
 
 fn timeout_of(call: &Request) -> Duration {
     match call.call {
-        Some(request::Call::Revoke(_)) => REVOKE_TIMEOUT,
-        Some(request::Call::Rotate(_)) => ROTATE_TIMEOUT,
+        Some(request::Call::Revoke(_) | request::Call::Rotate(_)) => WAITING_CALL_TIMEOUT,
         _ => CALL_TIMEOUT,
     }
 }
