@@ -281,6 +281,32 @@ impl VaultClient {
         self.call(actor, pb::request::Call::DropCustody(request)).await.map(drop)
     }
 
+    /// Every node's custody of every partition.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn list_custody(&self) -> Result<Vec<(NodeId, PartitionContext)>, CallError> {
+        let mut all = Vec::new();
+        let mut after = None;
+        loop {
+            let request = pb::ListCustodyRequest { after: after.take(), limit: 0 };
+            let answer = self.call("", pb::request::Call::ListCustody(request)).await?;
+            let pb::reply::Result::ListCustody(reply) = answer else {
+                return Err(CallError::Malformed { what: "it is not a list of custody" });
+            };
+            for custody in &reply.custody {
+                all.push((NodeId(custody.node), wire::context_from(self.cluster, custody.context.as_ref())?));
+            }
+            if !reply.more {
+                return Ok(all);
+            }
+            after = reply.custody.into_iter().next_back();
+            if after.is_none() {
+                return Err(CallError::Malformed { what: "a page of custody is empty and not the last" });
+            }
+        }
+    }
+
     /// Writes a secret of at most 64 KiB over the revision `expected`; 0 means that there is none yet. A repetition after an
     /// unknown outcome finds its own write and succeeds.
     ///

@@ -26,7 +26,7 @@ use crate::machine::{
     Change, Command, CreateRing, Custody, DeleteSecret, Done, Drain, Outcome, Revoke, Rotate, State, VaultMachine,
 };
 use crate::root::RootKey;
-use crate::vault::{LeaseCall, MasterKey, first_master, fulfil, plan, seal_reply, secret_name};
+use crate::vault::{LeaseCall, MasterKey, custody_page, first_master, fulfil, plan, seal_reply, secret_name};
 use crate::wire::{self, Dead};
 
 /// A clock that moves when it is told to.
@@ -288,6 +288,7 @@ impl TestVault {
             }
             Call::PutCustody(request) => self.custody(&request, Change::PutCustody),
             Call::DropCustody(request) => self.custody(&request, Change::DropCustody),
+            Call::ListCustody(request) => self.inspect(|state| custody_page(state, &request)).map(Answer::ListCustody),
             Call::PutSecret(request) => {
                 let (kind, id) = secret_name(request.kind, &request.id)?;
                 let revision = request.expected + 1;

@@ -12,6 +12,7 @@
 //! leadership away, grants nothing and says why. Not here: what the state becomes (`machine`), who may call (the node).
 
 mod book;
+mod custody;
 mod grants;
 mod keys;
 mod revoke;
@@ -34,6 +35,8 @@ use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
 pub(crate) use self::book::LeaseBook;
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use self::custody::custody_page;
 pub(crate) use self::grants::{LeaseCall, fulfil, plan};
 pub(crate) use self::keys::{MasterKey, first_master};
 pub(crate) use self::secrets::read_aad;
@@ -42,7 +45,7 @@ pub(crate) use self::secrets::{name as secret_name, seal_reply};
 use crate::entropy::Entropy;
 use crate::lease::{InvalidLease, LeaseConfig};
 use crate::link::{HolderLink, Reason, Refusal};
-use crate::machine::{Change, Command, CreateRing, Custody, Done, Outcome, State, VaultMachine};
+use crate::machine::{Change, Command, CreateRing, Done, Outcome, State, VaultMachine};
 use crate::metrics;
 use crate::root::RootKey;
 use crate::wire;
@@ -237,6 +240,7 @@ impl Vault {
             Call::Revoke(request) => self.revoke(actor, &request).await.map(Answer::Receipt),
             Call::PutCustody(request) => self.custody(actor, &request, Change::PutCustody).await.map(Answer::Custody),
             Call::DropCustody(request) => self.custody(actor, &request, Change::DropCustody).await.map(Answer::Custody),
+            Call::ListCustody(request) => self.list_custody(&request).await.map(Answer::ListCustody),
             Call::PutSecret(request) => self.put_secret(actor, request).await.map(Answer::SecretMeta),
             Call::Secret(request) => self.secret(caller, &request).await.map(Answer::Secret),
             Call::DeleteSecret(request) => self.delete_secret(actor, &request).await.map(Answer::SecretMeta),
@@ -291,29 +295,6 @@ impl Vault {
             let (rings, more) = page(matching.map(|(id, ring)| ring.to_wire(*id)), request.limit);
             Ok(pb::ListRingsReply { rings, more, index: state.applied.0 })
         })
-    }
-
-    async fn custody(
-        &self,
-        actor: &str,
-        request: &pb::CustodyRequest,
-        change: fn(Custody) -> Change,
-    ) -> Result<pb::CustodyReply, Refusal> {
-        self.must_lead()?;
-        let ctx = wire::context_from(self.0.config.cluster, request.context.as_ref())?;
-        if request.node == 0 {
-            return Err(wire::malformed("node"));
-        }
-        let custody = Custody {
-            node: request.node,
-            project: wire::bytes(ctx.project.as_bytes()),
-            topic: wire::bytes(ctx.topic.as_bytes()),
-            partition: ctx.partition.0,
-        };
-        match self.propose(actor, change(custody)).await? {
-            Done::Custody(LogIndex(index)) => Ok(pb::CustodyReply { index }),
-            other => Err(unexpected(&other)),
-        }
     }
 
     fn status(&self) -> pb::StatusReply {

@@ -327,6 +327,20 @@ async fn secrets_survive_restarts_and_change_by_revision() {
 }
 
 #[tokio::test]
+async fn custody_is_listed_whole_however_many_pages_it_takes() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client(A);
+    ring_in_custody(&client, &[]).await;
+    assert_eq!(client.list_custody().await.unwrap(), []);
+    let nodes: Vec<NodeId> = (1..=1_001).map(NodeId).collect();
+    let place = ctx();
+    let put = nodes.iter().map(|node| client.put_custody("test", *node, &place));
+    assert!(futures::future::join_all(put).await.iter().all(Result::is_ok));
+    let listed = client.list_custody().await.unwrap();
+    assert_eq!(listed, nodes.into_iter().map(|node| (node, ctx())).collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn no_stored_or_sent_byte_shows_a_key_or_a_secret() {
     let cluster = Cluster::start().await;
     let client = cluster.client(A);

@@ -5,7 +5,8 @@
 //!    └────── read ───▶ View: what this node has applied, at once                    └─▶ changes()
 //! ```
 //! Names, ids and states are here in clear; hashes of secrets, private keys and key rings are in the vault. What spans
-//! both is written to the vault first, so that nothing here ever points at something that the vault does not have.
+//! both is written to the vault first, so that nothing here ever points at something that the vault does not have; what a crash
+//! leaves between the two is put right by the leader (`reconcile`).
 //! Applying is pure: whoever proposes picks ids and times. A command that arrives twice answers the same.
 //! Not here: who may ask (`identity`, `rpc`), the events of a topic (`partition`).
 
@@ -15,6 +16,7 @@ mod handle;
 mod link;
 mod machine;
 mod paging;
+mod reconcile;
 mod records;
 mod state;
 pub mod testing;
@@ -27,12 +29,13 @@ mod wire;
 pub use command::{Command, NewTopic, Outcome, Refusal, Response};
 pub use errors::{
     ApiKeyError, ChangeTopicError, CreateOrganizationError, CreateProjectError, CreateTopicError, PutNodeError,
-    RefreshError, VaultFailure, WriteFailure,
+    ReconcileError, RefreshError, VaultFailure, WriteFailure,
 };
 pub use handle::{Catalog, CatalogParts};
-pub use link::{ProposeLink, ProposeLinkError, Replica, VaultWrites};
+pub use link::{Custody, ProposeLink, ProposeLinkError, Replica, VaultHas, VaultWrites};
 pub use machine::CatalogMachine;
 pub use paging::{Page, PageError, PageRequest};
+pub use reconcile::Reconciled;
 pub use records::{ApiKey, NodeRecord, Organization, Project, SigningKey, Topic, TopicPolicies, TopicState};
 pub use vault::VaultRings;
 pub(crate) use vault::{Patience, is_passing};

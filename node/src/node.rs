@@ -45,6 +45,8 @@ const FIRST_LEASE: Duration = Duration::from_secs(15);
 const LEASE_POLL: Duration = Duration::from_millis(20);
 /// The largest message of a call that anyone may make.
 const ANYONES_MAX: usize = 4 << 10;
+/// How often the catalog's leader compares the vault with the catalog.
+const RECONCILE_EVERY: Duration = Duration::from_mins(1);
 /// How often readiness looks at the lease.
 const HEALTH_WATCH: Duration = Duration::from_secs(1);
 
@@ -412,9 +414,9 @@ impl Node {
             catalog: self.catalog.clone(),
             identity: self.identity.clone(),
             vault: self.vault_client.clone(),
+            lease: lease_config(&self.config),
             runtime: self.runtime.clone(),
             clock: Arc::clone(&self.clock),
-            lease: lease_config(&self.config),
         });
         let admin = admin.max_decoding_message_size(OPENING_MAX);
         let admin = Guarded::new(admin, self.identity.clone(), &[]);
@@ -442,6 +444,8 @@ impl Node {
         });
         let catalog = self.catalog.clone();
         self.tasks.spawn("catalog-compaction", |stop| catalog.keep_compact(stop));
+        let catalog = self.catalog.clone();
+        self.tasks.spawn("reconciliation", |stop| catalog.keep_reconciled(RECONCILE_EVERY, stop));
         let catalog = self.catalog.clone();
         let record = self.record();
         self.tasks.spawn("registration", |stop| async move {
@@ -526,13 +530,12 @@ fn log_config(config: &Config) -> LogConfig {
     }
 }
 
-async fn register(catalog: &Catalog, record: &NodeRecord) -> anyhow::Result<()> {
-    catalog.refresh().await?;
-    catalog.put_node(record.clone()).await?;
-    catalog.reconcile().await?;
 fn lease_config(config: &Config) -> LeaseConfig {
     LeaseConfig { length: config.vault.lease.into(), ..LeaseConfig::default() }
 }
 
+async fn register(catalog: &Catalog, record: &NodeRecord) -> anyhow::Result<()> {
+    catalog.refresh().await?;
+    catalog.put_node(record.clone()).await?;
     Ok(())
 }

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ensign_node::catalog::{
-    Catalog, CatalogMachine, CatalogParts, ChangeTopicError, CreateProjectError, CreateTopicError, NodeRecord,
-    ProposeLink, ProposeLinkError, Topic, TopicPolicies, TopicState, VaultFailure, VaultWrites,
+    Catalog, CatalogMachine, CatalogParts, ChangeTopicError, CreateProjectError, CreateTopicError, Custody, NodeRecord,
+    ProposeLink, ProposeLinkError, Reconciled, Topic, TopicPolicies, TopicState, VaultFailure, VaultHas, VaultWrites,
 };
 use ensign_proto::{GroupId, LogIndex, NodeId, ProjectId, RingId, TopicId, TopicName};
-use ensign_raft::env::{SeededRng, SystemClock, Tasks};
+use ensign_raft::env::{Clock as _, SeededRng, SystemClock, Tasks};
 use ensign_raft::testing::{MemoryNet, quick};
 use ensign_raft::{Group, GroupSpec, ProposeError, Runtime};
 use ensign_storage::{EntryId, MemoryLog, NodeLog as _};
@@ -23,7 +23,7 @@ const LOCK: &str = "no test panics while it holds a lock";
 #[derive(Default)]
 struct NotedVault {
     rings: Mutex<BTreeSet<(ProjectId, RingId)>>,
-    custody: Mutex<BTreeSet<(NodeId, TopicId)>>,
+    custody: Mutex<BTreeSet<Custody>>,
     down: Mutex<bool>,
 }
 
@@ -39,21 +39,39 @@ impl NotedVault {
 }
 
 impl VaultWrites for NotedVault {
+    fn list(&self) -> BoxFuture<'static, Result<VaultHas, VaultFailure>> {
+        if *self.down.lock().expect(LOCK) {
+            return futures::future::ready(Err(VaultFailure::new("switched off"))).boxed();
+        }
+        let (rings, custody) = (self.rings.lock().expect(LOCK).clone(), self.custody.lock().expect(LOCK).clone());
+        futures::future::ready(Ok(VaultHas { rings, custody })).boxed()
+    }
+
     fn create_ring(&self, project: ProjectId, ring: RingId) -> BoxFuture<'static, Result<(), VaultFailure>> {
         self.answer(|| {
             self.rings.lock().expect(LOCK).insert((project, ring));
         })
     }
 
-    fn put_custody(&self, node: NodeId, _: ProjectId, topic: TopicId) -> BoxFuture<'static, Result<(), VaultFailure>> {
+    fn put_custody(
+        &self,
+        node: NodeId,
+        project: ProjectId,
+        topic: TopicId,
+    ) -> BoxFuture<'static, Result<(), VaultFailure>> {
         self.answer(|| {
-            self.custody.lock().expect(LOCK).insert((node, topic));
+            self.custody.lock().expect(LOCK).insert(Custody { node, project, topic });
         })
     }
 
-    fn drop_custody(&self, node: NodeId, _: ProjectId, topic: TopicId) -> BoxFuture<'static, Result<(), VaultFailure>> {
+    fn drop_custody(
+        &self,
+        node: NodeId,
+        project: ProjectId,
+        topic: TopicId,
+    ) -> BoxFuture<'static, Result<(), VaultFailure>> {
         self.answer(|| {
-            self.custody.lock().expect(LOCK).remove(&(node, topic));
+            self.custody.lock().expect(LOCK).remove(&Custody { node, project, topic });
         })
     }
 }
@@ -309,7 +327,7 @@ async fn the_vault_comes_first_and_what_it_lacks_is_put_right() {
     let ring = catalog.project(project).unwrap().ring;
     assert!(cluster.vault.rings.lock().unwrap().contains(&(project, ring)));
     let topic = create(catalog, project, "kept").await.unwrap();
-    let everybody: BTreeSet<_> = (1..=3).map(|id| (NodeId(id), topic.id)).collect();
+    let everybody: BTreeSet<_> = (1..=3).map(|id| Custody { node: NodeId(id), project, topic: topic.id }).collect();
     assert_eq!(*cluster.vault.custody.lock().unwrap(), everybody);
 
     *cluster.vault.down.lock().unwrap() = true;
@@ -322,9 +340,64 @@ async fn the_vault_comes_first_and_what_it_lacks_is_put_right() {
     *cluster.vault.down.lock().unwrap() = false;
     cluster.vault.rings.lock().unwrap().clear();
     cluster.vault.custody.lock().unwrap().clear();
-    catalog.reconcile().await.unwrap();
+    let done = catalog.reconcile().await.unwrap();
+    assert_eq!(done, Reconciled { rings: 1, granted: 3, dropped: 0 });
     assert_eq!(*cluster.vault.custody.lock().unwrap(), everybody);
     assert!(cluster.vault.rings.lock().unwrap().contains(&(project, ring)));
+    assert_eq!(catalog.reconcile().await.unwrap(), Reconciled::default(), "what is right is left alone");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_crash_left_between_vault_and_catalog_is_put_right_without_a_restart() {
+    let mut cluster = Cluster::start().await;
+    let project = cluster.project().await;
+    let topic = create(cluster.catalog(1), project, "kept").await.unwrap();
+    for id in 1..=3 {
+        let record = NodeRecord { id: NodeId(id), peer: String::new(), grpc: String::new(), http: String::new() };
+        cluster.catalog(1).put_node(record).await.unwrap();
+    }
+    let all: BTreeSet<_> = (1..=3).map(|id| Custody { node: NodeId(id), project, topic: topic.id }).collect();
+    // Whoever made this one died between the vault and the catalog, long ago; and this one is being made at this moment.
+    let left_over = Custody { node: NodeId(2), project, topic: TopicId::new(1_700_000_000_000, [1; 10]) };
+    let now = SystemClock.wall().as_millis();
+    let in_the_making = Custody { node: NodeId(2), project, topic: TopicId::new(now, [2; 10]) };
+    let break_it = |vault: &NotedVault| {
+        let mut custody = vault.custody.lock().expect(LOCK);
+        custody.remove(all.first().expect("three"));
+        custody.extend([left_over, in_the_making]);
+    };
+    let whole: BTreeSet<_> = all.iter().copied().chain([in_the_making]).collect();
+    let healed = |vault: Arc<NotedVault>| {
+        let whole = whole.clone();
+        let looking = async move {
+            while *vault.custody.lock().expect(LOCK) != whole {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), looking)
+    };
+    let tasks = Tasks::new();
+    break_it(&cluster.vault);
+    // So rarely that only the beginning of a leadership counts.
+    for node in cluster.nodes.values() {
+        let catalog = node.catalog.clone();
+        tasks.spawn("reconciliation", |stop| catalog.keep_reconciled(Duration::from_hours(1), stop));
+    }
+    healed(Arc::clone(&cluster.vault)).await.expect("put right by the leader");
+
+    let leader = cluster.leader().await;
+    break_it(&cluster.vault);
+    cluster.crash(leader).await;
+    healed(Arc::clone(&cluster.vault)).await.expect("put right by the next leader");
+
+    // And by one that leads on.
+    let leader = cluster.leader().await;
+    let catalog = cluster.nodes[&leader].catalog.clone();
+    tasks.spawn("frequent", |stop| catalog.keep_reconciled(Duration::from_millis(20), stop));
+    healed(Arc::clone(&cluster.vault)).await.expect("still whole");
+    break_it(&cluster.vault);
+    healed(Arc::clone(&cluster.vault)).await.expect("put right in time");
+    assert!(tasks.shut_down(Duration::from_secs(5)).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

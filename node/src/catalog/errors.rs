@@ -29,7 +29,7 @@ pub enum WriteFailure {
 
 /// The vault did not do its part, so the catalog was not asked.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("the vault could not be written: {cause}")]
+#[error("the vault could not be asked: {cause}")]
 pub struct VaultFailure {
     /// What it said. No secret, no key.
     pub cause: String,
@@ -48,6 +48,17 @@ impl VaultFailure {
 pub struct RefreshError {
     /// The last thing that went wrong.
     pub cause: String,
+}
+
+/// Why the vault was not compared with the catalog, or not to the end.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ReconcileError {
+    /// The vault could not be read or written.
+    #[error(transparent)]
+    Vault(#[from] VaultFailure),
+    /// What this node knows of the catalog may be old.
+    #[error(transparent)]
+    Refresh(#[from] RefreshError),
 }
 
 /// Why a node was not added.

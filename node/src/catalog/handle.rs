@@ -31,7 +31,7 @@ const DEADLINE: Duration = Duration::from_secs(15);
 const BACK_OFF_MIN: Duration = Duration::from_millis(20);
 const BACK_OFF_MAX: Duration = Duration::from_millis(500);
 /// Vault calls in flight while custody is put right.
-const VAULT_CALLS_MAX: usize = 16;
+pub(super) const VAULT_CALLS_MAX: usize = 16;
 /// Applied entries between two snapshots, and how many stay in the log for followers that are a little behind.
 const COMPACT_EVERY: u64 = 4096;
 const COMPACT_KEEP: u64 = 1024;
@@ -60,7 +60,7 @@ pub struct CatalogParts {
 /// view shows it (unless this node's replica is stuck, which does not undo it).
 #[derive(Clone)]
 pub struct Catalog {
-    parts: Arc<CatalogParts>,
+    pub(super) parts: Arc<CatalogParts>,
 }
 
 impl fmt::Debug for Catalog {
@@ -208,7 +208,7 @@ impl Catalog {
         }
     }
 
-    fn now(&self) -> ensign_raft::env::UnixNanos {
+    pub(super) fn now(&self) -> ensign_raft::env::UnixNanos {
         self.parts.clock.wall()
     }
 
@@ -288,7 +288,7 @@ impl Catalog {
     /// Makes a topic under its project's key ring: custody for every node first, then the topic.
     ///
     /// # Errors
-    /// See [`CreateTopicError`]. Custody of a topic that was not made grants nothing.
+    /// See [`CreateTopicError`]. Custody of a topic that was not made is dropped by [`Catalog::reconcile`].
     pub async fn create_topic(
         &self,
         project: ProjectId,
@@ -354,7 +354,7 @@ impl Catalog {
         }
         if let Some(topic) = known {
             for node in self.custodians() {
-                // Custody of a topic that is gone grants nothing, so this is tidiness and may fail.
+                // What stays is dropped when the vault is compared with the catalog next.
                 if let Err(error) = self.parts.vault.drop_custody(node, topic.project, topic.id).await {
                     info!(topic = %topic.id, %node, %error, "custody of a destroyed topic stays in the vault");
                 }
@@ -412,7 +412,7 @@ impl Catalog {
     }
 
     /// Who shall have the keys of a topic: every node, and this one even if the catalog does not list it yet.
-    fn custodians(&self) -> Vec<NodeId> {
+    pub(super) fn custodians(&self) -> Vec<NodeId> {
         let mut nodes: Vec<NodeId> = self.nodes().iter().map(|node| node.id).collect();
         if !nodes.contains(&self.parts.me) {
             nodes.push(self.parts.me);
@@ -430,22 +430,6 @@ impl Catalog {
             .buffer_unordered(VAULT_CALLS_MAX)
             .try_collect::<()>()
             .await
-    }
-
-    /// Puts the vault right where it lacks what the catalog says it has: rings of projects, custody of topics.
-    ///
-    /// The vault is always written first, so this finds work only after the vault was restored from a backup or a node was
-    /// added by other means. Idempotent; call it on start. The catalog is the truth for what exists.
-    ///
-    /// # Errors
-    /// The vault could not be written; call it again.
-    pub async fn reconcile(&self) -> Result<(), VaultFailure> {
-        futures::stream::iter(self.projects(None))
-            .map(|project| self.parts.vault.create_ring(project.id, project.ring))
-            .buffer_unordered(VAULT_CALLS_MAX)
-            .try_collect::<()>()
-            .await?;
-        self.put_custody_of_all(&self.custodians()).await
     }
 
     /// Keeps the group's log short: a snapshot for every 4,096 applied entries, until `stop`. One task a node.

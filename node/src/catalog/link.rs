@@ -1,5 +1,7 @@
 //! What the catalog takes from its surroundings: its replica on this node, the way to the leader, and the vault.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use ensign_proto::{GroupId, LogIndex, NodeId, ProjectId, RingId, TopicId};
 use ensign_raft::{CompactError, Group, Leadership, ProposeError, ReadError};
@@ -89,8 +91,31 @@ impl Replica for Group<CatalogMachine> {
     }
 }
 
+/// A node's right to have the keys of a topic's partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Custody {
+    /// Whose.
+    pub node: NodeId,
+    /// The topic's project.
+    pub project: ProjectId,
+    /// The topic.
+    pub topic: TopicId,
+}
+
+/// What the vault has of what the catalog lists.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct VaultHas {
+    /// Key rings.
+    pub rings: BTreeSet<(ProjectId, RingId)>,
+    /// Custody, of every node.
+    pub custody: BTreeSet<Custody>,
+}
+
 /// The vault's part in making projects and topics. Every call is idempotent.
 pub trait VaultWrites: Send + Sync + 'static {
+    /// What is there, no older than the call.
+    fn list(&self) -> BoxFuture<'static, Result<VaultHas, VaultFailure>>;
+
     /// Makes a project's key ring, with a first version.
     fn create_ring(&self, project: ProjectId, ring: RingId) -> BoxFuture<'static, Result<(), VaultFailure>>;
 

@@ -14,19 +14,24 @@ use tokio::sync::watch;
 use super::command::Response;
 use super::errors::VaultFailure;
 use super::handle::{Catalog, CatalogParts};
-use super::link::{ProposeLink, ProposeLinkError, Replica, VaultWrites};
+use super::link::{ProposeLink, ProposeLinkError, Replica, VaultHas, VaultWrites};
 use super::machine::CatalogMachine;
 
 /// A catalog whose changes are applied as they are proposed.
 pub fn solo(clock: Arc<dyn Clock>, rng: Arc<dyn Rng>) -> Catalog {
+    solo_with(Arc::new(YesVault), clock, rng)
+}
+
+/// The same, in front of this vault.
+pub fn solo_with(vault: Arc<dyn VaultWrites>, clock: Arc<dyn Clock>, rng: Arc<dyn Rng>) -> Catalog {
     let (machine, view) = CatalogMachine::new();
     let replica = Solo {
         machine: Mutex::new((machine, LogIndex(0))),
         applied: watch::Sender::new(LogIndex(0)),
         leadership: watch::Sender::new(Leadership { term: Term(1), leader: Some(NodeId(1)), ready: true }),
     };
-    let (link, vault) = (Arc::new(NoLink), Arc::new(YesVault));
-    Catalog::new(CatalogParts { me: NodeId(1), replica: Arc::new(replica), view, link, vault, clock, rng })
+    let (replica, link) = (Arc::new(replica), Arc::new(NoLink));
+    Catalog::new(CatalogParts { me: NodeId(1), replica, view, link, vault, clock, rng })
 }
 
 struct Solo {
@@ -79,6 +84,10 @@ impl ProposeLink for NoLink {
 struct YesVault;
 
 impl VaultWrites for YesVault {
+    fn list(&self) -> BoxFuture<'static, Result<VaultHas, VaultFailure>> {
+        futures::future::ready(Ok(VaultHas::default())).boxed()
+    }
+
     fn create_ring(&self, _: ProjectId, _: RingId) -> BoxFuture<'static, Result<(), VaultFailure>> {
         futures::future::ready(Ok(())).boxed()
     }

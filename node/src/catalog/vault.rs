@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use tokio::time::{Instant, sleep};
 
 use super::errors::VaultFailure;
-use super::link::VaultWrites;
+use super::link::{Custody, VaultHas, VaultWrites};
 
 /// How long a call is repeated while the vault elects, starts or cannot be reached.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -42,6 +42,22 @@ impl VaultRings {
 }
 
 impl VaultWrites for VaultRings {
+    fn list(&self) -> BoxFuture<'static, Result<VaultHas, VaultFailure>> {
+        let this = self.clone();
+        async move {
+            let rings = this.client.list_rings(None).await.map_err(failure)?;
+            let custody = this.client.list_custody().await.map_err(failure)?;
+            Ok(VaultHas {
+                rings: rings.iter().map(|ring| (ring.project, ring.ring)).collect(),
+                custody: custody
+                    .into_iter()
+                    .map(|(node, at)| Custody { node, project: at.project, topic: at.topic })
+                    .collect(),
+            })
+        }
+        .boxed()
+    }
+
     fn create_ring(&self, project: ProjectId, ring: RingId) -> BoxFuture<'static, Result<(), VaultFailure>> {
         let this = self.clone();
         async move {
