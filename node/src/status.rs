@@ -164,6 +164,11 @@ pub(crate) fn key_failed(error: &KeysError) -> Status {
     }
 }
 
+/// Why a publish stream ends although nothing was published on it.
+pub(crate) fn cannot_publish(error: &KeysError) -> Status {
+    Status::failed_precondition(format!("the topic cannot be written: {error}"))
+}
+
 /// An event that is larger than the client can take.
 pub(crate) fn event_too_large(offset: u64, size: usize, limit: usize) -> Status {
     Status::resource_exhausted(format!(

@@ -304,17 +304,17 @@ impl PartitionHandle {
         Ok(self.keys.ensure(self.parts.context, row.wrapped).await?)
     }
 
-    /// Whether what was sealed under the key may be shown at this very moment.
+    /// Whether what was opened with the key may be shown at this very moment.
     pub(crate) fn usable(&self, dek: DekId) -> bool {
-        self.keys.usable(dek)
+        self.keys.begin_use(dek).is_ok()
     }
 
-    /// Why the key may not be used now, in the words of the keys.
-    pub(crate) async fn why_unusable(&self, batch: &StoredBatch) -> ReadError {
-        match self.open(batch).await {
-            Err(error) => error,
-            Ok(_) => KeysError::Unavailable("the lease was renewed meanwhile".to_owned()).into(),
-        }
+    /// Refuses a topic whose ring is revoked as a whole: none of its events will ever be readable again, nor of those to come.
+    ///
+    /// # Errors
+    /// [`KeysError::Unusable`].
+    pub(crate) fn refuse_revoked(&self) -> Result<(), KeysError> {
+        self.keys.refuse_revoked(self.parts.ring)
     }
 
     /// The offset of the first event that was committed at `ms` or later; the high watermark if there is none yet.

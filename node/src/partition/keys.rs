@@ -1,10 +1,11 @@
 //! The keys, as a partition uses them. The one implementation outside of tests is `keyvault`'s holder.
 
 use bytes::Bytes;
-use ensign_keyvault::{Holder, KeyError, PlainBatch, WrappedDek};
+use ensign_keyvault::{Holder, KeyError, PlainBatch, Use, WrappedDek};
 use ensign_proto::{BatchHeader, DekId, PartitionContext, RingId, SealedBytes};
 use futures::future::BoxFuture;
 use thiserror::Error;
+use tokio::sync::watch;
 
 /// Why a key could not be used; nothing was sealed or opened.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -35,8 +36,17 @@ pub struct NewDek {
     pub wrapped: Bytes,
 }
 
-/// Holds a key in use: a surrender of the key waits until it is dropped.
-pub type KeyUse = Box<dyn Send + Sync>;
+/// A use of a key in progress: a surrender of the key waits until it is dropped.
+pub trait InUse: Send + Sync {
+    /// Whether what the key opened may be handed on at this very moment, and why not.
+    fn check(&self) -> Result<(), KeysError>;
+
+    /// Resolves once a surrender has waited long enough: let go of what the key opened or sealed, and of this.
+    fn severed(&self) -> BoxFuture<'static, ()>;
+}
+
+/// A use of a key in progress, as the keys hand it out.
+pub type KeyUse = Box<dyn InUse>;
 
 /// Creates, fetches and uses data keys under the process's lease.
 pub trait Keys: Send + Sync + 'static {
@@ -70,14 +80,17 @@ pub trait Keys: Send + Sync + 'static {
         sealed: &Bytes,
     ) -> Result<Bytes, KeysError>;
 
-    /// Whether the key may be used at this very moment: asked again right before plaintext leaves.
-    fn usable(&self, dek: DekId) -> bool;
-
     /// Whether a new key should take over for sealing.
     fn should_roll_over(&self, dek: DekId) -> bool;
 
     /// Begins a use of the key.
     fn begin_use(&self, dek: DekId) -> Result<KeyUse, KeysError>;
+
+    /// Refuses a ring that is known to be revoked as a whole: nothing will ever be sealed or opened under it again.
+    fn refuse_revoked(&self, ring: RingId) -> Result<(), KeysError>;
+
+    /// Changes whenever keys die, so that whoever waits can look again.
+    fn deaths(&self) -> watch::Receiver<u64>;
 }
 
 impl From<KeyError> for KeysError {
@@ -138,15 +151,29 @@ impl Keys for Holder {
         Ok(Bytes::copy_from_slice(&self.open_name(context, dek, handle, sealed)?))
     }
 
-    fn usable(&self, dek: DekId) -> bool {
-        Holder::usable(self, dek)
-    }
-
     fn should_roll_over(&self, dek: DekId) -> bool {
         Holder::should_roll_over(self, dek)
     }
 
     fn begin_use(&self, dek: DekId) -> Result<KeyUse, KeysError> {
         Ok(Box::new(Holder::begin_use(self, dek)?))
+    }
+
+    fn refuse_revoked(&self, ring: RingId) -> Result<(), KeysError> {
+        Ok(Holder::refuse_revoked(self, ring)?)
+    }
+
+    fn deaths(&self) -> watch::Receiver<u64> {
+        Holder::deaths(self)
+    }
+}
+
+impl InUse for Use {
+    fn check(&self) -> Result<(), KeysError> {
+        Ok(Use::check(self)?)
+    }
+
+    fn severed(&self) -> BoxFuture<'static, ()> {
+        Box::pin(Use::severed(self).clone().cancelled_owned())
     }
 }

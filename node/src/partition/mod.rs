@@ -34,7 +34,7 @@ pub use appender::{Appender, Numbering, PublishError, Submission};
 pub use batcher::{Admission, BatchLimits, Batcher, BatcherParts, Slot};
 pub use block::{BodyShape, Envelope, MalformedBlock};
 pub use handle::{BarrierLink, Counters, LogPlace, PartitionHandle, ReadError};
-pub use keys::{KeyUse, Keys, KeysError, NewDek};
+pub use keys::{InUse, KeyUse, Keys, KeysError, NewDek};
 pub use machine::{Applied, DekRow, PartitionMachine, TypeCount};
 pub use producers::{Sequenced, Verdict};
 pub use registry::{Partitions, PartitionsParts};

@@ -2,7 +2,7 @@
 
 use bytes::BufMut;
 use ensign_keyvault::PlainBatch;
-use ensign_proto::{BatchHeader, DekId, Offset, TopicId};
+use ensign_proto::{BatchHeader, Offset, TopicId};
 
 use super::block::{BlockCursor, BlockMap, Envelope, StoredEvent};
 use super::keys::KeyUse;
@@ -14,14 +14,13 @@ pub(crate) struct OpenBatch {
     map: BlockMap,
     cursor: BlockCursor,
     envelope: Envelope,
-    dek: DekId,
     /// A surrender of the key waits until the batch is gone from memory.
-    _in_use: KeyUse,
+    in_use: KeyUse,
 }
 
 impl std::fmt::Debug for OpenBatch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("OpenBatch").field("envelope", &self.envelope).field("dek", &self.dek).finish_non_exhaustive()
+        f.debug_struct("OpenBatch").field("envelope", &self.envelope).finish_non_exhaustive()
     }
 }
 
@@ -63,12 +62,12 @@ impl OpenBatch {
         let header = BatchHeader::decode(&batch.sealed).map_err(|error| error.to_string())?.header;
         let map = BlockMap::read(plaintext.blocks(), header.count).map_err(|error| error.to_string())?;
         let envelope = Envelope { topic, term: header.term, base: header.base_offset, first_rlid: header.first_id };
-        Ok(Self { cursor: map.start(), plaintext, map, envelope, dek: header.dek, _in_use: in_use })
+        Ok(Self { cursor: map.start(), plaintext, map, envelope, in_use })
     }
 
-    /// The key that it was sealed under.
-    pub(crate) fn dek(&self) -> DekId {
-        self.dek
+    /// Wipes the batch; what was copied out of it is still a use of its key.
+    pub(crate) fn into_use(self) -> KeyUse {
+        self.in_use
     }
 
     /// The next event; none after the last.

@@ -125,6 +125,11 @@ impl Partitions {
         tokio::time::timeout(patience, found).await.ok().flatten()
     }
 
+    /// The keys of all partitions.
+    pub(crate) fn keys(&self) -> &dyn Keys {
+        &*self.inner.parts.keys
+    }
+
     /// The way to leaders on other nodes.
     pub(crate) fn forward(&self) -> Arc<dyn ForwardLink> {
         Arc::clone(&self.inner.parts.forward)

@@ -1,15 +1,17 @@
 //! For tests of this crate: keys without a vault.
 
 use std::collections::BTreeSet;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use ensign_keyvault::PlainBatch;
 use ensign_proto::{BatchHeader, COMMIT_BYTES, DekId, PartitionContext, RingId, SALT_BYTES, SealedBytes, TAG_BYTES};
 use futures::future::BoxFuture;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
-use super::keys::{KeyUse, Keys, KeysError, NewDek};
+use super::keys::{InUse, KeyUse, Keys, KeysError, NewDek};
 
 /// Keys without a vault: what they seal lies open, but bound to its place as a seal would bind it.
 #[derive(Default)]
@@ -23,14 +25,37 @@ pub(crate) struct OpenKeys {
     pub(crate) revoked: AtomicBool,
     /// The next seal asks for a new key.
     pub(crate) roll_over: AtomicBool,
+    /// Every use in progress is asked to end.
+    pub(crate) severed: CancellationToken,
+    deaths: watch::Sender<u64>,
+    uses: Arc<()>,
+}
+
+/// Counted for as long as it lasts.
+struct OpenUse(CancellationToken, #[expect(dead_code, reason = "its life is what counts")] Arc<()>);
+
+impl InUse for OpenUse {
+    fn check(&self) -> Result<(), KeysError> {
+        Ok(())
+    }
+
+    fn severed(&self) -> BoxFuture<'static, ()> {
+        Box::pin(self.0.clone().cancelled_owned())
+    }
 }
 
 impl OpenKeys {
+    /// How many uses are in progress.
+    pub(crate) fn uses(&self) -> usize {
+        Arc::strong_count(&self.uses) - 1
+    }
+
     /// Everything made so far is gone, and nothing new can be made.
     pub(crate) fn revoke_all(&self) {
         self.revoked.store(true, Ordering::SeqCst);
         let made = 0..self.created.load(Ordering::SeqCst);
         self.dead.lock().unwrap().extend(made.map(dek_of));
+        self.deaths.send_modify(|deaths| *deaths += 1);
     }
 
     fn check(&self, dek: DekId) -> Result<(), KeysError> {
@@ -105,15 +130,20 @@ impl Keys for OpenKeys {
         self.check(dek).map(|()| sealed.clone())
     }
 
-    fn usable(&self, dek: DekId) -> bool {
-        self.check(dek).is_ok()
-    }
-
     fn should_roll_over(&self, _: DekId) -> bool {
         self.roll_over.load(Ordering::SeqCst)
     }
 
     fn begin_use(&self, dek: DekId) -> Result<KeyUse, KeysError> {
-        self.check(dek).map(|()| Box::new(()) as KeyUse)
+        self.check(dek).map(|()| Box::new(OpenUse(self.severed.clone(), Arc::clone(&self.uses))) as KeyUse)
+    }
+
+    fn refuse_revoked(&self, _: RingId) -> Result<(), KeysError> {
+        let revoked = self.revoked.load(Ordering::SeqCst);
+        if revoked { Err(KeysError::Unusable("the ring was revoked".to_owned())) } else { Ok(()) }
+    }
+
+    fn deaths(&self) -> watch::Receiver<u64> {
+        self.deaths.subscribe()
     }
 }

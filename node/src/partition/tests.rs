@@ -494,3 +494,30 @@ async fn times_and_event_ids_lead_to_offsets() {
     assert_eq!(handle.offset_after(first).await.unwrap(), batches[0].base.plus(1));
     assert_eq!(handle.offset_after(first.plus(9)).await.unwrap(), batches[0].base.plus(10));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_is_asked_back_is_let_go_although_no_quorum_decides_what_it_sealed() {
+    let cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let publisher = cluster.publisher(leader);
+    publisher.publish(&names("before", 0..3)).await.unwrap();
+    cluster.net.isolate(leader);
+    let waiting = publisher.send(Numbering::Ours, &names("doubtful", 0..3)).await;
+    let until = |uses: usize| {
+        let keys = Arc::clone(&cluster.keys);
+        let reached = async move {
+            while keys.uses() != uses {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), reached)
+    };
+    until(1).await.expect("sealed, and in flight");
+    // As a surrender does it: dead for new uses first, then asked back from those in progress.
+    cluster.keys.revoke_all();
+    cluster.keys.severed.cancel();
+    until(0).await.expect("let go");
+    // It was proposed: neither acknowledged, nor said to be refused.
+    let outcome = tokio::time::timeout(Duration::from_mins(1), waiting).await.expect("an outcome").unwrap();
+    assert!(matches!(outcome, Err(PublishError::OutcomeUnknown { .. })), "{outcome:?}");
+}

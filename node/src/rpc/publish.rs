@@ -70,7 +70,8 @@ pub(super) fn serve(shared: Arc<Shared>, request: http::Request<Body>) -> http::
         let end = end.unwrap_or_else(|_| Err(Status::unavailable(text::STOPPING)));
         end.err().map(Err)
     });
-    wire::reply(ReceiverStream::new(replies).chain(end).boxed())
+    let replies = ReceiverStream::new(replies).chain(end);
+    wire::reply(replies.map(|frame| frame.map(wire::Frame::from)).boxed())
 }
 
 async fn publish(shared: Arc<Shared>, call: Call, mut body: Body, frames: Frames) -> Result<(), Status> {
@@ -198,12 +199,17 @@ impl Intake {
         let mut messages = messages.fuse();
         let mut ended = std::pin::pin!(ends.clone().ended());
         let mut revoked = std::pin::pin!(ends.revoked());
+        let mut deaths = self.shared.parts.partitions.keys().deaths();
         let end = loop {
             let gulp = tokio::select! {
                 biased;
                 // The replying side has ended the stream.
                 _ = &mut halted => return,
                 status = &mut ended => break Err(status),
+                _ = deaths.changed() => match self.refuse_revoked() {
+                    Ok(()) => continue,
+                    Err(status) => break Err(status),
+                },
                 gulp = gulp(&mut messages) => gulp,
             };
             if gulp.is_empty() {
@@ -221,6 +227,18 @@ impl Intake {
             }
         };
         let _ = self.runs.send(Run::End(end)).await;
+    }
+
+    /// Ends the stream when the ring of a topic that it publishes to, or of every topic that it could, is revoked as a whole.
+    fn refuse_revoked(&self) -> Result<(), Status> {
+        let keys = self.shared.parts.partitions.keys();
+        let refusal = |ring| keys.refuse_revoked(ring).err();
+        let used = self.topics.values().find_map(|destination| refusal(destination.handle.ring()));
+        let error = used.or_else(|| {
+            let scope = self.scope.topics(&self.shared);
+            scope.iter().map(|topic| refusal(topic.ring)).collect::<Option<Vec<_>>>()?.pop()
+        });
+        error.map_or(Ok(()), |error| Err(status::cannot_publish(&error)))
     }
 
     /// Takes what has arrived; an error is how the stream ends.

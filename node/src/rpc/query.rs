@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use ensign_proto::pb::ensign::v1beta1 as api;
 use ensign_proto::{ByteCount, Offset, Permission, TopicName};
 use futures::StreamExt as _;
@@ -14,7 +14,7 @@ use super::auth::{self, Need};
 use super::opening::{self, Unopened};
 use super::scope;
 use super::subscribe::message_limit;
-use super::wire::{self, Call};
+use super::wire::{self, Call, Frame};
 use super::{OPENING_MAX, Shared, auth::Caller};
 use crate::catalog::{Topic, TopicState};
 use crate::ensql::{self, Query};
@@ -102,7 +102,7 @@ struct Scan {
     ended: std::pin::Pin<Box<dyn Future<Output = Status> + Send>>,
 }
 
-async fn step(scan: Option<Scan>) -> Option<(Result<Bytes, Status>, Option<Scan>)> {
+async fn step(scan: Option<Scan>) -> Option<(Result<Frame, Status>, Option<Scan>)> {
     let mut scan = scan?;
     let frame = tokio::select! {
         biased;
@@ -112,7 +112,7 @@ async fn step(scan: Option<Scan>) -> Option<(Result<Bytes, Status>, Option<Scan>
         }
     };
     match frame? {
-        Ok(bytes) => Some((Ok(bytes), Some(scan))),
+        Ok(frame) => Some((Ok(frame), Some(scan))),
         Err(status) => Some((Err(status), None)),
     }
 }
@@ -126,7 +126,7 @@ async fn next_frame(
     place: &mut Option<LogPlace>,
     ahead: &mut std::collections::VecDeque<StoredBatch>,
     limit: usize,
-) -> Result<Option<Bytes>, Status> {
+) -> Result<Option<Frame>, Status> {
     while *left > 0 && *next < end {
         if ahead.is_empty() {
             let read = handle.read(*next, ByteCount(1 << 20), place).await;
@@ -152,11 +152,6 @@ async fn next_frame(
             event.write_wrapper(&mut out);
             *left -= 1;
         }
-        // The last moment before the bytes are the transport's.
-        if !handle.usable(open.dek()) {
-            drop(open);
-            return Err(status::read_failed(&handle.why_unusable(&batch).await));
-        }
         *next = batch.end();
         if let Some((offset, length)) = blocked {
             if out.is_empty() {
@@ -166,7 +161,7 @@ async fn next_frame(
             ahead.push_front(batch);
         }
         if !out.is_empty() {
-            return Ok(Some(out.freeze()));
+            return Ok(Some(Frame::opened(out.freeze(), open.into_use())));
         }
     }
     Ok(None)

@@ -22,7 +22,7 @@ use tonic::{Status, Streaming};
 use super::auth::{self, Caller, Need};
 use super::opening::{self, Unopened};
 use super::scope::{self, Scope};
-use super::wire::{self, Call};
+use super::wire::{self, Call, Frame};
 use super::{OPENING_MAX, REPLY_MAX, Shared};
 use crate::catalog::Topic;
 use crate::partition::metrics::Online;
@@ -43,7 +43,7 @@ pub(super) fn serve(shared: Arc<Shared>, request: http::Request<Body>) -> http::
     let frames = futures::stream::once(async move {
         match open(shared, call, body).await {
             Ok(Some((ready, stream))) => {
-                let first = futures::stream::iter([Ok(ready)]);
+                let first = futures::stream::iter([Ok(ready.into())]);
                 first.chain(futures::stream::unfold(Some(stream), step)).left_stream()
             }
             Ok(None) => futures::stream::iter(Vec::new()).right_stream(),
@@ -97,6 +97,9 @@ async fn open(shared: Arc<Shared>, call: Call, mut body: Body) -> Result<Option<
     let ready = api::SubscribeReply { embed: Some(api::subscribe_reply::Embed::Ready(ready)) };
     let ended = Box::pin(auth::ended(Arc::clone(&shared), caller.clone()));
     let catalog = shared.parts.catalog.view().changes();
+    let mut deaths = shared.parts.partitions.keys().deaths();
+    // What died before counts, too.
+    deaths.mark_changed();
     let subscriber = Subscriber {
         limit: message_limit(&call, subscription.message_bytes_max),
         shared,
@@ -107,6 +110,7 @@ async fn open(shared: Arc<Shared>, call: Call, mut body: Body) -> Result<Option<
         messages,
         ended,
         catalog,
+        deaths,
         outdated: false,
         totals: api::CloseStream::default(),
         closing: false,
@@ -168,6 +172,8 @@ struct Subscriber {
     messages: Streaming<api::SubscribeRequest>,
     ended: Pin<Box<dyn Future<Output = Status> + Send>>,
     catalog: watch::Receiver<LogIndex>,
+    /// Changes whenever keys die.
+    deaths: watch::Receiver<u64>,
     /// The catalog has changed since the topics were looked at.
     outdated: bool,
     totals: api::CloseStream,
@@ -175,7 +181,7 @@ struct Subscriber {
     _online: Online,
 }
 
-type Step = Option<(Result<Bytes, Status>, Option<Subscriber>)>;
+type Step = Option<(Result<Frame, Status>, Option<Subscriber>)>;
 
 async fn step(stream: Option<Subscriber>) -> Step {
     let mut stream = stream?;
@@ -191,11 +197,12 @@ enum Woken {
     Events,
     Request(Box<Result<Option<api::SubscribeRequest>, Status>>),
     Catalog,
+    Keys,
     Ended(Status),
 }
 
 impl Subscriber {
-    async fn next_frame(&mut self) -> Result<Bytes, Status> {
+    async fn next_frame(&mut self) -> Result<Frame, Status> {
         loop {
             if let Some(status) = (&mut self.ended).now_or_never() {
                 return Err(status);
@@ -203,20 +210,22 @@ impl Subscriber {
             // Acknowledgements are taken whenever they come, or their sender would block.
             while let Some(request) = self.messages.message().now_or_never() {
                 if let Some(close) = self.take_request(request)? {
-                    return Ok(close);
+                    return Ok(close.into());
                 }
             }
             self.follow_catalog().await?;
+            self.follow_keys()?;
             if let Some(frame) = self.deliver().await? {
                 return Ok(frame);
             }
             match self.wait().await {
                 Woken::Events => {}
                 Woken::Catalog => self.outdated = true,
+                Woken::Keys => self.deaths.mark_changed(),
                 Woken::Ended(status) => return Err(status),
                 Woken::Request(request) => {
                     if let Some(close) = self.take_request(*request)? {
-                        return Ok(close);
+                        return Ok(close.into());
                     }
                 }
             }
@@ -266,8 +275,19 @@ impl Subscriber {
         Ok(())
     }
 
+    /// Who waits for the next event of a ring that was revoked as a whole is told that there will be none. A version that is
+    /// revoked takes its own events only: who waits at the tail waits on.
+    fn follow_keys(&mut self) -> Result<(), Status> {
+        if !self.deaths.has_changed().unwrap_or(false) {
+            return Ok(());
+        }
+        self.deaths.mark_unchanged();
+        let mut refused = self.feeds.iter().filter_map(|feed| feed.handle.refuse_revoked().err());
+        refused.next().map_or(Ok(()), |error| Err(status::key_failed(&error)))
+    }
+
     /// One batch of the next topic that has any, as frames; nothing when all are at their tails.
-    async fn deliver(&mut self) -> Result<Option<Bytes>, Status> {
+    async fn deliver(&mut self) -> Result<Option<Frame>, Status> {
         let ahead = ByteCount((READ_AHEAD / self.feeds.len().max(1) as u64).min(READ_AHEAD_TOPIC));
         for _ in 0..self.feeds.len() {
             self.next = (self.next + 1) % self.feeds.len();
@@ -281,11 +301,10 @@ impl Subscriber {
                 feed.ahead = read.map_err(|error| status::read_failed(&error))?.into();
             }
             let Some(batch) = feed.ahead.pop_front() else { continue };
-            let frame = feed.encode(&batch, self.limit).await?;
-            self.totals.events += frame.events;
-            if !frame.bytes.is_empty() {
+            if let Some((frame, events)) = feed.encode(&batch, self.limit).await? {
+                self.totals.events += events;
                 feed.delivered = true;
-                return Ok(Some(frame.bytes));
+                return Ok(Some(frame));
             }
         }
         Ok(None)
@@ -298,19 +317,15 @@ impl Subscriber {
             _ = watermarks.next() => Woken::Events,
             request = self.messages.message() => Woken::Request(Box::new(request)),
             _ = self.catalog.changed() => Woken::Catalog,
+            _ = self.deaths.changed() => Woken::Keys,
             status = &mut self.ended => Woken::Ended(status),
         }
     }
 }
 
-struct Encoded {
-    bytes: Bytes,
-    events: u64,
-}
-
 impl Feed {
-    /// Opens a batch and encodes what of it is next, then asks once more whether it may be shown.
-    async fn encode(&mut self, batch: &StoredBatch, limit: usize) -> Result<Encoded, Status> {
+    /// Opens a batch and encodes what of it is next, with the number of its events; nothing if none of them is delivered.
+    async fn encode(&mut self, batch: &StoredBatch, limit: usize) -> Result<Option<(Frame, u64)>, Status> {
         let mut open = self.handle.open(batch).await.map_err(|error| status::read_failed(&error))?;
         let mut out = BytesMut::with_capacity(batch.sealed.len() + batch.count as usize * 96);
         let mut events = 0;
@@ -332,12 +347,6 @@ impl Feed {
             event.write_wrapper(&mut out);
             events += 1;
         }
-        // The last moment before the bytes are the transport's: a lease that ran out meanwhile shows nothing. From here to the
-        // transport nothing waits.
-        if !self.handle.usable(open.dek()) {
-            drop(open);
-            return Err(status::read_failed(&self.handle.why_unusable(batch).await));
-        }
         match blocked {
             // What precedes it is delivered first; the next round comes here again.
             Some((offset, _)) if events > 0 => self.next = offset,
@@ -347,6 +356,6 @@ impl Feed {
         if self.next < batch.end() {
             self.ahead.push_front(batch.clone());
         }
-        Ok(Encoded { bytes: out.freeze(), events })
+        Ok((events > 0).then(|| (Frame::opened(out.freeze(), open.into_use()), events)))
     }
 }

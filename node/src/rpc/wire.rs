@@ -7,7 +7,6 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use futures::Stream;
 use futures::stream::BoxStream;
 use http::{HeaderMap, HeaderValue};
-use hyper::body::Frame;
 use prost::Message;
 use tonic::body::Body;
 use tonic::codec::BufferSettings;
@@ -17,6 +16,8 @@ use tonic::{Status, Streaming};
 use tonic_prost::ProstCodec;
 
 use super::opening;
+use crate::partition::KeyUse;
+use crate::status;
 
 /// What a call says about itself, beside its messages.
 #[derive(Debug, Clone)]
@@ -40,8 +41,40 @@ pub(super) fn messages<T: Message + Default + 'static>(body: Body, largest: usiz
     Streaming::new_request(decoder, opening::limited(body), None, Some(largest))
 }
 
-/// Frames, each one or more whole gRPC messages; an error ends the call with its status.
-pub(super) type Frames = BoxStream<'static, Result<Bytes, Status>>;
+/// One or more whole gRPC messages on their way to the transport.
+pub(super) struct Frame {
+    bytes: Bytes,
+    /// Of events: their key, which stays in use until they are handed over.
+    in_use: Option<KeyUse>,
+}
+
+impl Frame {
+    /// Events that were opened under the key in use.
+    ///
+    /// Nothing may wait between this and the transport, or a slow client would keep a revoke waiting: read, open and encode only
+    /// when the transport asks for more.
+    pub(super) fn opened(bytes: Bytes, in_use: KeyUse) -> Self {
+        Self { bytes, in_use: Some(in_use) }
+    }
+
+    /// The last moment before the bytes are the transport's: under a key that died, or a lease that ended, they are not.
+    fn hand_over(self) -> Result<Bytes, Status> {
+        match self.in_use.as_ref().map_or(Ok(()), |in_use| in_use.check()) {
+            Ok(()) => Ok(self.bytes),
+            Err(error) => Err(status::key_failed(&error)),
+        }
+    }
+}
+
+/// Messages without events in them.
+impl From<Bytes> for Frame {
+    fn from(bytes: Bytes) -> Self {
+        Self { bytes, in_use: None }
+    }
+}
+
+/// What a call is answered with; an error ends it with its status.
+pub(super) type Frames = BoxStream<'static, Result<Frame, Status>>;
 
 /// A reply that streams `frames`.
 pub(super) fn reply(frames: Frames) -> http::Response<Body> {
@@ -58,10 +91,14 @@ impl hyper::body::Body for FrameBody {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<hyper::body::Frame<Bytes>, Status>>> {
         let Some(frames) = self.frames.as_mut() else { return Poll::Ready(None) };
-        let status = match std::task::ready!(Pin::new(frames).poll_next(cx)) {
-            Some(Ok(bytes)) => return Poll::Ready(Some(Ok(Frame::data(bytes)))),
+        let next = std::task::ready!(Pin::new(frames).poll_next(cx));
+        let status = match next.map(|frame| frame.and_then(Frame::hand_over)) {
+            Some(Ok(bytes)) => return Poll::Ready(Some(Ok(hyper::body::Frame::data(bytes)))),
             Some(Err(status)) => status,
             None => Status::ok(""),
         };
@@ -71,7 +108,7 @@ impl hyper::body::Body for FrameBody {
         if status.add_header(&mut trailers).is_err() {
             trailers.insert("grpc-status", HeaderValue::from_static("13"));
         }
-        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+        Poll::Ready(Some(Ok(hyper::body::Frame::trailers(trailers))))
     }
 }
 

@@ -37,7 +37,14 @@ enum Cargo {
     Introduction,
 }
 
-type Resolved = (u64, Cargo, Result<Applied, ProposeError>);
+type Resolved = (u64, Cargo, Result<Applied, Unresolved>);
+
+/// Why a proposal has no answer of its own.
+enum Unresolved {
+    Failed(ProposeError),
+    /// The key was asked back before the proposal was decided. It may be committed yet, and must not be acknowledged.
+    Severed,
+}
 
 /// One stretch of leadership, from an applied head to the first thing that goes wrong.
 pub(super) struct Stretch<'a> {
@@ -272,8 +279,13 @@ impl<'a> Stretch<'a> {
         metrics::observe_batch(events, draft.bytes);
         let (serial, jobs) = (self.serial, std::mem::take(&mut self.pending));
         self.in_flight.push_back(Box::pin(async move {
-            let outcome = pending.await.map(|committed| committed.response);
-            // The use lasts until the proposal is resolved: no event is acked under a key that was reported dead before.
+            // The use lasts until the proposal is resolved: no event is acked under a key that was reported dead before. A
+            // revoke is not kept waiting by a quorum that is away.
+            let outcome = tokio::select! {
+                biased;
+                outcome = pending => outcome.map(|committed| committed.response).map_err(Unresolved::Failed),
+                () = in_use.severed() => Err(Unresolved::Severed),
+            };
             drop(in_use);
             (serial, Cargo::Batch(jobs), outcome)
         }));
@@ -313,7 +325,8 @@ impl<'a> Stretch<'a> {
             self.head.types = handle;
             self.kinds.insert(kind, handle);
             self.in_flight.push_back(Box::pin(async move {
-                (0, Cargo::Introduction, pending.await.map(|committed| committed.response))
+                let outcome = pending.await.map(|committed| committed.response);
+                (0, Cargo::Introduction, outcome.map_err(Unresolved::Failed))
             }));
         }
         Ok(())
@@ -347,11 +360,18 @@ impl<'a> Stretch<'a> {
                 self.again.extend(jobs.into_iter().map(in_doubt));
                 self.failure = Some(ProposeError::Stopped);
             }
-            Err(error @ ProposeError::OutcomeUnknown) => {
+            Err(Unresolved::Severed) => {
+                // Whoever asks again is answered from what is applied by then.
+                for job in jobs {
+                    job.refuse(AppendError::OutcomeUnknown);
+                }
+                self.failure = Some(ProposeError::OutcomeUnknown);
+            }
+            Err(Unresolved::Failed(error @ ProposeError::OutcomeUnknown)) => {
                 self.again.extend(jobs.into_iter().map(in_doubt));
                 self.failure = Some(error);
             }
-            Err(error) => {
+            Err(Unresolved::Failed(error)) => {
                 self.again.extend(jobs);
                 // An unknown outcome outweighs a refusal: chunks of both kinds go back together.
                 self.failure.get_or_insert(error);

@@ -2,6 +2,7 @@
 
 mod limits;
 mod publish;
+mod revoke;
 mod subscribe;
 mod tokens;
 mod topics;
@@ -12,6 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use ensign_keyvault::testing::{ManualClock, TestVault};
+use ensign_keyvault::{Entropy, VaultClient};
 use ensign_proto::pb::ensign::v1beta1 as api;
 use ensign_proto::pb::ensign::v1beta1::ensign_client::EnsignClient;
 use ensign_proto::{ByteCount, ClusterId, LogIndex, NodeId, PermissionSet, ProjectId, TopicId};
@@ -28,11 +31,14 @@ use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
 
 use super::{Ensign, RpcParts, Shared};
-use crate::catalog::{Catalog, testing};
+use crate::catalog::{Catalog, VaultRings, testing};
 use crate::health::Phase;
 use crate::identity::{HashParams, Identity, IdentityConfig, MemorySecrets, NewApiKey};
 use crate::partition::testing::OpenKeys;
-use crate::partition::{BarrierLink, BatchLimits, ForwardLink, Partitions, PartitionsParts, Route};
+use crate::partition::{BarrierLink, BatchLimits, ForwardLink, Keys, Partitions, PartitionsParts, Route};
+
+const CLUSTER: ClusterId = ClusterId::from_bytes([9; 16]);
+const ME: NodeId = NodeId(1);
 
 struct Alone;
 
@@ -76,6 +82,7 @@ struct Server {
     secrets: Arc<MemorySecrets>,
     token_clock: Arc<TokenClock>,
     keys: Arc<OpenKeys>,
+    address: std::net::SocketAddr,
     phase: watch::Sender<Phase>,
     project: ProjectId,
     token: String,
@@ -92,19 +99,32 @@ fn token_config(cluster: ClusterId) -> IdentityConfig {
 
 impl Server {
     async fn start() -> Self {
-        let (clock, rng, tasks) = (Arc::new(SystemClock), Arc::new(OsRng), Tasks::new());
-        let catalog = testing::solo(clock.clone(), rng.clone());
-        let cluster = ClusterId::from_bytes([9; 16]);
+        let (keys, tasks) = (Arc::<OpenKeys>::default(), Tasks::new());
+        let catalog = testing::solo(Arc::new(SystemClock), Arc::new(OsRng));
+        Self::start_on(catalog, keys.clone(), keys, tasks).await
+    }
+
+    /// With the keys of a real vault, which clients of this node can be made of.
+    async fn start_sealed() -> (Self, Arc<TestVault>) {
+        let (vault, tasks) = (TestVault::new(CLUSTER), Tasks::new());
+        let client = VaultClient::new(vault.link(ME), CLUSTER, ME, &Entropy::kernel());
+        let rings = Arc::new(VaultRings::new(client, CLUSTER, ME));
+        let catalog = testing::solo_with(rings, Arc::new(SystemClock), Arc::new(OsRng));
+        // Its leases end when the test says so.
+        let holder = Arc::new(vault.holder(ME, ManualClock::new(), &tasks));
+        (Self::start_on(catalog, Arc::default(), holder, tasks).await, vault)
+    }
+
+    async fn start_on(catalog: Catalog, open: Arc<OpenKeys>, keys: Arc<dyn Keys>, tasks: Tasks) -> Self {
+        let (clock, rng, cluster, me) = (Arc::new(SystemClock), Arc::new(OsRng), CLUSTER, ME);
         let config = token_config(cluster);
         let secrets = Arc::new(MemorySecrets::default());
         let token_clock = Arc::<TokenClock>::default();
         let identity = Identity::new(config, catalog.clone(), secrets.clone(), token_clock.clone(), rng.clone());
         identity.ensure_signing_key().await.unwrap();
         let net = MemoryNet::new();
-        let me = NodeId(1);
         let runtime = Runtime::new(quick(me), net.transport(me), clock.clone(), rng.clone(), tasks.clone());
         net.attach(&runtime);
-        let keys = Arc::<OpenKeys>::default();
         let partitions = Partitions::start(PartitionsParts {
             me,
             cluster,
@@ -112,7 +132,7 @@ impl Server {
             runtime,
             log: Arc::new(MemoryLog::new()),
             catalog: catalog.clone(),
-            keys: keys.clone(),
+            keys,
             forward: Arc::new(Alone),
             barrier: Arc::new(Alone),
             clock: clock.clone(),
@@ -147,8 +167,21 @@ impl Server {
         let org = identity.ensure_organization("Example").await.unwrap();
         let project = identity.ensure_project(org.id, "first").await.unwrap().id;
         let token = String::new();
-        let mut server =
-            Self { channel, catalog, identity, secrets, token_clock, keys, phase, project, token, tasks, shared };
+        let keys = open;
+        let mut server = Self {
+            channel,
+            catalog,
+            identity,
+            secrets,
+            token_clock,
+            keys,
+            address,
+            phase,
+            project,
+            token,
+            tasks,
+            shared,
+        };
         server.token = server.token(project, PermissionSet::api_key()).await.0;
         server
     }
@@ -166,6 +199,11 @@ impl Server {
 
     fn client(&self) -> Client {
         EnsignClient::new(self.channel.clone()).max_decoding_message_size(64 << 20)
+    }
+
+    /// A client with a connection of its own.
+    fn other_client(&self) -> Client {
+        EnsignClient::new(Channel::from_shared(format!("http://{}", self.address)).unwrap().connect_lazy())
     }
 
     fn request<T>(&self, message: T) -> Request<T> {

@@ -145,12 +145,13 @@ async fn a_subscriber_is_refused_with_the_documented_status() {
     assert_eq!(shown(&status), "FailedPrecondition: must send subscription to initialize stream");
     server.publish(topic, &["sealed"]).await;
     let mut live = server.subscribe(api::Subscription::default()).await;
+    server.phase.send_replace(Phase::Stopping);
+    assert_eq!(shown(&live.end().await), "Unavailable: the node is shutting down");
+    server.phase.send_replace(Phase::Serving);
     server.keys.revoke_all();
     let status = server.raw_subscriber(from(api::subscription::Start::Earliest(true))).await.end().await;
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert!(status.message().contains("revoked"), "{status:?}");
-    server.phase.send_replace(Phase::Stopping);
-    assert_eq!(shown(&live.end().await), "Unavailable: the node is shutting down");
 }
 
 #[tokio::test]

@@ -1,0 +1,116 @@
+//! Streams while keys are rotated and revoked, with the keys of a real vault.
+
+use ensign_proto::{KeyVersion, RingId};
+use tonic::Code;
+
+use super::*;
+
+impl Server {
+    fn ring(&self) -> RingId {
+        self.catalog.view().project(self.project).unwrap().ring
+    }
+}
+
+fn earliest() -> api::Subscription {
+    api::Subscription { start: Some(api::subscription::Start::Earliest(true)), ..Default::default() }
+}
+
+/// The revocation, which has to come to its end by itself.
+async fn revoke(vault: &TestVault, ring: RingId, version: Option<KeyVersion>) {
+    let revoked = vault.revoke(ring, version);
+    tokio::time::timeout(Duration::from_secs(20), revoked).await.expect("every use of the key ends");
+}
+
+#[tokio::test]
+async fn idle_streams_are_told_when_their_ring_is_revoked() {
+    let (server, vault) = Server::start_sealed().await;
+    let topic = server.create("listens").await;
+    server.publish(topic, &["old"]).await;
+    let mut at_tail = server.subscribe(api::Subscription::default()).await;
+    let mut has_read = server.subscribe(earliest()).await;
+    assert_eq!(has_read.data(1).await, ["old"]);
+    let mut published = server.publisher().await;
+    published.event(topic, b"new").await;
+    published.ack().await;
+    assert_eq!((at_tail.data(1).await, has_read.data(1).await), (vec!["new".to_owned()], vec!["new".to_owned()]));
+    let mut silent = server.publisher().await;
+
+    let ring = server.ring();
+    revoke(&vault, ring, None).await;
+    let unreadable = format!("FailedPrecondition: these events cannot be read any more: key ring {ring} was revoked");
+    assert_eq!(shown(&at_tail.end().await), unreadable);
+    assert_eq!(shown(&has_read.end().await), unreadable);
+    let unwritable = format!("FailedPrecondition: the topic cannot be written: key ring {ring} was revoked");
+    assert_eq!(shown(&published.end().await), unwritable);
+    assert_eq!(shown(&silent.end().await), unwritable);
+    // Those that come later learn it at once, although they wait for events that are yet to come.
+    assert_eq!(shown(&server.subscribe(api::Subscription::default()).await.end().await), unreadable);
+    let mut late = server.publisher().await;
+    late.event(topic, b"too late").await;
+    let status = late.end().await;
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert!(status.message().contains("revoked"), "{status:?}");
+}
+
+#[tokio::test]
+async fn revoking_a_version_ends_only_those_who_read_what_it_sealed() {
+    let (server, vault) = Server::start_sealed().await;
+    let topic = server.create("listens").await;
+    let mut at_tail = server.subscribe(api::Subscription::default()).await;
+    server.publish(topic, &["first era"]).await;
+    assert_eq!(at_tail.data(1).await, ["first era"]);
+    let ring = server.ring();
+    vault.rotate(ring);
+    let mut publisher = server.publisher().await;
+    revoke(&vault, ring, Some(KeyVersion(1))).await;
+    publisher.event(topic, b"second era").await;
+    publisher.ack().await;
+    assert_eq!(at_tail.data(1).await, ["second era"]);
+    let status = server.subscribe(earliest()).await.end().await;
+    let expected = format!("these events cannot be read any more: version 1 of key ring {ring} was revoked");
+    assert_eq!((status.code(), status.message()), (Code::FailedPrecondition, expected.as_str()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_does_not_read_keeps_no_revoke_waiting_and_gets_no_more_than_was_on_its_way() {
+    let (server, vault) = Server::start_sealed().await;
+    let topic = server.create("listens").await;
+    let body = "x".repeat(16 << 10);
+    let count = 2_000;
+    let texts: Vec<String> = (0..count).map(|n| format!("{n:08}{body}")).collect();
+    for part in texts.chunks(50) {
+        server.publish(topic, &part.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    }
+    // Both have more to send than all buffers on the way hold, and stand still, each on a connection of its own.
+    let mut subscriber = server.subscribe(earliest()).await;
+    assert_eq!(&subscriber.data(1).await[0][..8], "00000000");
+    let query = api::Query { query: "SELECT * FROM listens".to_owned(), ..Default::default() };
+    let mut rows = server.other_client().en_sql(server.request(query)).await.unwrap().into_inner();
+    assert_eq!(&data(&rows.message().await.unwrap().unwrap())[..8], "00000000");
+
+    revoke(&vault, server.ring(), None).await;
+
+    let mut seen = 1;
+    let status = loop {
+        match subscriber.next().await.expect("a status, not an end") {
+            Ok(api::subscribe_reply::Embed::Event(event)) => {
+                assert_eq!(data(&event)[..8], format!("{seen:08}"));
+                seen += 1;
+            }
+            Ok(other) => panic!("not an event: {other:?}"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert!(status.message().contains("was revoked") && seen < count, "{seen} events, then {status:?}");
+    let mut seen = 1;
+    let status = loop {
+        match rows.message().await {
+            Ok(row) => assert_eq!(data(&row.expect("a status, not an end"))[..8], format!("{seen:08}")),
+            Err(status) => break status,
+        }
+        seen += 1;
+    };
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert!(status.message().contains("was revoked") && seen < count, "{seen} rows, then {status:?}");
+}
