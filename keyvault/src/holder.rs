@@ -233,10 +233,12 @@ impl Holder {
         if held.ctx != *ctx || held.wrapped.alg != sealed.header().algorithm {
             return Err(KeyError::Damaged);
         }
-        match open_batch(&held.slot, ctx, &sealed) {
+        let opened = open_batch(&held.slot, ctx, &sealed);
+        // It may have died meanwhile, which is the reason to give, whatever came of it.
+        using.check()?;
+        match opened {
             None => Err(KeyError::NoLease),
             Some(Err(_)) => Err(KeyError::Damaged),
-            Some(Ok(_)) if !using.is_live() => Err(KeyError::NoLease),
             Some(Ok(plain)) => Ok(plain.guard(using)),
         }
     }

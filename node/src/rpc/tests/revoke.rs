@@ -85,10 +85,12 @@ async fn a_reader_that_does_not_read_keeps_no_revoke_waiting_and_gets_no_more_th
     let mut subscriber = server.subscribe(earliest()).await;
     assert_eq!(&subscriber.data(1).await[0][..8], "00000000");
     let query = api::Query { query: "SELECT * FROM listens".to_owned(), ..Default::default() };
-    let mut rows = server.other_client().en_sql(server.request(query)).await.unwrap().into_inner();
+    let mut other = server.other_client();
+    let mut rows = other.en_sql(server.request(query)).await.unwrap().into_inner();
     assert_eq!(&data(&rows.message().await.unwrap().unwrap())[..8], "00000000");
 
-    revoke(&vault, server.ring(), None).await;
+    let ring = server.ring();
+    revoke(&vault, ring, None).await;
 
     let mut seen = 1;
     let status = loop {
@@ -101,8 +103,9 @@ async fn a_reader_that_does_not_read_keeps_no_revoke_waiting_and_gets_no_more_th
             Err(status) => break status,
         }
     };
-    assert_eq!(status.code(), Code::FailedPrecondition);
-    assert!(status.message().contains("was revoked") && seen < count, "{seen} events, then {status:?}");
+    let expected = format!("FailedPrecondition: these events cannot be read any more: key ring {ring} was revoked");
+    assert_eq!(shown(&status), expected);
+    assert!(seen < count, "all {seen} events");
     let mut seen = 1;
     let status = loop {
         match rows.message().await {
@@ -111,6 +114,6 @@ async fn a_reader_that_does_not_read_keeps_no_revoke_waiting_and_gets_no_more_th
         }
         seen += 1;
     };
-    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert_eq!(shown(&status).split(": ").next(), Some("FailedPrecondition"), "{status:?}");
     assert!(status.message().contains("was revoked") && seen < count, "{seen} rows, then {status:?}");
 }
