@@ -60,6 +60,7 @@ struct Job {
     alone: bool,
     reply: oneshot::Sender<Outcome>,
     _room: OwnedSemaphorePermit,
+    _shared: Option<OwnedSemaphorePermit>,
 }
 
 impl Job {
@@ -95,6 +96,7 @@ impl std::fmt::Debug for Job {
 pub struct Slot {
     jobs: mpsc::UnboundedSender<Job>,
     room: OwnedSemaphorePermit,
+    shared: Option<OwnedSemaphorePermit>,
 }
 
 impl Batcher {
@@ -114,16 +116,31 @@ impl Batcher {
         let permits = ((size.0 >> 10) as u32 + 1).min(self.limit);
         let room = Arc::clone(&self.room).acquire_many_owned(permits).await;
         let room = room.map_err(|_| AppendError::NotLeader { leader: None })?;
-        Ok(Slot { jobs: self.jobs.clone(), room })
+        Ok(Slot { jobs: self.jobs.clone(), room, shared: None })
     }
 }
 
 impl Slot {
+    /// Also keeps a share of what all partitions of the node have, for as long as the chunk is in memory.
+    #[must_use]
+    pub fn with_share(mut self, share: OwnedSemaphorePermit) -> Self {
+        self.shared = Some(share);
+        self
+    }
+
     /// Queues the chunk. Chunks of one sender are taken in the order of these calls. A closed channel means that the task ended
     /// without an answer: the outcome is unknown.
     pub fn send(self, chunk: Chunk) -> oneshot::Receiver<Outcome> {
         let (reply, outcome) = oneshot::channel();
-        let job = Job { chunk, held: Vec::new(), doubtful: false, alone: false, reply, _room: self.room };
+        let job = Job {
+            chunk,
+            held: Vec::new(),
+            doubtful: false,
+            alone: false,
+            reply,
+            _room: self.room,
+            _shared: self.shared,
+        };
         if let Err(mpsc::error::SendError(job)) = self.jobs.send(job) {
             job.refuse(AppendError::NotLeader { leader: None });
         }

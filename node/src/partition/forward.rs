@@ -12,7 +12,7 @@ use ensign_proto::{LogIndex, NodeId, TopicId};
 use ensign_raft::env::Tasks;
 use futures::future::BoxFuture;
 use futures::{Stream, StreamExt as _};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
@@ -24,6 +24,10 @@ use super::route::{ForwardLink, Route};
 
 /// The largest message of a forward stream: a chunk with one event of the largest size fits well.
 const MESSAGE_MAX: usize = 16 << 20;
+
+/// Bytes of chunks from other nodes on their way to a commit, over all partitions that this node leads; more wait at their
+/// senders. Not taken from what this node's own publishers share: two nodes that wait for each other's room would wait for ever.
+const ROOM: usize = 256 << 20;
 
 /// Unanswered chunks of one stream.
 const WINDOW: usize = 64;
@@ -93,12 +97,26 @@ impl BarrierLink for PeerForward {
 pub struct ForwardService {
     partitions: Partitions,
     tasks: Tasks,
+    room: Room,
+}
+
+/// What all forwarded chunks may take together, in KiB.
+#[derive(Debug, Clone)]
+pub(super) struct Room {
+    free: Arc<Semaphore>,
+    limit: u32,
+}
+
+impl Room {
+    pub(super) fn new(bytes: usize) -> Self {
+        Self { free: Arc::new(Semaphore::new(bytes >> 10)), limit: (bytes >> 10) as u32 }
+    }
 }
 
 impl ForwardService {
     /// The service, ready to be added to the peer server.
     pub fn server(partitions: Partitions, tasks: Tasks) -> ForwardServer<Self> {
-        ForwardServer::new(Self { partitions, tasks })
+        ForwardServer::new(Self { partitions, tasks, room: Room::new(ROOM) })
             .max_decoding_message_size(MESSAGE_MAX)
             .max_encoding_message_size(MESSAGE_MAX)
     }
@@ -125,11 +143,12 @@ impl Forward for ForwardService {
         let handle = self.partitions.wait_for(topic, Duration::from_secs(1)).await;
         let handle = handle.ok_or_else(|| Status::not_found("the partition does not run on this node"))?;
         let (outcomes, answers) = mpsc::channel::<oneshot::Receiver<Outcome>>(WINDOW);
+        let room = self.room.clone();
         self.tasks.spawn("forward-append", move |stop| async move {
             // Ends with the stream; what was queued is appended all the same.
             while let Some(Ok(Some(request))) = stop.run_until_cancelled(requests.message()).await {
                 let Some(peer::append_request::Kind::Chunk(chunk)) = request.kind else { return };
-                let Ok(outcome) = queue(&handle, chunk).await else { return };
+                let Ok(outcome) = queue(&handle, &room, chunk).await else { return };
                 if outcomes.send(outcome).await.is_err() {
                     return;
                 }
@@ -152,11 +171,16 @@ impl Forward for ForwardService {
 }
 
 /// Queues a peer's chunk. Its event bytes are copied out of the message that they came in, which is freed sooner for it.
-async fn queue(
+pub(super) async fn queue(
     handle: &super::handle::PartitionHandle,
+    room: &Room,
     chunk: peer::AppendChunk,
 ) -> Result<oneshot::Receiver<Outcome>, AppendError> {
     let chunk = Chunk::try_from(chunk).map_err(|error| AppendError::Busy { detail: error.to_string() })?;
+    // First its own partition's share, so that one that is stuck takes none of what all of them have.
     let slot = handle.batcher().reserve(chunk.size()).await?;
-    Ok(slot.send(chunk))
+    let share = ((chunk.size().0 >> 10) as u32 + 1).min(room.limit);
+    let share = Arc::clone(&room.free).acquire_many_owned(share).await;
+    let share = share.map_err(|_| AppendError::NotLeader { leader: None })?;
+    Ok(slot.with_share(share).send(chunk))
 }

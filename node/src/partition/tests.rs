@@ -7,27 +7,29 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ensign_keyvault::PlainBatch;
+use ensign_proto::pb::ensign::peer::v1 as peer;
 use ensign_proto::pb::ensign::v1beta1 as api;
 use ensign_proto::{
     BatchHeader, ByteCount, ClusterId, GroupId, LogIndex, NodeId, Offset, Partition, PartitionContext, ProjectId,
     RingId, SessionId, TopicId,
 };
-use ensign_raft::env::{OsRng, SystemClock, Tasks};
+use ensign_raft::env::{Clock as _, OsRng, SystemClock, Tasks};
 use ensign_raft::testing::{MemoryNet, quick};
 use ensign_raft::{Group, GroupSpec, Runtime};
 use ensign_storage::{MemoryLog, NodeLog};
+use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use prost::Message as _;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-use super::append::Appended;
+use super::append::{AppendError, Appended};
 use super::appender::{Appender, Numbering, PublishError, Submission};
 use super::batcher::{Admission, BatchLimits, Batcher, BatcherParts};
 use super::handle::{BarrierLink, PartitionHandle, Parts};
 use super::keys::{Keys as _, KeysError};
 use super::route::{ForwardLink, Route};
 use super::testing::OpenKeys;
-use super::{BodyShape, PartitionMachine, Tail, TailBudget, encode_body};
+use super::{BodyShape, PartitionMachine, Tail, TailBudget, encode_body, forward};
 
 /// The way to other nodes of the test's cluster, unless it is cut.
 #[derive(Default)]
@@ -520,4 +522,40 @@ async fn a_key_that_is_asked_back_is_let_go_although_no_quorum_decides_what_it_s
     // It was proposed: neither acknowledged, nor said to be refused.
     let outcome = tokio::time::timeout(Duration::from_mins(1), waiting).await.expect("an outcome").unwrap();
     assert!(matches!(outcome, Err(PublishError::OutcomeUnknown { .. })), "{outcome:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chunks_from_other_nodes_wait_for_room_and_go_on_when_there_is_some() {
+    let cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    cluster.publisher(leader).publish(&names("before", 0..1)).await.unwrap();
+    let chunk = |session: u8| {
+        let mut bodies = Vec::new();
+        encode_body(api::EventWrapper { event: vec![session; 5 << 10].into(), ..Default::default() }, &mut bodies);
+        let made = SystemClock.wall().as_millis();
+        peer::AppendChunk {
+            session: Bytes::copy_from_slice(SessionId::new(made, [session; 10]).as_bytes()),
+            epoch: 1,
+            first: 1,
+            previous: Some(0),
+            publisher: Bytes::from_static(b"\x0a\x01p"),
+            kinds: Vec::new(),
+            lengths: vec![BodyShape::new(bodies.len() as u32, true).to_wire()],
+            kind_of: vec![0],
+            bodies: bodies.into(),
+        }
+    };
+    // Room for one of them.
+    let room = forward::Room::new(8 << 10);
+    let handle = &cluster.nodes[&leader].handle;
+    cluster.net.isolate(leader);
+    let first = forward::queue(handle, &room, chunk(1)).await.unwrap();
+    let mut second = Box::pin(forward::queue(handle, &room, chunk(2)));
+    assert!((&mut second).now_or_never().is_none(), "taken although there is no room");
+    cluster.net.heal();
+    // Whatever became of the first, it makes room for the second.
+    let settled = tokio::time::timeout(Duration::from_mins(1), first).await.expect("an outcome").unwrap();
+    assert!(matches!(settled, Ok(_) | Err(AppendError::OutcomeUnknown | AppendError::NotLeader { .. })), "{settled:?}");
+    let queued = tokio::time::timeout(Duration::from_mins(1), second).await.expect("room again").unwrap();
+    tokio::time::timeout(Duration::from_mins(1), queued).await.expect("an outcome").unwrap().ok();
 }
