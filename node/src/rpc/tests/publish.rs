@@ -1,5 +1,7 @@
-use ensign_proto::Permission;
-use ensign_proto::SessionId;
+use std::sync::atomic::Ordering;
+
+use ensign_proto::{Permission, SessionId};
+use futures::FutureExt as _;
 use tonic::Code;
 
 use super::*;
@@ -268,6 +270,37 @@ async fn a_topic_whose_keys_are_revoked_takes_nothing_and_says_why() {
     let status = server.query("SELECT * FROM listens").await.unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert!(status.message().contains("revoked"), "{status:?}");
+}
+
+#[tokio::test]
+async fn what_all_streams_have_in_memory_is_bounded_and_they_go_on_when_it_clears() {
+    let server = Server::start().await;
+    let topic = server.create("listens").await;
+    server.publish(topic, &["before"]).await;
+    // Room for one event of this size.
+    let room = &server.shared.publish_room;
+    room.forget_permits(room.available_permits() - 8);
+    let body = [b'x'; 5 << 10];
+    server.keys.away.store(true, Ordering::SeqCst);
+    let (mut one, mut other) = (server.publisher().await, server.publisher().await);
+    one.event(topic, &body).await;
+    let taken = async {
+        while room.available_permits() != 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), taken).await.expect("the first event takes its room");
+    // Neither the same stream nor another gets more in.
+    one.event(topic, &body).await;
+    other.event(topic, &body).await;
+    assert!(one.replies.message().now_or_never().is_none() && other.replies.message().now_or_never().is_none());
+    assert_eq!(room.available_permits(), 2);
+    server.keys.away.store(false, Ordering::SeqCst);
+    one.ack().await;
+    one.ack().await;
+    other.ack().await;
+    assert_eq!((one.close().await.acks, other.close().await.acks), (2, 1));
+    assert_eq!(room.available_permits(), 8, "all of it is given back");
 }
 
 /// A codec that sends bytes as they are.
