@@ -6,7 +6,7 @@
 mod define;
 mod types;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -80,6 +80,8 @@ settings! {
         [access_ttl, "access-ttl", "ENSIGN_SERVER_AUTH_ACCESS_TTL"] Seconds = Seconds::new(3_600);
         /// How long a refresh token lives.
         [refresh_ttl, "refresh-ttl", "ENSIGN_SERVER_AUTH_REFRESH_TTL"] Seconds = Seconds::new(7_200);
+        /// Proxies whose `X-Forwarded-For` is believed when failed logins are counted by address.
+        [trusted_proxies, "trusted-proxies", "ENSIGN_SERVER_AUTH_TRUSTED_PROXIES"] Vec<IpAddr> = Vec::new();
     }
 
     /// The key vault's leases.
@@ -311,6 +313,19 @@ mod tests {
         assert!(message.contains("listen.grpc"), "{message}");
         assert!(refusal("[vault]\nlease = \"soon\"").contains("vault.lease"));
         assert!(refusal("[storage]\nprefill = \"12 parsecs\"").contains("storage.prefill"));
+        assert!(refusal("[auth]\ntrusted_proxies = [\"proxy.internal\"]").contains("auth.trusted_proxies"));
+    }
+
+    #[test]
+    fn proxies_are_trusted_by_file_and_by_flag() {
+        let proxies = |config: &Config| config.auth.trusted_proxies.iter().map(IpAddr::to_string).collect::<Vec<_>>();
+        let config = Config::parse("[auth]\ntrusted_proxies = [\"10.0.0.1\", \"::1\"]").unwrap();
+        assert_eq!(proxies(&config), ["10.0.0.1", "::1"]);
+        assert!(proxies(&Config::default()).is_empty());
+        let command = ServerArgs::augment_args(clap::Command::new("serve"));
+        let matches = command.get_matches_from(["serve", "--trusted-proxies", "10.0.0.2,10.0.0.3"]);
+        let args = ServerArgs::from_arg_matches(&matches).unwrap();
+        assert_eq!(proxies(&Config::load(None, args).unwrap()), ["10.0.0.2", "10.0.0.3"]);
     }
 
     #[test]

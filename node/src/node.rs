@@ -7,7 +7,7 @@
 //! ```
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -225,6 +225,7 @@ impl Node {
         }
         identity_config.access_ttl = config.auth.access_ttl.into();
         identity_config.refresh_ttl = config.auth.refresh_ttl.into();
+        identity_config.trusted_proxies = config.auth.trusted_proxies.iter().map(IpAddr::to_canonical).collect();
         let secrets = Arc::new(VaultSecrets::new(vault_client.clone(), me));
         let identity = Identity::new(identity_config, catalog.clone(), secrets, Arc::clone(&clock), Arc::clone(&rng));
         let forward = PeerForward::new(Arc::new(peers.clone()));
