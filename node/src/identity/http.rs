@@ -16,6 +16,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout};
+use zeroize::Zeroize as _;
 
 use super::metrics;
 use super::service::{Availability, Identity, LoginError, TokenPair};
@@ -74,6 +75,12 @@ struct AuthenticateRequest {
     client_secret: String,
 }
 
+impl Drop for AuthenticateRequest {
+    fn drop(&mut self) {
+        self.client_secret.zeroize();
+    }
+}
+
 #[derive(Deserialize)]
 struct RefreshRequest {
     #[serde(default)]
@@ -86,15 +93,15 @@ async fn authenticate(State(identity): State<Identity>, request: Request) -> Res
         return reply;
     }
     let from = caller(&identity, &request);
-    let body: AuthenticateRequest = match json_body(request).await {
+    let mut body: AuthenticateRequest = match json_body(request).await {
         Ok(body) => body,
         Err(reply) => return reply,
     };
     if body.client_id.is_empty() || body.client_secret.is_empty() {
-        drop(zeroize::Zeroizing::new(body.client_secret));
         return failure(StatusCode::BAD_REQUEST, "missing client_id or client_secret");
     }
-    login_reply(identity.authenticate(&body.client_id, body.client_secret, from, arrived).await)
+    let secret = std::mem::take(&mut body.client_secret);
+    login_reply(identity.authenticate(&body.client_id, secret, from, arrived).await)
 }
 
 async fn refresh(State(identity): State<Identity>, request: Request) -> Response {
@@ -207,7 +214,12 @@ async fn json_body<T: for<'de> Deserialize<'de>>(request: Request) -> Result<T, 
         Err(_) => return Err(failure(StatusCode::REQUEST_TIMEOUT, "request body did not arrive in time")),
     };
     // The parser's message could quote the secret, so it is not passed on.
-    serde_json::from_slice(&body).map_err(|_| failure(StatusCode::BAD_REQUEST, "could not parse request"))
+    let parsed = serde_json::from_slice(&body).map_err(|_| failure(StatusCode::BAD_REQUEST, "could not parse request"));
+    // Where the buffer is ours alone. What the connection still shares is overwritten by what it receives next.
+    if let Ok(mut body) = body.try_into_mut() {
+        body.as_mut().zeroize();
+    }
+    parsed
 }
 
 fn login_reply(result: Result<TokenPair, LoginError>) -> Response {
