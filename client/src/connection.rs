@@ -11,7 +11,7 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request, Response, Status};
 
 use crate::backoff::Backoff;
-use crate::error::{CallError, ConnectError, chain, is_broken_connection, is_never_sent};
+use crate::error::{CallError, ConnectError, chain, is_broken_connection, is_never_sent, speaks_no_tls};
 use crate::options::Options;
 use crate::token::TokenSource;
 
@@ -144,7 +144,8 @@ impl Connection {
             if is_broken_connection(&status) {
                 self.avoid(number);
             }
-            let transient = status.code() == Code::Unavailable || is_broken_connection(&status);
+            let transient =
+                (status.code() == Code::Unavailable || is_broken_connection(&status)) && !speaks_no_tls(&status);
             // The server's own UNAVAILABLE promises that nothing was done; the transport's promises nothing.
             let undone = is_never_sent(&status) || !is_broken_connection(&status);
             let again = transient && (repeat == Repeat::Harmless || undone);

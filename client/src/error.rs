@@ -219,7 +219,18 @@ fn has_cause<E: Error + 'static>(error: &(dyn Error + 'static)) -> bool {
     false
 }
 
+/// Whether the server answers a TLS client in clear. It will do so the next time, too.
+pub(crate) fn speaks_no_tls(status: &Status) -> bool {
+    // rustls' name for what is no TLS record at all.
+    status.source().is_some_and(|source| chain(source).contains("InvalidContentType"))
+}
+
 fn words(status: &Status) -> String {
+    if speaks_no_tls(status) {
+        return "the server's port speaks no TLS: name the port of a proxy that does, or say that the way to it is safe \
+                without (insecure)"
+            .to_owned();
+    }
     let message = match status.source() {
         Some(source) => chain(source),
         None => status.message().to_owned(),

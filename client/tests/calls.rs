@@ -115,3 +115,16 @@ async fn a_server_that_is_not_there_is_unavailable_in_time() {
     let error = Client::connect(options).unwrap().status().await.unwrap_err();
     assert!(matches!(error, CallError::Unavailable { .. }), "{error}");
 }
+
+#[tokio::test]
+async fn a_server_without_tls_is_told_from_one_that_is_away() {
+    let server = Server::start().await;
+    let mut options = server.options();
+    options.insecure = false;
+    // Asking again would be of no use, and would take longer than this test.
+    options.call_timeout = Duration::from_mins(10);
+    let client = Client::connect(options).unwrap();
+    let outcome = tokio::time::timeout(Duration::from_secs(20), client.status()).await.expect("it does not ask again");
+    let error = outcome.unwrap_err();
+    assert!(matches!(&error, CallError::Unavailable { message } if message.contains("speaks no TLS")), "{error}");
+}
