@@ -195,8 +195,10 @@ impl Feed {
         while self.receipts.len() > most {
             let Some((receipt, size)) = self.receipts.front_mut() else { break };
             let size = *size;
-            receipt.await?;
+            // It leaves the queue only with its outcome: an interruption must not lose it.
+            let outcome = receipt.await;
             self.receipts.pop_front();
+            outcome?;
             self.events += 1;
             self.bytes += size;
             self.bar.inc(1);
