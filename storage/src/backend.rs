@@ -7,6 +7,11 @@
 //!
 //! After a clean close the logical length is what redb's header says; after a crash redb rebuilds its layout from the
 //! file's length, so it is given the physical one.
+//!
+//! A file that was there before is on [`Trial`] until [`Space::accept`]: nothing that opening it changes is written before the
+//! log in it is known to be sound.
+
+mod trial;
 
 use std::fmt;
 use std::io;
@@ -16,6 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::StorageBackend;
 
+use self::trial::Trial;
 use crate::disk::{Disk, DiskFile};
 use crate::metrics;
 
@@ -40,6 +46,9 @@ struct Sizes {
 pub(crate) struct Space {
     file: Arc<dyn DiskFile>,
     sizes: Arc<Mutex<Sizes>>,
+    /// Set while the trial runs; asked before the lock is, which is then free for all.
+    on_trial: Arc<AtomicBool>,
+    trial: Arc<Mutex<Option<Trial>>>,
     growth_refused: Arc<AtomicBool>,
     disk: Arc<dyn Disk>,
     traffic: Arc<Traffic>,
@@ -63,24 +72,64 @@ impl fmt::Debug for Space {
 }
 
 impl Space {
-    /// Opens the file, writing it out to at least `prefill` bytes.
+    /// Opens the file. A fresh one is written out to `prefill` bytes at once, any other is on trial until it is accepted.
     pub(crate) fn open(disk: Arc<dyn Disk>, path: &Path, prefill: u64) -> io::Result<Self> {
         let file: Arc<dyn DiskFile> = disk.open(path)?.into();
         let len = file.len()?;
         // A crash may have left a length that ends inside a page, which redb would refuse.
         let physical = len.div_ceil(PAGE) * PAGE;
         let logical = logical_len(&*file, len, physical)?;
-        if physical > len {
+        let fresh = logical == 0;
+        if fresh && physical > len {
             file.set_len(physical)?;
         }
-        let sizes = Arc::new(Mutex::new(Sizes { physical, logical }));
-        let space = Self { file, sizes, growth_refused: Arc::default(), disk, traffic: Arc::default() };
+        let mut trial = Trial::new(len);
+        if physical > len {
+            trial.extend(physical);
+        }
+        let space = Self {
+            file,
+            sizes: Arc::new(Mutex::new(Sizes { physical, logical })),
+            on_trial: Arc::new(AtomicBool::new(!fresh)),
+            trial: Arc::new(Mutex::new((!fresh).then_some(trial))),
+            growth_refused: Arc::default(),
+            disk,
+            traffic: Arc::default(),
+        };
         // A fresh file only: zeros past the end of one that must be repaired would all be walked.
-        if logical == 0 {
+        if fresh {
             space.extend(prefill.div_ceil(PAGE) * PAGE)?;
             space.file.sync_data()?;
         }
         Ok(space)
+    }
+
+    /// Writes what opening has changed: the log is sound. Nothing else uses the file meanwhile.
+    ///
+    /// # Errors
+    /// As after a crash in the middle of opening: the next one begins anew.
+    pub(crate) fn accept(&self) -> io::Result<()> {
+        let mut trial = self.trial();
+        if let Some(trial) = trial.take() {
+            trial.accept(&*self.file, |len| {
+                let there = self.file.len()?;
+                if there < len { self.fill(there, len) } else { Ok(()) }
+            })?;
+        }
+        self.on_trial.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    fn trial(&self) -> MutexGuard<'_, Option<Trial>> {
+        self.trial.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does something to the trial, if there is one.
+    fn if_on_trial<T>(&self, run: impl FnOnce(&mut Trial) -> T) -> Option<T> {
+        if !self.on_trial.load(Ordering::Acquire) {
+            return None;
+        }
+        self.trial().as_mut().map(run)
     }
 
     /// Writes zeros up to `len`; the next commit syncs them. Does nothing when the file is that long.
@@ -89,7 +138,19 @@ impl Space {
     /// Out of space: the file is as long as before, and nothing else has failed.
     pub(crate) fn extend(&self, len: u64) -> io::Result<()> {
         let (before, len) = (self.physical(), len.div_ceil(PAGE) * PAGE);
-        let zeros = vec![0; FILL.min(len.saturating_sub(before) as usize)];
+        if len <= before {
+            return Ok(());
+        }
+        if self.if_on_trial(|trial| trial.extend(len)).is_some() {
+            self.sizes().physical = len;
+            return Ok(());
+        }
+        self.fill(before, len)
+    }
+
+    /// Writes zeros from `before`, the file's end, to `len`.
+    fn fill(&self, before: u64, len: u64) -> io::Result<()> {
+        let zeros = vec![0; FILL.min((len - before) as usize)];
         let mut at = before;
         while at < len {
             let piece = zeros.len().min((len - at) as usize);
@@ -154,6 +215,12 @@ pub(crate) fn grown(len: u64) -> u64 {
     }
 }
 
+/// Whether the file holds no database yet.
+pub(crate) fn is_fresh(file: &dyn DiskFile) -> io::Result<bool> {
+    let len = file.len()?;
+    Ok(logical_len(file, len, len)? == 0)
+}
+
 /// What redb believes the length to be: its header's layout after a clean close, else all there is.
 fn logical_len(file: &dyn DiskFile, len: u64, physical: u64) -> io::Result<u64> {
     let mut header = [0_u8; 32];
@@ -177,7 +244,11 @@ impl StorageBackend for Space {
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.file.read_at(offset, out)
+        if self.on_trial.load(Ordering::Acquire) && offset + out.len() as u64 > self.physical() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let tried = self.if_on_trial(|trial| trial.read(&*self.file, offset, out));
+        tried.unwrap_or_else(|| self.file.read_at(offset, out))
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
@@ -191,6 +262,9 @@ impl StorageBackend for Space {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        if self.if_on_trial(Trial::sync).is_some() {
+            return Ok(());
+        }
         let begun = self.disk.elapsed();
         self.file.sync_data()?;
         let took = self.disk.elapsed().saturating_sub(begun);
@@ -201,6 +275,9 @@ impl StorageBackend for Space {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        if self.if_on_trial(|trial| trial.write(offset, data)).is_some() {
+            return Ok(());
+        }
         self.traffic.written.fetch_add(data.len() as u64, Ordering::Relaxed);
         metrics::observe_written(data.len() as u64);
         self.file.write_at(offset, data)
@@ -235,6 +312,7 @@ mod tests {
             })
             .create_with_backend(space.clone())
             .expect("the database opens");
+        space.accept().expect("the disk is healthy");
         let repairs = repairs.load(Ordering::Relaxed);
         (space, db, repairs)
     }

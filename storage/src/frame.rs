@@ -16,17 +16,21 @@
 //!   whole. Its callers were never called back, so either is right; an entry that survives unacknowledged is for Raft to
 //!   judge. Torn and reordered sectors fail redb's page checksums, and it falls back to the commit before.
 //! * **After the sync:** everything is there. A disk that lies about syncs breaks this promise, and only a power cut shows it.
-//! * **During a start:** nothing is written but what redb repairs, so a start may crash and be tried again.
+//! * **During a start:** nothing is written but what redb repairs, and that only once the whole log is known to be sound. So
+//!   a start may crash and be tried again, and a log that is refused stays as it was found.
 //! * **Votes, truncations, purges, removals, snapshots** are records of the same frame or rows of the same transaction, so
 //!   they become durable with what was submitted before them, and never before it.
 //! * **Committed marks and checkpoints** ride along with a later commit, after everything that was submitted before them;
 //!   a crash may bring back older ones.
 //! * **A frame is removed** only when no entry in it is needed and the stored index covers it, both durable one commit
 //!   earlier. Entries that were moved forward keep their old copy until the new one is durable.
-//! * **The disk is full:** room for everything that may be queued is written out ahead, so appends and snapshots are
-//!   refused before anything fails, while votes, truncations and purges go on. If redb is refused growth all the same,
-//!   it had not begun to publish the transaction: the database is opened again, and the batch waits.
+//! * **The disk is full:** room for everything that may be queued is written out ahead. Proposals are turned away first
+//!   ([`crate::GroupLog::has_room`]), then appends and snapshots are refused, before anything fails, while votes,
+//!   truncations and purges go on. If redb is refused growth all the same, it had not begun to publish the transaction: the
+//!   database is opened again, and the batch waits.
 //! * **A sync or write fails:** the kernel may have thrown the pages away, so asking again would lie. Fenced.
+//! * **Bits rot in the newest commit of a log that was not closed:** nothing tells it from a commit that was never finished, and
+//!   redb falls back to the one before. The other replicas hold what this one forgets.
 //! * **Bits rot, or a write lands elsewhere:** every head, record, entry and blob has a checksum that covers its place,
 //!   and sequences have no gaps. The read, or the start, fails and names the file; nothing is skipped.
 //!
@@ -55,7 +59,7 @@ use ensign_proto::{ByteCount, GroupId};
 use thiserror::Error;
 use tracing::{error, info};
 
-use crate::backend::Space;
+use crate::backend::{Space, is_fresh};
 use crate::disk::Disk;
 use crate::frame::group::{Group, Handle};
 use crate::frame::queue::{Queue, Work, full};
@@ -81,6 +85,16 @@ pub enum OpenError {
     Corrupt {
         /// Which file, which check, and what to do.
         what: String,
+    },
+    /// The log that must be there is not, or is empty.
+    #[error(
+        "{} is missing or empty, and this node has made promises on it: put the file back as it was when the node last stopped; \
+         without it the node would forget what it has acknowledged and how it has voted",
+        path.display()
+    )]
+    Missing {
+        /// The file.
+        path: PathBuf,
     },
     /// The file system or redb said no.
     #[error("{} cannot be opened: {cause}", path.display())]
@@ -110,8 +124,12 @@ fn open_error(path: &Path, failure: ReadFailure) -> OpenError {
 }
 
 fn corrupt_text(path: &Path, what: &str) -> String {
+    format!("{}; it was left as it is", damage_text(path, what))
+}
+
+fn damage_text(path: &Path, what: &str) -> String {
     format!(
-        "{} is damaged ({what}): nothing was changed; set the folder aside and let the node be rebuilt from its peers, or restore a backup",
+        "{} is damaged ({what}): set the folder aside and let the node be rebuilt from its peers, or restore a backup",
         path.display()
     )
 }
@@ -161,7 +179,7 @@ impl Shared {
     fn read_failed(&self, failure: ReadFailure) -> LogError {
         match failure {
             ReadFailure::Damaged(what) => {
-                let what = corrupt_text(&self.store.path, &what);
+                let what = damage_text(&self.store.path, &what);
                 error!(%what, "a read met damage");
                 LogError::Corrupt { what: what.into() }
             }
@@ -198,6 +216,18 @@ impl fmt::Debug for FrameLog {
 }
 
 impl FrameLog {
+    /// Opens the log that `dir` must hold, since this node has had one there before: as [`Self::open`], but never a fresh one.
+    ///
+    /// # Errors
+    /// [`OpenError::Missing`]: nothing was created.
+    pub fn reopen(disk: Arc<dyn Disk>, dir: &Path, config: LogConfig) -> Result<(Arc<Self>, Writer), OpenError> {
+        let path = dir.join(LOG_FILE);
+        let failed = |error: io::Error| OpenError::Failed { path: path.clone(), cause: error.to_string() };
+        let there =
+            disk.exists(&path).map_err(failed)? && !is_fresh(&*disk.open(&path).map_err(failed)?).map_err(failed)?;
+        if there { Self::open(disk, dir, config) } else { Err(OpenError::Missing { path }) }
+    }
+
     /// Opens the log in `dir`, creating it if need be. Blocks: after a crash redb first repairs its file (1.4–2 s per GB).
     ///
     /// Nothing becomes durable before the [`Writer`] runs. The caller holds the folder's lock ([`crate::DataDir`]).
@@ -217,6 +247,7 @@ impl FrameLog {
         let space = Space::open(disk, &path, config.prefill.0).map_err(failed)?;
         let store = Store::open(space, &path, config.cache.0 as usize).map_err(|failure| open_error(&path, failure))?;
         let mut recovered = recover::recover(&store)?;
+        store.space.accept().map_err(failed)?;
         info!(
             path = %path.display(),
             groups = recovered.groups.len(),

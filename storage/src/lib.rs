@@ -20,6 +20,6 @@ pub use disk::{Disk, DiskFile, FileDisk};
 #[cfg(any(test, feature = "testing"))]
 pub use fault::FaultDisk;
 pub use frame::{Committed, FrameLog, LogConfig, LogStats, OpenError, Writer};
-pub use log::{Done, Entry, EntryId, GroupLog, GroupState, LogError, NodeLog};
+pub use log::{Done, Door, Entry, EntryId, GroupLog, GroupState, LogError, NodeLog};
 #[cfg(any(test, feature = "testing"))]
 pub use memory::MemoryLog;

@@ -97,6 +97,15 @@ pub trait NodeLog: Send + Sync + 'static {
     fn writable(&self) -> Result<(), LogError>;
 }
 
+/// Where entries come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    /// A client: nothing was promised yet.
+    Proposal,
+    /// The leader of the group: it has them in its own log.
+    Replication,
+}
+
 /// One group's log.
 pub trait GroupLog: Send + Sync + 'static {
     /// What the log holds now.
@@ -111,6 +120,15 @@ pub trait GroupLog: Send + Sync + 'static {
     ///
     /// Never blocks, whatever is queued: wait for [`Self::poll_space`] first.
     fn append(&self, entries: Vec<Entry>, done: Done);
+
+    /// Whether entries of `size` bytes should be let in, to be appended soon.
+    ///
+    /// A log that is full refuses appends, and a replica that waits for room can neither lead nor answer. So new entries are
+    /// turned away at the door, proposals first: what they leave is for entries that are on their way already.
+    fn has_room(&self, size: ByteCount, door: Door) -> bool {
+        let (_, _) = (size, door);
+        true
+    }
 
     /// Replaces the vote. Durable at `done`.
     fn save_vote(&self, vote: Bytes, done: Done);

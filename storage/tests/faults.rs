@@ -7,7 +7,9 @@ use bytes::Bytes;
 use ensign_proto::{ByteCount, GroupId, LogIndex, Term};
 use ensign_storage::fault::{Crash, Fault, SplitMix};
 use ensign_storage::testing::{ALL, entries, id, outcome, span};
-use ensign_storage::{Entry, EntryId, FaultDisk, FrameLog, GroupLog, LogConfig, LogError, NodeLog, OpenError, Writer};
+use ensign_storage::{
+    Door, Entry, EntryId, FaultDisk, FrameLog, GroupLog, LogConfig, LogError, NodeLog, OpenError, Writer,
+};
 
 const GROUP: GroupId = GroupId(16);
 
@@ -143,6 +145,30 @@ fn a_full_disk_refuses_appends_serves_reads_takes_votes_and_resumes() {
 }
 
 #[test]
+fn a_filling_disk_turns_proposals_away_while_it_still_takes_what_is_on_its_way() {
+    let disk = FaultDisk::new();
+    let (log, mut writer) = open(&disk, LogConfig::tiny()).unwrap();
+    let group = log.group(GROUP);
+    disk.set_capacity(Some(ByteCount(12 << 20)));
+    let size = 30_000;
+    let mut index = 1;
+    while group.has_room(ByteCount(size), Door::Proposal) {
+        append(&group, &mut writer, vec![sized(index, size as usize)]).unwrap().unwrap();
+        index += 1;
+    }
+    let mut taken = 0;
+    while group.has_room(ByteCount(size), Door::Replication) {
+        append(&group, &mut writer, vec![sized(index, size as usize)]).unwrap().unwrap();
+        (index, taken) = (index + 1, taken + size);
+    }
+    assert!(taken + size >= LogConfig::tiny().queue.0, "only {taken} bytes on their way would have been taken");
+    assert!(matches!(append(&group, &mut writer, vec![sized(index, 60_000)]), Some(Err(LogError::Full { .. }))));
+    disk.set_capacity(None);
+    writer.commit_queued().unwrap();
+    assert!(group.has_room(ByteCount(size), Door::Proposal));
+}
+
+#[test]
 fn a_full_disk_is_relieved_by_a_purge() {
     let disk = FaultDisk::new();
     let (log, mut writer) = open(&disk, LogConfig::tiny()).unwrap();
@@ -233,7 +259,11 @@ fn written(config: LogConfig) -> FaultDisk {
 
 /// Everything that the log holds, or what it refuses with.
 fn everything(disk: &FaultDisk, config: LogConfig) -> Result<String, String> {
-    let (log, _writer) = open(disk, config).map_err(|error| error.to_string())?;
+    let before = disk.contents(&file());
+    let (log, _writer) = open(disk, config).map_err(|error| {
+        assert!(disk.contents(&file()) == before, "a file that was refused was changed: {error}");
+        error.to_string()
+    })?;
     let mut found = Vec::new();
     for id in log.groups() {
         let (group, error) = (log.group(id), |error: LogError| error.to_string());
@@ -286,6 +316,55 @@ fn a_flipped_bit_is_refused_or_harmless_but_never_served() {
     }
     let _ = std::panic::take_hook();
     assert!(refused > 150 && harmless > 50, "{refused} refused, {harmless} harmless");
+}
+
+#[test]
+fn a_file_that_needs_repair_is_changed_only_if_it_is_sound() {
+    let config = LogConfig { tail: ByteCount(0), ..LogConfig::tiny() };
+    let disk = FaultDisk::new();
+    let (log, mut writer) = open(&disk, config).unwrap();
+    for index in 1..60 {
+        append(&log.group(GROUP), &mut writer, vec![sized(index, 9_000)]).unwrap().unwrap();
+    }
+    disk.crash(Crash::DropAll, 0);
+    drop((log, writer));
+    let pristine = disk.contents(&file()).unwrap();
+    let mut rng = SplitMix(8);
+    let mut refused = 0;
+    for n in 0..200 {
+        disk.replace(&file(), pristine.clone());
+        disk.flip_bit(&file(), rng.below(pristine.len() as u64), rng.below(8) as u8);
+        if n % 10 == 0 {
+            let mut cut = disk.contents(&file()).unwrap();
+            cut.truncate(rng.below(pristine.len() as u64) as usize);
+            disk.replace(&file(), cut);
+        }
+        let before = disk.contents(&file()).unwrap();
+        if let Err(error) = open(&disk, config) {
+            refused += 1;
+            assert!(disk.contents(&file()).unwrap() == before, "flip {n}: a refused file was changed: {error}");
+        }
+    }
+    assert!(refused > 20, "{refused}");
+    disk.replace(&file(), pristine);
+    assert_eq!(open(&disk, config).unwrap().0.group(GROUP).state().last, Some(id(1, 59)));
+}
+
+#[test]
+fn a_log_that_must_be_there_is_not_made_anew() {
+    let reopen = |disk: &FaultDisk| FrameLog::reopen(Arc::new(disk.clone()), Path::new("log"), LogConfig::tiny());
+    let disk = FaultDisk::new();
+    assert!(matches!(reopen(&disk), Err(OpenError::Missing { .. })));
+    assert!(disk.contents(&file()).is_none(), "it was made");
+    for left in [Vec::new(), vec![0; 5], vec![0; 8192]] {
+        disk.replace(&file(), left.clone());
+        let refused = reopen(&disk).unwrap_err().to_string();
+        assert!(refused.starts_with("log/log.redb is missing or empty"), "{refused}");
+        assert!(refused.contains("put the file back"), "{refused}");
+        assert_eq!(disk.contents(&file()).unwrap(), left);
+    }
+    let disk = written(LogConfig::tiny());
+    assert_eq!(reopen(&disk).unwrap().0.groups().len(), 3);
 }
 
 #[test]

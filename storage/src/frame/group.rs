@@ -22,7 +22,9 @@ use crate::frame::queue::{Lazy, Queue, Work};
 use crate::frame::state::{Durable, Place};
 use crate::frame::store::ReadFailure;
 use crate::frame::{Alive, Shared};
-use crate::log::{Done, Entry, EntryId, GroupLog, GroupState, LogError, check_append, check_truncate, refuse_read};
+use crate::log::{
+    Done, Door, Entry, EntryId, GroupLog, GroupState, LogError, check_append, check_truncate, refuse_read,
+};
 
 /// What an entry in the tail is taken to cost beside its payload.
 pub(crate) const TAIL_OVERHEAD: u64 = 80;
@@ -307,6 +309,10 @@ impl GroupLog for Handle {
 
     fn append(&self, entries: Vec<Entry>, done: Done) {
         self.submit(Work::Append(entries), done);
+    }
+
+    fn has_room(&self, size: ByteCount, door: Door) -> bool {
+        self.shared.queue.has_room(size.0, door)
     }
 
     fn save_vote(&self, vote: Bytes, done: Done) {

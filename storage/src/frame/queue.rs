@@ -9,7 +9,7 @@ use bytes::Bytes;
 use ensign_proto::{GroupId, LogIndex};
 
 use crate::frame::group::Group;
-use crate::log::{Done, Entry, EntryId, LogError};
+use crate::log::{Done, Door, Entry, EntryId, LogError};
 
 /// What an operation changes.
 pub(crate) enum Work {
@@ -149,6 +149,16 @@ impl Queue {
             Some(room) if grows && waiting.bytes + waiting.in_flight + work_bytes(work) > room => Err(full()),
             _ => Ok(()),
         }
+    }
+
+    /// Whether entries of `size` bytes should be let in. Proposals leave room for a queue full of what others have sent.
+    pub(crate) fn has_room(&self, size: u64, door: Door) -> bool {
+        let kept_free = match door {
+            Door::Proposal => self.limit,
+            Door::Replication => 0,
+        };
+        let waiting = self.lock();
+        waiting.room.is_none_or(|room| waiting.bytes + waiting.in_flight + size + kept_free <= room)
     }
 
     pub(crate) fn push(&self, mut waiting: MutexGuard<'_, Waiting>, group: Arc<Group>, work: Work, done: Done) -> u64 {
