@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 
 use crate::authority::Authority;
 use crate::bootstrap::{self, Credentials};
-use crate::cli::DevArgs;
+use crate::cli::{DevArgs, UsageError};
 use crate::config::{Config, LogFormat, LogSettings, PeerAddress};
 use crate::files::{NodeFile, write_secret};
 use crate::node::{Addresses, Listeners, Node, NodeSpec};
@@ -131,6 +131,7 @@ impl DevCluster {
             peer_listeners.push(listener);
         }
 
+        check_nodes(&dir, args.nodes)?;
         let cluster = cluster_of(&dir)?;
         if !dir.join("bootstrapped").exists() {
             bootstrap::create_root_key(&dir.join("root.key"))?;
@@ -195,6 +196,31 @@ impl DevCluster {
             node.close().await;
         }
     }
+}
+
+/// Refuses a directory whose cluster was made with other nodes: one without its data could forget what it has promised.
+fn check_nodes(dir: &Path, nodes: u64) -> anyhow::Result<()> {
+    if !dir.join("bootstrapped").exists() {
+        return Ok(());
+    }
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
+        let entry = entry?;
+        let id = entry.file_name().to_str().and_then(|name| name.strip_prefix("node-")?.parse::<u64>().ok());
+        found.extend(id.filter(|_| entry.path().join("node.json").exists()));
+    }
+    found.sort_unstable();
+    if found.iter().copied().eq(1..=nodes) {
+        return Ok(());
+    }
+    let list: Vec<String> = found.iter().map(u64::to_string).collect();
+    Err(UsageError(format!(
+        "{} holds the data of nodes {}, and {nodes} nodes were asked for: start it with the --nodes that it was made with, and put \
+         back any folder that is missing",
+        dir.display(),
+        if list.is_empty() { "none".to_owned() } else { list.join(", ") },
+    ))
+    .into())
 }
 
 /// The cluster that the directory belongs to; a new one for a new directory.

@@ -97,7 +97,7 @@ impl NodeFile {
         Ok(Some((file, cluster)))
     }
 
-    /// Notes one more start of `node` in `cluster`, durably, before anything else happens.
+    /// Notes one more start of `node` in `cluster`, durably, before it says a word to anybody. Its logs are there by then.
     ///
     /// # Errors
     /// As [`NodeFile::read`].

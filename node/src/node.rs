@@ -1,7 +1,7 @@
 //! One node, put together: logs, Raft, vault, catalog, identity, partitions, and the listeners in front of them.
 //!
 //! ```text
-//! start: lock the data directory ─> count this life ─> open logs ─> raft ─> vault, catalog ─> keys, identity, partitions ─> peers
+//! start: lock the data directory ─> open logs ─> count this life ─> raft ─> vault, catalog ─> keys, identity, partitions ─> peers
 //! serve: gRPC and HTTP for clients
 //! drain: streams end, the lease is given back          close: leaderships move, groups stop, logs close, LOCK goes
 //! ```
@@ -20,7 +20,7 @@ use ensign_keyvault::{
 use ensign_proto::{ByteCount, ClusterId, GroupId, NodeId};
 use ensign_raft::env::{Clock, OsRng, Rng, SystemClock, Tasks};
 use ensign_raft::{Group, GroupSpec, Runtime, RuntimeConfig};
-use ensign_storage::{DataDir, Disk, FrameLog, LogConfig, NodeLog as _};
+use ensign_storage::{DataDir, Disk, FrameLog, LogConfig, NodeLog as _, OpenError, Writer};
 use tokio::net::TcpListener;
 use tonic::service::Routes;
 use tracing::{info, warn};
@@ -47,7 +47,7 @@ const LEASE_POLL: Duration = Duration::from_millis(20);
 const ANYONES_MAX: usize = 4 << 10;
 /// How often the catalog's leader compares the vault with the catalog.
 const RECONCILE_EVERY: Duration = Duration::from_mins(1);
-/// How often readiness looks at the lease.
+/// How often readiness looks at the lease and at the replicas.
 const HEALTH_WATCH: Duration = Duration::from_secs(1);
 
 /// Where a node listens. What is absent is not served.
@@ -159,13 +159,15 @@ impl Node {
 
         let dir = &config.node.data_dir;
         let data_dir = DataDir::lock(Arc::clone(&disk), dir)?;
-        let life = NodeFile::begin_life(dir, me, cluster)?;
-        info!(node = %me, %cluster, incarnation = life.incarnation, data_dir = %dir.display(), "starting");
-
-        let log = OpenLog::open(&disk, &dir.join("log"), plant::log(log_config(&config))?)?;
+        // It is written once both logs are there: a node that has lived before never starts on fresh ones.
+        let lived = NodeFile::read(dir, me)?.is_some();
+        let open = if lived { FrameLog::reopen } else { FrameLog::open };
+        let log = OpenLog::open(open, &disk, &dir.join("log"), plant::log(log_config(&config))?)?;
         // The vault shares its file with no other group: after a revoke, that file is rewritten.
         let small = LogConfig { prefill: ByteCount(4 << 20), ..LogConfig::small() };
-        let vault_log = OpenLog::open(&disk, &dir.join("vault"), plant::log(small)?)?;
+        let vault_log = OpenLog::open(open, &disk, &dir.join("vault"), plant::log(small)?)?;
+        let life = NodeFile::begin_life(dir, me, cluster)?;
+        info!(node = %me, %cluster, incarnation = life.incarnation, data_dir = %dir.display(), "starting");
 
         let peers = Peers::new(me, &config.cluster.peers, &tls)?;
         let voters: std::collections::BTreeSet<NodeId> = peers.addresses().iter().map(|peer| peer.id).collect();
@@ -363,7 +365,7 @@ impl Node {
     pub async fn led(&self, patience: Duration) {
         let all = async {
             for topic in self.catalog.view().all_topics() {
-                if let Some(partition) = self.partitions.wait_for(topic.id, patience).await {
+                if let Ok(partition) = self.partitions.wait_for(topic.id, patience).await {
                     // Stopped meanwhile: destroyed, or the node is going.
                     let _ = partition.leadership().wait_for(|now| now.leader.is_some()).await;
                 }
@@ -432,12 +434,15 @@ impl Node {
         let identity = self.identity.clone();
         self.tasks.spawn("identity", |stop| identity.tend(stop));
         let (holder, health) = (self.holder.clone(), self.health.clone());
-        let leadership = self.catalog_group.leadership();
+        let (leadership, partitions) = (self.catalog_group.leadership(), self.partitions.clone());
         self.tasks.spawn("health-watch", |stop| async move {
             while stop.run_until_cancelled(tokio::time::sleep(HEALTH_WATCH)).await.is_some() {
                 let lost = holder.lease_left().is_none();
                 let what = "no lease on any key: is a majority of the vault up, and unsealed? See `ensign status`";
                 health.trouble("lease", lost.then(|| what.to_owned()));
+                let damaged = partitions.damaged();
+                let what = || format!("{damaged} replicas are damaged: the log names the file and says what to do");
+                health.trouble("partitions", (damaged > 0).then(what));
                 let leaderless = leadership.borrow().leader.is_none();
                 let what = "the catalog has no leader: are a majority of the nodes up, and can they reach each other?";
                 health.trouble("catalog", leaderless.then(|| what.to_owned()));
@@ -506,9 +511,11 @@ struct OpenLog {
     writer: JoinHandle<()>,
 }
 
+type OpenFn = fn(Arc<dyn Disk>, &Path, LogConfig) -> Result<(Arc<FrameLog>, Writer), OpenError>;
+
 impl OpenLog {
-    fn open(disk: &Arc<dyn Disk>, folder: &Path, config: LogConfig) -> anyhow::Result<Self> {
-        let (log, writer) = FrameLog::open(Arc::clone(disk), folder, config)?;
+    fn open(open: OpenFn, disk: &Arc<dyn Disk>, folder: &Path, config: LogConfig) -> anyhow::Result<Self> {
+        let (log, writer) = open(Arc::clone(disk), folder, config)?;
         Ok(Self { log, writer: writer.spawn()? })
     }
 

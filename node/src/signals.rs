@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use ensign_raft::env::{Stop, Tasks};
+use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
@@ -20,6 +21,8 @@ const LAST: Duration = Duration::from_mins(4);
 pub(crate) fn stop() -> std::io::Result<Stop> {
     let stop = Stop::new();
     let asked = stop.clone();
+    // A limit on the size of files is a full disk: writes shall fail and be answered, not end the process.
+    let _handled_from_now_on = signal(SignalKind::from_raw(Signal::XFSZ.as_raw()))?;
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     // Lives as long as the process: it must still hear the second signal while everything else shuts down.
     Tasks::new().spawn("signals", |_| async move {

@@ -12,7 +12,7 @@ use tracing::{error, warn};
 use crate::catalog::{ChangeTopicError, CreateTopicError, PageError, TopicState, WriteFailure};
 use crate::ensql::SyntaxError;
 use crate::identity::AuthError;
-use crate::partition::{KeysError, PublishError, ReadError};
+use crate::partition::{KeysError, NotServed, PublishError, ReadError};
 
 /// Texts that clients compare or show.
 pub(crate) mod text {
@@ -123,6 +123,23 @@ pub(crate) fn state_name(state: TopicState) -> &'static str {
     }
 }
 
+/// Why a topic cannot be read on this node at all.
+pub(crate) fn not_served(why: NotServed) -> Status {
+    match why {
+        NotServed::NotYet => Status::unavailable(why.to_string()),
+        NotServed::Damaged => Status::data_loss(why.to_string()),
+    }
+}
+
+/// Why a topic takes no events on this node: others may.
+pub(crate) fn not_served_nack(why: NotServed) -> (NackCode, &'static str) {
+    let text = match why {
+        NotServed::NotYet => "the topic is not served by this node yet, please try again",
+        NotServed::Damaged => "this node's replica of the topic is damaged, please publish through another node",
+    };
+    (NackCode::ShardingFailure, text)
+}
+
 /// Why events are not delivered.
 pub(crate) fn read_failed(error: &ReadError) -> Status {
     match error {
@@ -194,9 +211,10 @@ pub(crate) fn publish_failed(error: &PublishError) -> Refusal {
     match error {
         PublishError::Archived => Refusal::Nack(NackCode::TopicArchived, "cannot publish to an archived topic"),
         PublishError::Deleted => Refusal::Nack(NackCode::TopicDeleted, "topic is currently being deleted"),
-        PublishError::NotCommitted => {
-            Refusal::Nack(NackCode::ConsensusFailure, "could not commit event, please try again")
-        }
+        PublishError::DiskFull => Refusal::Nack(
+            NackCode::ConsensusFailure,
+            "could not commit event: the disk of the topic's leader is full, please try again when there is room",
+        ),
         PublishError::TooLarge => Refusal::Nack(NackCode::MaxEventSizeExceeded, "maximum event size has been exceeded"),
         PublishError::KeyUnusable { detail } => {
             Refusal::End(Status::failed_precondition(format!("the topic cannot be written: {detail}")))
@@ -255,6 +273,21 @@ mod tests {
             assert!(!status.message().contains("10.0.0.3"), "{status:?}");
             assert!(status.message().ends_with("please try again"), "{status:?}");
         }
+    }
+
+    #[test]
+    fn a_replica_that_cannot_serve_says_whether_waiting_helps() {
+        assert_eq!(shown(&not_served(NotServed::NotYet)), "Unavailable: the topic is not served by this node yet");
+        let damaged = "DataLoss: this replica of the topic is damaged; please ask another node";
+        assert_eq!(shown(&not_served(NotServed::Damaged)), damaged);
+        for (why, words) in [(NotServed::NotYet, "please try again"), (NotServed::Damaged, "through another node")] {
+            let (code, text) = not_served_nack(why);
+            assert!(code == NackCode::ShardingFailure && text.ends_with(words), "{text}");
+        }
+        let Refusal::Nack(code, text) = publish_failed(&PublishError::DiskFull) else {
+            panic!("a full disk is no end")
+        };
+        assert!(code == NackCode::ConsensusFailure && text.contains("disk of the topic's leader is full"), "{text}");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use ensign_proto::{ByteCount, NodeId, Term};
+use ensign_storage::Door;
 use openraft::errors::{ClientWriteError, ForwardReason};
 use openraft::impls::OneshotResponder;
 use openraft::raft::ClientWriteResult;
@@ -75,14 +76,14 @@ impl Replica {
         if size > limit {
             return Err(ProposeError::TooLarge { size, limit });
         }
-        self.check_proposable(expected)?;
+        self.check_proposable(expected, size)?;
         let units = (size.0 / ADMISSION_UNIT + 1).min(self.config.limits.pending.0 / ADMISSION_UNIT).max(1);
         let admitted = Arc::clone(&self.admission)
             .acquire_many_owned(units as u32)
             .await
             .map_err(|_closed| ProposeError::Stopped)?;
         // Admission may have waited for long.
-        let raft = self.check_proposable(expected)?;
+        let raft = self.check_proposable(expected, size)?;
         let (responder, outcome) = OneshotResponder::<Types, ClientWriteResult<Types>>::new_pair();
         let mut write = raft.write(codec::proposal(payload)).responder(responder);
         if let Some(term) = expected {
@@ -97,9 +98,9 @@ impl Replica {
         })
     }
 
-    fn check_proposable(&self, expected: Option<Term>) -> Result<Raft, ProposeError> {
+    fn check_proposable(&self, expected: Option<Term>, size: ByteCount) -> Result<Raft, ProposeError> {
         let raft = self.core().map_err(propose_error)?;
-        if self.is_full() {
+        if self.is_full() || !self.log.has_room(size, Door::Proposal) {
             return Err(ProposeError::DiskFull);
         }
         let leadership = *self.leadership().borrow();

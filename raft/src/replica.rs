@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use ensign_proto::{GroupId, LogIndex, NodeId};
-use ensign_storage::{GroupLog, LogError};
+use ensign_proto::{ByteCount, GroupId, LogIndex, NodeId};
+use ensign_storage::{Door, GroupLog, LogError};
 use futures::future::BoxFuture;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use tokio::sync::{Semaphore, watch};
@@ -264,7 +264,7 @@ impl Replica {
             Err(Absent::Fenced(cause)) => Health::Fenced { cause },
             Err(Absent::Stopped) => Health::Stopped,
             Err(Absent::Recovering) => Health::Recovering,
-            Ok(_) if self.is_full() => Health::DiskFull,
+            Ok(_) if self.is_full() || !self.log.has_room(ByteCount(0), Door::Proposal) => Health::DiskFull,
             Ok(_) => Health::Running,
         }
     }

@@ -87,9 +87,9 @@ pub enum PublishError {
     /// Not stored: the topic is being destroyed.
     #[error("topic is currently being deleted")]
     Deleted,
-    /// Not stored, for certain: the replicas could not take it. The publisher may try again.
-    #[error("could not commit event, please try again")]
-    NotCommitted,
+    /// Not stored, for certain. The publisher may try again when there is room.
+    #[error("could not commit event: the disk of the topic's leader is full")]
+    DiskFull,
     /// Not stored, and it never will be: it does not fit into a batch.
     #[error("maximum event size has been exceeded")]
     TooLarge,
@@ -439,7 +439,7 @@ impl Appender {
                 if !waited || doubtful {
                     return self.again(error.to_string());
                 }
-                PublishError::NotCommitted
+                PublishError::DiskFull
             }
             AppendError::Spent { sequence } => PublishError::Spent { sequence },
             AppendError::Forgotten { now_ms } => return self.forgotten(now_ms),

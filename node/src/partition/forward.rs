@@ -141,7 +141,7 @@ impl Forward for ForwardService {
         };
         let topic = topic_of(&open.topic_id)?;
         let handle = self.partitions.wait_for(topic, Duration::from_secs(1)).await;
-        let handle = handle.ok_or_else(|| Status::not_found("the partition does not run on this node"))?;
+        let handle = handle.map_err(|_| Status::not_found("the partition does not run on this node"))?;
         let (outcomes, answers) = mpsc::channel::<oneshot::Receiver<Outcome>>(WINDOW);
         let room = self.room.clone();
         self.tasks.spawn("forward-append", move |stop| async move {

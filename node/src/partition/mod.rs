@@ -37,7 +37,7 @@ pub use handle::{BarrierLink, Counters, LogPlace, PartitionHandle, ReadError};
 pub use keys::{InUse, KeyUse, Keys, KeysError, NewDek};
 pub use machine::{Applied, DekRow, PartitionMachine, TypeCount};
 pub use producers::{Sequenced, Verdict};
-pub use registry::{Partitions, PartitionsParts};
+pub use registry::{NotServed, Partitions, PartitionsParts};
 pub use route::{ForwardLink, Route};
 pub use tail::{StoredBatch, Tail, TailBudget};
 

@@ -11,6 +11,7 @@ use ensign_proto::{ByteCount, ClusterId, GroupId, NodeId, PartitionContext, Topi
 use ensign_raft::env::{Clock, Rng, Stop, Tasks};
 use ensign_raft::{GroupSpec, Runtime, StartError};
 use ensign_storage::NodeLog;
+use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 use tracing::{error, info, warn};
 
@@ -24,6 +25,17 @@ use crate::catalog::{Catalog, Topic, TopicState};
 
 /// How long a topic is seen as being deleted before it is gone: long enough for streams to learn of it.
 const DELETING_FOR: Duration = Duration::from_secs(2);
+
+/// Why a topic's partition cannot be used on this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum NotServed {
+    /// It does not run here, or not yet: try again.
+    #[error("the topic is not served by this node yet")]
+    NotYet,
+    /// Its replica here does not start: ask another node. This node's log says why.
+    #[error("this replica of the topic is damaged; please ask another node")]
+    Damaged,
+}
 
 /// What the partitions of a node need.
 pub struct PartitionsParts {
@@ -67,6 +79,8 @@ struct Inner {
     parts: PartitionsParts,
     budget: Arc<TailBudget>,
     running: RwLock<HashMap<TopicId, Running>>,
+    /// Topics whose replica here does not start.
+    damaged: RwLock<BTreeSet<TopicId>>,
     /// Destroyed topics that a task is about to make an end of in the catalog.
     finishing: Mutex<BTreeSet<TopicId>>,
     changes: watch::Sender<u64>,
@@ -95,6 +109,7 @@ impl Partitions {
             parts,
             budget,
             running: RwLock::default(),
+            damaged: RwLock::default(),
             finishing: Mutex::default(),
             changes: watch::Sender::new(0),
         };
@@ -110,19 +125,30 @@ impl Partitions {
         running.get(&topic).map(|running| running.handle.clone())
     }
 
+    /// How many topics have a replica here that does not start.
+    pub fn damaged(&self) -> usize {
+        self.inner.damaged.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// The partition of a topic, once it runs here: a topic's group starts a moment after the topic is made.
-    pub async fn wait_for(&self, topic: TopicId, patience: Duration) -> Option<PartitionHandle> {
+    ///
+    /// # Errors
+    /// See [`NotServed`].
+    pub async fn wait_for(&self, topic: TopicId, patience: Duration) -> Result<PartitionHandle, NotServed> {
         let mut changes = self.inner.changes.subscribe();
         let found = async {
             loop {
                 changes.mark_unchanged();
                 if let Some(handle) = self.get(topic) {
-                    return Some(handle);
+                    return Ok(handle);
                 }
-                changes.changed().await.ok()?;
+                if self.inner.damaged.read().unwrap_or_else(PoisonError::into_inner).contains(&topic) {
+                    return Err(NotServed::Damaged);
+                }
+                changes.changed().await.map_err(|_| NotServed::NotYet)?;
             }
         };
-        tokio::time::timeout(patience, found).await.ok().flatten()
+        tokio::time::timeout(patience, found).await.unwrap_or(Err(NotServed::NotYet))
     }
 
     /// The keys of all partitions.
@@ -193,9 +219,19 @@ impl Partitions {
             }
         }
         match self.start_partition(topic, admission).await {
-            Ok(()) => true,
+            Ok(()) => {
+                self.inner.damaged.write().unwrap_or_else(PoisonError::into_inner).remove(&topic.id);
+                true
+            }
             Err(error) => {
-                error!(topic = %topic.id, group = %topic.group, %error, "a partition does not start on this node");
+                let broken = matches!(error, StartError::Storage { .. });
+                // It is tried again and again, and said once.
+                let known =
+                    broken && !self.inner.damaged.write().unwrap_or_else(PoisonError::into_inner).insert(topic.id);
+                if !known {
+                    self.inner.changes.send_modify(|changes| *changes += 1);
+                    error!(topic = %topic.id, group = %topic.group, %error, "a partition does not start on this node");
+                }
                 false
             }
         }

@@ -310,7 +310,7 @@ impl Intake {
         let topic = TopicId::try_from(&event.topic_id[..]);
         let topic = topic.map_err(|_| (NackCode::TopicUnknown, "invalid topic id"))?;
         let unknown = (NackCode::TopicUnknown, "topic unknown or unhandled");
-        let mut admission = self.destination(topic).await.ok_or(unknown)?.handle.admission();
+        let mut admission = self.destination(topic).await?.ok_or(unknown)?.handle.admission();
         if admission == Admission::Deleted {
             // Being destroyed until the catalog forgets it; afterwards unknown.
             if self.scope.topic(&self.shared, topic).is_none() {
@@ -335,25 +335,28 @@ impl Intake {
         }
     }
 
-    /// The topic's appender; it is started with the stream's first event for the topic.
-    async fn destination(&mut self, topic: TopicId) -> Option<&Destination> {
+    /// The topic's appender; it is started with the stream's first event for the topic. None: there is no such topic.
+    async fn destination(&mut self, topic: TopicId) -> Result<Option<&Destination>, (NackCode, &'static str)> {
         if !self.topics.contains_key(&topic) {
             if self.scope.topic(&self.shared, topic).is_none() {
                 // Perhaps it was made on another node just now. A client cannot make us ask all the time.
                 if self.refreshed.is_some_and(|at| at.elapsed() < Duration::from_secs(1)) {
-                    return None;
+                    return Ok(None);
                 }
                 self.refreshed = Some(Instant::now());
                 scope::refresh(&self.shared).await;
-                self.scope.topic(&self.shared, topic)?;
+                if self.scope.topic(&self.shared, topic).is_none() {
+                    return Ok(None);
+                }
             }
-            let handle = self.shared.parts.partitions.wait_for(topic, Duration::from_secs(5)).await?;
+            let handle = self.shared.parts.partitions.wait_for(topic, Duration::from_secs(5)).await;
+            let handle = handle.map_err(status::not_served_nack)?;
             let forward = self.shared.parts.partitions.forward();
             let (submissions, appender) = Appender::new(handle.clone(), forward, Arc::clone(&self.shared.parts.rng));
             self.shared.parts.tasks.spawn("appender", move |stop| appender.run(stop));
             self.topics.insert(topic, Destination { handle, submissions });
         }
-        self.topics.get(&topic)
+        Ok(self.topics.get(&topic))
     }
 
     fn numbering(&self, event: &api::EventWrapper) -> Result<Numbering, Status> {

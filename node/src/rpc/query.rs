@@ -49,7 +49,7 @@ async fn open(shared: Arc<Shared>, call: Call, mut body: Body) -> Result<Scan, S
     };
     let (parsed, topic) = resolve(&shared, &caller, &query.query).await?;
     let handle = shared.parts.partitions.wait_for(topic.id, Duration::from_secs(5)).await;
-    let handle = handle.ok_or_else(|| Status::unavailable("the topic is not served by this node yet"))?;
+    let handle = handle.map_err(status::not_served)?;
     handle.catch_up(CATCH_UP).await.map_err(|error| status::read_failed(&error))?;
     let (log_start, end) = (handle.log_start(), handle.high_watermark());
     // Offsets have no holes, so skipping is arithmetic.

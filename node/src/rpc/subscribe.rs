@@ -132,7 +132,7 @@ struct Feed {
 impl Feed {
     async fn open(shared: &Shared, topic: TopicId, start: Start) -> Result<Self, Status> {
         let handle = shared.parts.partitions.wait_for(topic, Duration::from_secs(5)).await;
-        let handle = handle.ok_or_else(|| Status::unavailable("the topic is not served by this node yet"))?;
+        let handle = handle.map_err(status::not_served)?;
         let next = match start {
             Start::Latest => Ok(handle.high_watermark()),
             Start::Earliest => Ok(handle.log_start()),

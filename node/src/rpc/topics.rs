@@ -87,7 +87,8 @@ pub(super) async fn create(shared: &Shared, request: Request<api::Topic>) -> Res
     let created = shared.parts.catalog.create_topic(project, name, policies).await;
     let topic = created.map_err(|error| status::create_topic_failed(&error))?;
     // Usable at once, also here: the partition starts with the topic.
-    shared.parts.partitions.wait_for(topic.id, std::time::Duration::from_secs(2)).await;
+    // If it takes longer, whoever uses it waits.
+    let _ = shared.parts.partitions.wait_for(topic.id, std::time::Duration::from_secs(2)).await;
     Ok(Response::new(on_wire(shared, &topic)))
 }
 

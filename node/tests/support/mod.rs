@@ -4,6 +4,7 @@
 
 pub mod ledger;
 mod process;
+pub mod refused;
 pub mod wiretap;
 
 use std::collections::BTreeMap;
@@ -217,6 +218,11 @@ impl Cluster {
             args.push(format!("--credentials={}", self.credentials().display()));
         }
         args
+    }
+
+    /// The command line of node `id` after its first start.
+    pub fn serve_args(&self, id: u64) -> Vec<String> {
+        self.args(id, false)
     }
 
     /// The credentials file of the bootstrap.

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
-use ensign_proto::{GroupId, NodeId};
+use ensign_proto::{ByteCount, GroupId, NodeId};
+use ensign_storage::Door;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, unfold};
@@ -19,6 +20,7 @@ use crate::env::{Lane, Pipe, Tasks};
 use crate::metrics;
 use crate::net::conn;
 use crate::net::message::{Answer, Body, Message, PART_MAX, Refusal, Request, SnapshotPart};
+use crate::replica::Replica;
 use crate::runtime::Registry;
 use crate::types::{AppendRequest, Raft, Snapshot, Types, Vote};
 
@@ -175,6 +177,15 @@ impl Server<'_> {
         replica.raft().ok_or(Refusal::Stopped)
     }
 
+    /// The same for `bytes` of entries. Turned away here, they leave the core free to answer its leader and to vote.
+    fn core_with_room(&self, group: GroupId, bytes: u64) -> Result<Raft, Refusal> {
+        let full = |replica: &Replica| bytes > 0 && !replica.log.has_room(ByteCount(bytes), Door::Replication);
+        if self.registry.get(group).is_some_and(|replica| full(&replica)) {
+            return Err(Refusal::Busy);
+        }
+        self.core(group)
+    }
+
     fn answer(&self, group: GroupId, call: u64, answer: Answer) {
         let (answers, message) = (self.answers.clone(), Message { group, call, body: Body::Answer(answer) });
         if let Err(mpsc::error::TrySendError::Full(message)) = answers.try_send(message) {
@@ -189,7 +200,14 @@ impl Server<'_> {
     where
         F: Future<Output = Result<Answer, Refusal>> + Send + 'static,
     {
-        match self.core(group) {
+        self.run(group, call, self.core(group), work);
+    }
+
+    fn run<F>(&self, group: GroupId, call: u64, core: Result<Raft, Refusal>, work: impl FnOnce(Raft) -> F)
+    where
+        F: Future<Output = Result<Answer, Refusal>> + Send + 'static,
+    {
+        match core {
             Err(refusal) => self.answer(group, call, Answer::Refused(refusal)),
             Ok(raft) => {
                 let (answers, work) = (self.answers.clone(), work(raft));
@@ -203,8 +221,10 @@ impl Server<'_> {
     }
 
     fn append(&mut self, group: GroupId, call: u64, stream: u64, request: AppendRequest) -> Result<(), String> {
+        let bytes = request.entries.iter().map(|entry| codec::stored(&entry.payload).len() as u64).sum();
         if stream == 0 {
-            self.with_core(group, call, move |raft| async move {
+            let raft = self.core_with_room(group, bytes);
+            self.run(group, call, raft, move |raft| async move {
                 let response = raft.append_entries(request.clone()).await.map_err(|_| Refusal::Stopped)?;
                 let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
                 Ok(Answer::Append(response.into_stream_result(request.prev_log_id, last)))
@@ -212,14 +232,13 @@ impl Server<'_> {
             return Ok(());
         }
         let key = (group, stream);
-        let bytes = request.entries.iter().map(|entry| codec::stored(&entry.payload).len() as u64).sum();
         let total = self.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let held = Held { total: Arc::clone(&self.held), bytes };
         // The sender keeps to `in_flight`, one message aside; twice that leaves room for another setting over there.
         if total > 2 * self.limits.in_flight.0 + PART_MAX as u64 {
             return Err(format!("{total} bytes of appends at once"));
         }
-        let raft = match self.core(group) {
+        let raft = match self.core_with_room(group, bytes) {
             Ok(raft) => raft,
             Err(refusal) => {
                 self.answer(group, call, Answer::Refused(refusal));
