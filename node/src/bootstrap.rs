@@ -154,7 +154,7 @@ fn reached_at(addresses: Addresses) -> (String, String) {
 /// # Errors
 /// A peer belongs to a cluster, or the certificates cannot be used.
 pub async fn refuse_second(config: &Config, tls: &PeerTls) -> anyhow::Result<()> {
-    let peers = Peers::new(config.node_id(), &config.cluster.peers, tls)?;
+    let peers = Peers::new(config.node_id(), None, &config.cluster.peers, tls)?;
     for peer in peers.others() {
         if let Some(cluster) = hello(&peers, peer).await? {
             bail!("node {peer} belongs to cluster {cluster} already: start this node without --bootstrap to join it");

@@ -34,7 +34,9 @@ use crate::health::{self, Health, Phase};
 use crate::identity::{Availability, Identity, IdentityConfig, VaultSecrets};
 use crate::partition::forward::{Channels, ForwardService, PeerForward};
 use crate::partition::{BatchLimits, Partitions, PartitionsParts};
-use crate::peers::{self, LeaderLink, PeerTls, Peers, PipeTransport, Services, VaultCalls};
+use crate::peers::{
+    self, LeaderLink, Life, Membership, PeerChannel, PeerTls, Peers, PipeTransport, Services, VaultCalls,
+};
 use crate::plant;
 use crate::rpc::{Ensign, Guarded, OPENING_MAX, RpcParts};
 use crate::telemetry;
@@ -169,7 +171,10 @@ impl Node {
         let life = NodeFile::begin_life(dir, me, cluster)?;
         info!(node = %me, %cluster, incarnation = life.incarnation, data_dir = %dir.display(), "starting");
 
-        let peers = Peers::new(me, &config.cluster.peers, &tls)?;
+        let mut process = [0; 8];
+        rng.fill(&mut process);
+        let life = Life { incarnation: life.incarnation, process: u64::from_le_bytes(process) };
+        let peers = Peers::new(me, Some(Membership { cluster, life }), &config.cluster.peers, &tls)?;
         let voters: std::collections::BTreeSet<NodeId> = peers.addresses().iter().map(|peer| peer.id).collect();
         let timing = match config.cluster.timing {
             Timing::Lan => ensign_raft::Timing::LAN,
@@ -286,11 +291,11 @@ impl Node {
 }
 
 impl Channels for Peers {
-    fn bulk(&self, peer: NodeId) -> Option<tonic::transport::Channel> {
+    fn bulk(&self, peer: NodeId) -> Option<PeerChannel> {
         self.bulk_channel(peer)
     }
 
-    fn control(&self, peer: NodeId) -> Option<tonic::transport::Channel> {
+    fn control(&self, peer: NodeId) -> Option<PeerChannel> {
         self.channel(peer)
     }
 }

@@ -7,9 +7,11 @@
 //! publishes       forwarded by the data plane                (node::partition) ── Forward
 //! ```
 //!
-//! A node is who its certificate says it is (tls.rs): names are `ensign-node-ID`, signed by the cluster's authority.
+//! A node is who its certificate says it is (tls.rs): names are `ensign-node-ID`, signed by the cluster's authority. Nothing is
+//! called or answered before the gate (gate.rs) has seen a configured peer of the same cluster.
 
 mod channels;
+mod gate;
 mod propose;
 mod server;
 mod tls;
@@ -17,8 +19,12 @@ mod transport;
 mod vault;
 
 pub use channels::Peers;
+pub use gate::{Life, Membership, PeerChannel};
 pub use propose::LeaderLink;
 pub use server::{HolderEndpoint, Services, VaultEndpoint, serve};
 pub use tls::{PeerTls, TlsError, node_name};
 pub use transport::PipeTransport;
 pub use vault::VaultCalls;
+
+#[cfg(test)]
+mod tests;

@@ -114,7 +114,7 @@ fn fresh_cluster() -> ClusterId {
 
 /// Asks every peer, again and again, until one knows the cluster.
 async fn ask_peers(config: &Config, tls: &PeerTls, stop: &Stop) -> anyhow::Result<ClusterId> {
-    let peers = Peers::new(config.node_id(), &config.cluster.peers, tls)?;
+    let peers = Peers::new(config.node_id(), None, &config.cluster.peers, tls)?;
     info!("new data directory: asking the peers which cluster this is (or start one node with --bootstrap)");
     let mut asked = 0_u64;
     while !stop.is_cancelled() {

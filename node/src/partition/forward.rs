@@ -14,13 +14,13 @@ use futures::future::BoxFuture;
 use futures::{Stream, StreamExt as _};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::append::{self, AppendError, Chunk, Outcome};
 use super::handle::BarrierLink;
 use super::registry::Partitions;
 use super::route::{ForwardLink, Route};
+use crate::peers::PeerChannel;
 
 /// The largest message of a forward stream: a chunk with one event of the largest size fits well.
 const MESSAGE_MAX: usize = 16 << 20;
@@ -35,10 +35,10 @@ const WINDOW: usize = 64;
 /// The connections to other nodes.
 pub trait Channels: Send + Sync + 'static {
     /// The connection to `peer` for event data; none for strangers.
-    fn bulk(&self, peer: NodeId) -> Option<Channel>;
+    fn bulk(&self, peer: NodeId) -> Option<PeerChannel>;
 
     /// The connection to `peer` for small calls; none for strangers.
-    fn control(&self, peer: NodeId) -> Option<Channel>;
+    fn control(&self, peer: NodeId) -> Option<PeerChannel>;
 }
 
 /// Calls [`Forward`] on other nodes.
@@ -58,7 +58,7 @@ impl PeerForward {
     }
 }
 
-fn client(channel: Channel) -> ForwardClient<Channel> {
+fn client(channel: PeerChannel) -> ForwardClient<PeerChannel> {
     ForwardClient::new(channel).max_decoding_message_size(MESSAGE_MAX).max_encoding_message_size(MESSAGE_MAX)
 }
 

@@ -9,6 +9,7 @@ use ensign_proto::NodeId;
 use ensign_raft::env::Lane;
 use tonic::transport::{Channel, Endpoint};
 
+use super::gate::{Gate, Membership, PeerChannel};
 use super::tls::{PeerTls, TlsError};
 use crate::config::PeerAddress;
 
@@ -24,7 +25,8 @@ pub struct Peers {
 struct Inner {
     me: NodeId,
     addresses: Vec<PeerAddress>,
-    channels: BTreeMap<(NodeId, Lane), Channel>,
+    channels: BTreeMap<(NodeId, Lane), PeerChannel>,
+    gate: Arc<Gate>,
 }
 
 impl fmt::Debug for Peers {
@@ -37,18 +39,26 @@ impl fmt::Debug for Peers {
 }
 
 impl Peers {
-    /// Prepares the connections; opens none yet. Call it within a tokio runtime.
+    /// Prepares the connections; opens none yet. Call it within a tokio runtime. A node without a cluster may only say hello.
     ///
     /// # Errors
     /// [`TlsError::Malformed`]: an address or the certificates cannot be used.
-    pub fn new(me: NodeId, addresses: &[PeerAddress], tls: &PeerTls) -> Result<Self, TlsError> {
+    pub fn new(
+        me: NodeId,
+        own: Option<Membership>,
+        addresses: &[PeerAddress],
+        tls: &PeerTls,
+    ) -> Result<Self, TlsError> {
+        let others = addresses.iter().map(|peer| peer.id).filter(|id| *id != me);
+        let gate = Arc::new(Gate::new(me, own, others));
         let mut channels = BTreeMap::new();
         for peer in addresses.iter().filter(|peer| peer.id != me) {
             for lane in [Lane::Bulk, Lane::Control] {
-                channels.insert((peer.id, lane), connect_lazily(peer, tls)?);
+                let channel = PeerChannel::new(connect_lazily(peer, tls)?, peer.id, Arc::clone(&gate));
+                channels.insert((peer.id, lane), channel);
             }
         }
-        Ok(Self { inner: Arc::new(Inner { me, addresses: addresses.to_vec(), channels }) })
+        Ok(Self { inner: Arc::new(Inner { me, addresses: addresses.to_vec(), channels, gate }) })
     }
 
     /// This node.
@@ -67,18 +77,23 @@ impl Peers {
     }
 
     /// The control connection to `peer`; `None` for this node and for strangers.
-    pub fn channel(&self, peer: NodeId) -> Option<Channel> {
+    pub fn channel(&self, peer: NodeId) -> Option<PeerChannel> {
         self.lane(peer, Lane::Control)
     }
 
     /// The bulk connection to `peer`; `None` for this node and for strangers.
-    pub fn bulk_channel(&self, peer: NodeId) -> Option<Channel> {
+    pub fn bulk_channel(&self, peer: NodeId) -> Option<PeerChannel> {
         self.lane(peer, Lane::Bulk)
     }
 
     /// The connection to `peer` for `lane`.
-    pub(super) fn lane(&self, peer: NodeId, lane: Lane) -> Option<Channel> {
+    pub(super) fn lane(&self, peer: NodeId, lane: Lane) -> Option<PeerChannel> {
         self.inner.channels.get(&(peer, lane)).cloned()
+    }
+
+    /// What calls of peers, and answers to this node's, must pass.
+    pub(super) fn gate(&self) -> &Arc<Gate> {
+        &self.inner.gate
     }
 }
 

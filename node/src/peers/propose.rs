@@ -17,7 +17,8 @@ use futures::future::BoxFuture;
 use tokio::sync::watch;
 use tonic::{Code, Request, Status};
 
-use super::Peers;
+use super::gate::is_refusal;
+use super::{PeerChannel, Peers};
 use crate::catalog::{ProposeLink, ProposeLinkError};
 
 /// How long one call to a leader may take.
@@ -54,10 +55,7 @@ impl LeaderLink {
     }
 
     /// Calls the leader, following redirections.
-    async fn call<T, F>(
-        &self,
-        mut ask: impl FnMut(PeerClient<tonic::transport::Channel>) -> F,
-    ) -> Result<T, ProposeLinkError>
+    async fn call<T, F>(&self, mut ask: impl FnMut(PeerClient<PeerChannel>) -> F) -> Result<T, ProposeLinkError>
     where
         F: Future<Output = Answer<T>>,
     {
@@ -135,12 +133,16 @@ fn timed<T>(message: T) -> Request<T> {
     request
 }
 
-/// A transport failure: only a connection that was never made proves that nothing was sent.
+/// A transport failure: only a connection that was never made, or the peer's gate, proves that nothing was appended.
 fn failed(status: &Status) -> ProposeLinkError {
     let cause = status.message().to_owned();
     let never_sent =
         status.code() == Code::Unavailable && std::error::Error::source(status).is_some_and(is_connect_error);
-    if never_sent { ProposeLinkError::Unreachable { cause } } else { ProposeLinkError::OutcomeUnknown { cause } }
+    if never_sent || is_refusal(status) {
+        ProposeLinkError::Unreachable { cause }
+    } else {
+        ProposeLinkError::OutcomeUnknown { cause }
+    }
 }
 
 fn is_connect_error(error: &(dyn std::error::Error + 'static)) -> bool {

@@ -22,12 +22,12 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::service::Routes;
 use tonic::transport::Server;
-use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
 use tonic::{Request, Response, Status, Streaming};
-use tracing::{error, warn};
+use tracing::error;
 
+use super::gate::{CallingNode, GateLayer};
 use super::propose::{propose_refusal, read_refusal};
-use super::tls::{PeerTls, node_of};
+use super::tls::PeerTls;
 use super::transport::{LANE, MESSAGE_MAX, accept, lane_of};
 use crate::catalog::Catalog;
 
@@ -84,6 +84,7 @@ impl fmt::Debug for Services {
 pub fn serve(listener: TcpListener, tls: &PeerTls, services: Services) -> anyhow::Result<()> {
     let tasks = services.tasks.clone();
     let more = services.more.clone();
+    let gate = Arc::clone(services.peers.gate());
     let shared = Shared(Arc::new(services));
     let routes = more
         .add_service(
@@ -102,6 +103,8 @@ pub fn serve(listener: TcpListener, tls: &PeerTls, services: Services) -> anyhow
         .http2_keepalive_interval(Some(Duration::from_secs(5)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
         .tcp_nodelay(true)
+        // In front of every service alike, whoever adds one.
+        .layer(GateLayer(gate))
         .add_routes(routes);
     let incoming = TcpListenerStream::new(listener).map(|connection| {
         connection.inspect(|stream| {
@@ -120,22 +123,10 @@ pub fn serve(listener: TcpListener, tls: &PeerTls, services: Services) -> anyhow
 struct Shared(Arc<Services>);
 
 impl Shared {
-    /// The node that the caller's certificate names; strangers and impostors are refused.
-    fn caller<T>(&self, request: &Request<T>) -> Result<NodeId, Status> {
-        let certificates = request
-            .extensions()
-            .get::<TlsConnectInfo<TcpConnectInfo>>()
-            .and_then(TlsConnectInfo::peer_certs)
-            .ok_or_else(|| Status::unauthenticated("peers must show a certificate"))?;
-        let node = certificates
-            .first()
-            .and_then(|certificate| node_of(certificate))
-            .ok_or_else(|| Status::unauthenticated("the certificate names no node"))?;
-        if self.0.peers.others().any(|peer| peer == node) {
-            return Ok(node);
-        }
-        warn!(%node, "refused a peer that cluster.peers does not name, or that claims to be this node");
-        Err(Status::permission_denied(format!("node {node} is not a peer of node {}", self.0.node)))
+    /// The node that the caller's certificate names, as the gate has checked.
+    fn caller<T>(request: &Request<T>) -> Result<NodeId, Status> {
+        let node = request.extensions().get::<CallingNode>().map(|calling| calling.0);
+        node.ok_or_else(|| Status::unauthenticated("peers must show a certificate"))
     }
 
     fn unknown_group(group: u64) -> ProposeRefusal {
@@ -152,7 +143,7 @@ impl Peer for Shared {
     type PipeStream = BoxStream<'static, Result<PipeMessage, Status>>;
 
     async fn hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
-        self.caller(&request)?;
+        Self::caller(&request)?;
         Ok(Response::new(HelloReply {
             node: self.0.node.0,
             cluster: self.0.cluster.as_bytes().to_vec().into(),
@@ -161,7 +152,7 @@ impl Peer for Shared {
     }
 
     async fn pipe(&self, request: Request<Streaming<PipeMessage>>) -> Result<Response<Self::PipeStream>, Status> {
-        let peer = self.caller(&request)?;
+        let peer = Self::caller(&request)?;
         let lane = request
             .metadata()
             .get(LANE)
@@ -176,7 +167,7 @@ impl Peer for Shared {
     }
 
     async fn propose(&self, request: Request<ProposeRequest>) -> Result<Response<ProposeReply>, Status> {
-        self.caller(&request)?;
+        Self::caller(&request)?;
         let ProposeRequest { group, payload } = request.into_inner();
         let result = if GroupId(group) == GroupId::CATALOG {
             match self.0.catalog.serve_propose(payload).await {
@@ -192,7 +183,7 @@ impl Peer for Shared {
     }
 
     async fn read_index(&self, request: Request<ReadIndexRequest>) -> Result<Response<ReadIndexReply>, Status> {
-        self.caller(&request)?;
+        Self::caller(&request)?;
         let group = request.into_inner().group;
         let result = if GroupId(group) == GroupId::CATALOG {
             match self.0.catalog.serve_read_index().await {
@@ -209,7 +200,7 @@ impl Peer for Shared {
 #[tonic::async_trait]
 impl Vault for Shared {
     async fn call(&self, request: Request<vault_pb::Request>) -> Result<Response<vault_pb::Reply>, Status> {
-        let caller = self.caller(&request)?;
+        let caller = Self::caller(&request)?;
         Ok(Response::new(self.0.vault.call(caller, request.into_inner()).await))
     }
 }
@@ -220,7 +211,7 @@ impl Keyholder for Shared {
         &self,
         request: Request<vault_pb::SurrenderRequest>,
     ) -> Result<Response<vault_pb::SurrenderReply>, Status> {
-        self.caller(&request)?;
+        Self::caller(&request)?;
         self.0.holder.surrender(request.into_inner()).await.map(Response::new)
     }
 
@@ -228,7 +219,7 @@ impl Keyholder for Shared {
         &self,
         request: Request<vault_pb::RefreshRequest>,
     ) -> Result<Response<vault_pb::RefreshReply>, Status> {
-        self.caller(&request)?;
+        Self::caller(&request)?;
         self.0.holder.refresh(request.into_inner()).await.map(Response::new)
     }
 }

@@ -14,8 +14,8 @@ use ensign_proto::pb::vault::v1::{
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
-use super::Peers;
 use super::server::{HolderEndpoint, VaultEndpoint};
+use super::{PeerChannel, Peers};
 
 /// How long a call may take that the vault answers at once.
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -96,7 +96,7 @@ impl VaultCalls {
     }
 
     /// The holder of another node.
-    fn holder_of(&self, node: NodeId) -> Result<KeyholderClient<tonic::transport::Channel>, LinkError> {
+    fn holder_of(&self, node: NodeId) -> Result<KeyholderClient<PeerChannel>, LinkError> {
         let channel = self.peers.channel(node);
         channel.map(KeyholderClient::new).ok_or_else(|| LinkError::new(format!("node {node} is not in cluster.peers")))
     }

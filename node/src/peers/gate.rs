@@ -1,0 +1,374 @@
+//! What every call between nodes passes first, in both directions: a certificate of a configured peer, the same cluster, and one
+//! process per node.
+//!
+//! ```text
+//! caller ── ensign-cluster, ensign-life ──> certificate names a peer? same cluster? its newest life? ──> the service
+//! caller <── ensign-cluster, ensign-life ── answer                                                       (checked likewise)
+//! ```
+//!
+//! One authority may have signed the certificates of several clusters, or of one that was made anew: only the cluster's id tells
+//! old data from new. A life is one process of a node (its incarnation, and a number it drew): a copied data directory, or
+//! one `node.id` given twice, shows as two lives at once. `Hello` alone is answered to nodes that have no cluster yet.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use ensign_proto::{ClusterId, NodeId};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use thiserror::Error;
+use tokio::time::Instant;
+use tonic::body::Body;
+use tonic::transport::Channel;
+use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
+use tonic::{Code, Status};
+use tower::{BoxError, Layer, Service};
+use tracing::error;
+
+use super::tls::node_of;
+
+/// Sixteen bytes as a ULID.
+const CLUSTER: HeaderName = HeaderName::from_static("ensign-cluster");
+/// `incarnation-process`, both decimal.
+const LIFE: HeaderName = HeaderName::from_static("ensign-life");
+/// The one call that a node without a cluster may make.
+const HELLO: &str = "/ensign.peer.v1.Peer/Hello";
+/// A peer that keeps trying is complained about this often.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
+
+/// One process of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Life {
+    /// How often the node's data directory was started.
+    pub incarnation: u64,
+    /// Drawn at start: tells apart two processes on copies of one directory.
+    pub process: u64,
+}
+
+/// What a node shows with every call and every answer, once it has a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Membership {
+    /// The cluster whose data it holds.
+    pub cluster: ClusterId,
+    /// This process of it.
+    pub life: Life,
+}
+
+/// Why a peer is not spoken to.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub(super) enum Stranger {
+    #[error("peers must show a certificate that names a node as ensign-node-ID")]
+    NoCertificate,
+    #[error(
+        "node {peer} is not a peer of node {me}: cluster.peers there does not name it, or it claims to be that node"
+    )]
+    NotAPeer { peer: NodeId, me: NodeId },
+    #[error("node {peer} does not say which cluster it belongs to: it runs another version, or has joined none")]
+    NoCluster { peer: NodeId },
+    #[error(
+        "node {peer} belongs to cluster {theirs}, node {me} to cluster {ours}: one of them has the data directory of another \
+         cluster. Correct cluster.peers, or give the node that does not belong here an empty data directory and a new node.id"
+    )]
+    OtherCluster { peer: NodeId, theirs: ClusterId, me: NodeId, ours: ClusterId },
+    #[error(
+        "two processes run as node {peer}: life {seen} of it was seen already, and this is life {shown}. Stop the one that has \
+         the copied or restored data directory, or the wrong node.id; a node that lost its data comes back under a new node.id"
+    )]
+    Twin { peer: NodeId, seen: u64, shown: u64 },
+}
+
+impl From<&Stranger> for Status {
+    fn from(stranger: &Stranger) -> Self {
+        let code = match stranger {
+            Stranger::NoCertificate => Code::Unauthenticated,
+            Stranger::NotAPeer { .. } => Code::PermissionDenied,
+            Stranger::NoCluster { .. } | Stranger::OtherCluster { .. } | Stranger::Twin { .. } => {
+                Code::FailedPrecondition
+            }
+        };
+        Self::new(code, stranger.to_string())
+    }
+}
+
+/// Whether a call was refused before any service saw it: a proof that it had no effect.
+pub(super) fn is_refusal(status: &Status) -> bool {
+    matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied | Code::FailedPrecondition)
+}
+
+/// What this node shows its peers, and what it has seen of them.
+pub(super) struct Gate {
+    me: NodeId,
+    own: Option<Membership>,
+    peers: Mutex<BTreeMap<NodeId, Seen>>,
+}
+
+#[derive(Default)]
+struct Seen {
+    life: Option<Life>,
+    complained: Option<Instant>,
+}
+
+impl Gate {
+    /// For `me`, which has joined as `own` says or not yet, and these others.
+    pub(super) fn new(me: NodeId, own: Option<Membership>, others: impl Iterator<Item = NodeId>) -> Self {
+        Self { me, own, peers: Mutex::new(others.map(|peer| (peer, Seen::default())).collect()) }
+    }
+
+    /// Who calls, if the call may go on.
+    fn admit(&self, certificate: Option<NodeId>, path: &str, headers: &HeaderMap) -> Result<NodeId, Stranger> {
+        let peer = certificate.ok_or(Stranger::NoCertificate)?;
+        if peer == self.me || !self.lock().contains_key(&peer) {
+            return Err(Stranger::NotAPeer { peer, me: self.me });
+        }
+        if path != HELLO {
+            self.recognize(peer, headers)?;
+        }
+        Ok(peer)
+    }
+
+    /// Whether `peer`, whose certificate was checked, is of this cluster and lives once.
+    fn recognize(&self, peer: NodeId, headers: &HeaderMap) -> Result<(), Stranger> {
+        let own = self.own.ok_or(Stranger::NoCluster { peer: self.me })?;
+        let shown = Membership::of(headers).ok_or(Stranger::NoCluster { peer })?;
+        if shown.cluster != own.cluster {
+            let (me, ours) = (self.me, own.cluster);
+            return Err(Stranger::OtherCluster { peer, theirs: shown.cluster, me, ours });
+        }
+        let mut peers = self.lock();
+        let seen = peers.entry(peer).or_default();
+        match seen.life {
+            Some(life) if life == shown.life => Ok(()),
+            Some(life) if shown.life.incarnation <= life.incarnation => {
+                Err(Stranger::Twin { peer, seen: life.incarnation, shown: shown.life.incarnation })
+            }
+            Some(_) | None => {
+                seen.life = Some(shown.life);
+                Ok(())
+            }
+        }
+    }
+
+    /// Says so in the log, now and then.
+    fn complain(&self, peer: Option<NodeId>, stranger: &Stranger) {
+        // A node without a cluster asks and is asked all the time: that is not worth a line.
+        let mut peers = self.lock();
+        let seen = peers.get_mut(&peer.unwrap_or(self.me));
+        if let Some(seen) = seen {
+            if seen.complained.is_some_and(|last| last.elapsed() < COMPLAIN_EVERY) {
+                return;
+            }
+            seen.complained = Some(Instant::now());
+        }
+        error!(refused = %stranger, "a peer is not spoken to");
+    }
+
+    fn show(&self, headers: &mut HeaderMap) {
+        if let Some(own) = self.own {
+            own.show(headers);
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn note(&self, peer: NodeId, life: Life) {
+        self.lock().entry(peer).or_default().life = Some(life);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeId, Seen>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Membership {
+    fn show(self, headers: &mut HeaderMap) {
+        let Life { incarnation, process } = self.life;
+        let values = [(CLUSTER, self.cluster.to_string()), (LIFE, format!("{incarnation}-{process}"))];
+        for (name, value) in values {
+            // Letters, digits and a hyphen: always a valid header.
+            if let Ok(value) = HeaderValue::try_from(value) {
+                headers.insert(name, value);
+            }
+        }
+    }
+
+    fn of(headers: &HeaderMap) -> Option<Self> {
+        let text = |name: &HeaderName| headers.get(name)?.to_str().ok();
+        let (incarnation, process) = text(&LIFE)?.split_once('-')?;
+        let life = Life { incarnation: incarnation.parse().ok()?, process: process.parse().ok()? };
+        Some(Self { cluster: text(&CLUSTER)?.parse().ok()?, life })
+    }
+}
+
+/// The node that a call's certificate names: put there by the gate, and by nothing else.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct CallingNode(pub(super) NodeId);
+
+/// Puts a gate in front of all that a node offers its peers.
+#[derive(Clone)]
+pub(super) struct GateLayer(pub(super) Arc<Gate>);
+
+impl<S> Layer<S> for GateLayer {
+    type Service = Gated<S>;
+
+    fn layer(&self, inner: S) -> Gated<S> {
+        Gated { inner, gate: Arc::clone(&self.0) }
+    }
+}
+
+/// Services behind a gate.
+#[derive(Clone)]
+pub(super) struct Gated<S> {
+    inner: S,
+    gate: Arc<Gate>,
+}
+
+impl<S, B> Service<Request<B>> for Gated<S>
+where
+    S: Service<Request<B>, Response = Response<Body>>,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<Response<Body>, S::Error>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let gate = Arc::clone(&self.gate);
+        let certificate = node_behind(&request);
+        let answer = match gate.admit(certificate, request.uri().path(), request.headers()) {
+            Ok(peer) => {
+                request.extensions_mut().insert(CallingNode(peer));
+                self.inner.call(request).left_future()
+            }
+            Err(stranger) => {
+                gate.complain(certificate, &stranger);
+                futures::future::ready(Ok(Status::from(&stranger).into_http())).right_future()
+            }
+        };
+        async move {
+            let mut response = answer.await?;
+            gate.show(response.headers_mut());
+            Ok(response)
+        }
+        .boxed()
+    }
+}
+
+fn node_behind<B>(request: &Request<B>) -> Option<NodeId> {
+    let connection = request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>()?;
+    connection.peer_certs()?.first().and_then(|certificate| node_of(certificate))
+}
+
+/// A connection to a peer: shows who calls, and believes no answer of another cluster or of a node's twin.
+#[derive(Clone)]
+pub struct PeerChannel {
+    inner: Channel,
+    peer: NodeId,
+    gate: Arc<Gate>,
+}
+
+impl std::fmt::Debug for PeerChannel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PeerChannel").field("peer", &self.peer).finish_non_exhaustive()
+    }
+}
+
+impl PeerChannel {
+    pub(super) fn new(inner: Channel, peer: NodeId, gate: Arc<Gate>) -> Self {
+        Self { inner, peer, gate }
+    }
+}
+
+impl Service<Request<Body>> for PeerChannel {
+    type Response = Response<Body>;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<Response<Body>, BoxError>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let (gate, peer) = (Arc::clone(&self.gate), self.peer);
+        gate.show(request.headers_mut());
+        let answer = self.inner.call(request);
+        async move {
+            let response = answer.await?;
+            // Who has no cluster yet asks for one, and has nothing to compare.
+            if gate.own.is_none() {
+                return Ok(response);
+            }
+            let Err(stranger) = gate.recognize(peer, response.headers()) else { return Ok(response) };
+            gate.complain(Some(peer), &stranger);
+            // The peer's own refusal says that nothing happened there; for anything else, nobody knows.
+            if Status::from_header_map(response.headers()).is_some_and(|status| is_refusal(&status)) {
+                return Ok(response);
+            }
+            Err(Status::unknown(stranger.to_string()).into())
+        }
+        .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATH: &str = "/ensign.peer.v1.Peer/Propose";
+
+    fn member(cluster: u8, incarnation: u64, process: u64) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        let cluster = ClusterId::from_bytes([cluster; 16]);
+        Membership { cluster, life: Life { incarnation, process } }.show(&mut headers);
+        headers
+    }
+
+    fn gate() -> Gate {
+        let own = Membership { cluster: ClusterId::from_bytes([7; 16]), life: Life { incarnation: 1, process: 1 } };
+        Gate::new(NodeId(1), Some(own), [NodeId(2), NodeId(3)].into_iter())
+    }
+
+    #[test]
+    fn only_configured_peers_of_this_cluster_pass() {
+        let gate = gate();
+        let headers = member(7, 1, 5);
+        assert_eq!(gate.admit(Some(NodeId(2)), PATH, &headers), Ok(NodeId(2)));
+        assert_eq!(gate.admit(None, PATH, &headers), Err(Stranger::NoCertificate));
+        for impostor in [NodeId(1), NodeId(9)] {
+            let refused = gate.admit(Some(impostor), PATH, &headers);
+            assert_eq!(refused, Err(Stranger::NotAPeer { peer: impostor, me: NodeId(1) }));
+        }
+        assert_eq!(gate.admit(Some(NodeId(2)), PATH, &HeaderMap::new()), Err(Stranger::NoCluster { peer: NodeId(2) }));
+        let message = gate.admit(Some(NodeId(2)), PATH, &member(8, 1, 5)).unwrap_err().to_string();
+        assert!(message.contains(&ClusterId::from_bytes([7; 16]).to_string()), "{message}");
+        assert!(message.contains(&ClusterId::from_bytes([8; 16]).to_string()), "{message}");
+        assert!(message.contains("empty data directory"), "{message}");
+    }
+
+    #[test]
+    fn a_node_without_a_cluster_may_only_say_hello() {
+        let nothing = HeaderMap::new();
+        assert_eq!(gate().admit(Some(NodeId(2)), HELLO, &nothing), Ok(NodeId(2)));
+        assert!(gate().admit(Some(NodeId(9)), HELLO, &nothing).is_err());
+        assert!(gate().admit(Some(NodeId(2)), PATH, &nothing).is_err());
+    }
+
+    #[test]
+    fn a_node_lives_once() {
+        let gate = gate();
+        let admit = |incarnation, process| gate.admit(Some(NodeId(2)), PATH, &member(7, incarnation, process));
+        admit(5, 50).unwrap();
+        admit(5, 50).unwrap();
+        let twin = Stranger::Twin { peer: NodeId(2), seen: 5, shown: 5 };
+        assert_eq!(admit(5, 51), Err(twin), "a copy of the same directory");
+        admit(6, 60).unwrap();
+        assert!(matches!(admit(5, 50), Err(Stranger::Twin { seen: 6, shown: 5, .. })), "a restored directory");
+        assert!(gate.admit(Some(NodeId(3)), PATH, &member(7, 1, 1)).is_ok(), "lives are counted by node");
+    }
+}

@@ -1,0 +1,255 @@
+//! The peer listener with all its services, as strangers and peers meet it.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use ensign_proto::pb::peer::v1::HelloRequest;
+use ensign_proto::pb::peer::v1::peer_client::PeerClient;
+use ensign_proto::pb::vault::v1 as vault_pb;
+use ensign_proto::{ByteCount, ClusterId, LogIndex, NodeId, TopicId};
+use ensign_raft::Runtime;
+use ensign_raft::env::{Lane, OsRng, SystemClock, Tasks, Transport as _};
+use ensign_raft::testing::{MemoryNet, quick};
+use ensign_storage::MemoryLog;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use tokio::net::TcpListener;
+use tonic::body::Body;
+use tonic::{Code, Status};
+use tower::{Service as _, ServiceExt as _};
+
+use super::gate::is_refusal;
+use super::*;
+use crate::authority::Authority;
+use crate::catalog::testing;
+use crate::config::PeerAddress;
+use crate::partition::forward::ForwardService;
+use crate::partition::testing::OpenKeys;
+use crate::partition::{BarrierLink, BatchLimits, ForwardLink, Partitions, PartitionsParts, Route};
+
+const ME: NodeId = NodeId(1);
+const HELLO: &str = "/ensign.peer.v1.Peer/Hello";
+
+fn cluster(byte: u8) -> ClusterId {
+    ClusterId::from_bytes([byte; 16])
+}
+
+fn member(byte: u8, incarnation: u64) -> Membership {
+    Membership { cluster: cluster(byte), life: Life { incarnation, process: incarnation } }
+}
+
+struct Doubles;
+
+impl ForwardLink for Doubles {
+    fn open(&self, _: NodeId, _: TopicId) -> BoxFuture<'static, Result<Route, String>> {
+        Box::pin(async { Err("there is no other node".to_owned()) })
+    }
+}
+
+impl BarrierLink for Doubles {
+    fn barrier(&self, _: NodeId, _: TopicId) -> BoxFuture<'static, Result<LogIndex, String>> {
+        Box::pin(async { Err("there is no other node".to_owned()) })
+    }
+}
+
+impl VaultEndpoint for Doubles {
+    fn call(&self, _: NodeId, _: vault_pb::Request) -> BoxFuture<'static, vault_pb::Reply> {
+        futures::future::ready(vault_pb::Reply::default()).boxed()
+    }
+}
+
+impl HolderEndpoint for Doubles {
+    fn surrender(&self, _: vault_pb::SurrenderRequest) -> BoxFuture<'static, Result<vault_pb::SurrenderReply, Status>> {
+        futures::future::ready(Ok(vault_pb::SurrenderReply::default())).boxed()
+    }
+
+    fn refresh(&self, _: vault_pb::RefreshRequest) -> BoxFuture<'static, Result<vault_pb::RefreshReply, Status>> {
+        futures::future::ready(Ok(vault_pb::RefreshReply::default())).boxed()
+    }
+}
+
+/// Node 1 of cluster 7, in its third life, whose only other node is number 2.
+struct Fixture {
+    authority: Authority,
+    address: String,
+    tasks: Tasks,
+}
+
+impl Fixture {
+    async fn start() -> Self {
+        let authority = Authority::generate("test").unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let fixture = Self { authority, address, tasks: Tasks::new() };
+        let (clock, rng, tasks) = (Arc::new(SystemClock), Arc::new(OsRng), fixture.tasks.clone());
+        let net = MemoryNet::new();
+        let runtime = Runtime::new(quick(ME), net.transport(ME), clock.clone(), rng.clone(), tasks.clone());
+        let catalog = testing::solo(clock.clone(), rng.clone());
+        let partitions = Partitions::start(PartitionsParts {
+            me: ME,
+            cluster: cluster(7),
+            voters: BTreeSet::from([ME]),
+            runtime: runtime.clone(),
+            log: Arc::new(MemoryLog::new()),
+            catalog: catalog.clone(),
+            keys: Arc::<OpenKeys>::default(),
+            forward: Arc::new(Doubles),
+            barrier: Arc::new(Doubles),
+            clock,
+            rng,
+            tasks: tasks.clone(),
+            limits: BatchLimits::default(),
+            tail_bytes: ByteCount(1 << 20),
+        });
+        let tls = fixture.tls(ME);
+        let peers = Peers::new(ME, Some(member(7, 3)), &fixture.addresses(), &tls).unwrap();
+        let services = Services {
+            node: ME,
+            cluster: cluster(7),
+            peers,
+            runtime,
+            catalog,
+            vault: Arc::new(Doubles),
+            holder: Arc::new(Doubles),
+            more: tonic::service::Routes::new(ForwardService::server(partitions, tasks.clone())),
+            tasks,
+        };
+        serve(listener, &tls, services).unwrap();
+        fixture
+    }
+
+    fn tls(&self, node: NodeId) -> PeerTls {
+        let issued = self.authority.issue(node).unwrap();
+        PeerTls::from_pem(issued.certificate, issued.private_key, self.authority.certificate())
+    }
+
+    fn addresses(&self) -> Vec<PeerAddress> {
+        let address = |id| PeerAddress { id: NodeId(id), address: self.address.clone() };
+        vec![address(1), address(2)]
+    }
+
+    /// How `node` reaches node 1, being what it says it is.
+    fn as_node(&self, node: u64, own: Option<Membership>) -> Peers {
+        Peers::new(NodeId(node), own, &self.addresses(), &self.tls(NodeId(node))).unwrap()
+    }
+}
+
+/// Calls a method with an empty message, and returns the status that the headers or the trailers tell.
+async fn call(peers: &Peers, path: &str) -> Result<(), Status> {
+    let mut channel = peers.channel(ME).unwrap();
+    // A stream that ends after one empty message: every kind of method takes it.
+    let message = Bytes::from_static(&[0; 5]);
+    let request = http::Request::post(format!("https://peer{path}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(Body::new(axum::body::Body::from(message)))
+        .unwrap();
+    let answer = channel.ready().await.unwrap().call(request).await.map_err(Status::from_error)?;
+    match Status::from_header_map(answer.headers()) {
+        Some(status) if status.code() != Code::Ok => Err(status),
+        _ => Ok(()),
+    }
+}
+
+/// Every method that the schema of the peer port knows: `/package.Service/Method`.
+fn methods() -> Vec<String> {
+    let mut methods = Vec::new();
+    for file in ["ensign/peer/v1/peer.proto", "ensign/peer/v1/forward.proto", "ensign/vault/v1/vault.proto"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../proto/schema").join(file);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let after = |line: &str, word: &str| {
+            let rest = line.trim().strip_prefix(word)?;
+            Some(rest.split(|c: char| !c.is_alphanumeric() && c != '.').next().unwrap_or_default().to_owned())
+        };
+        let package = text.lines().find_map(|line| after(line, "package ")).unwrap();
+        let mut service = String::new();
+        for line in text.lines() {
+            service = after(line, "service ").unwrap_or(service);
+            methods.extend(after(line, "rpc ").map(|method| format!("/{package}.{service}/{method}")));
+        }
+    }
+    methods
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_method_of_the_peer_port_refuses_strangers() {
+    let fixture = Fixture::start().await;
+    let methods = methods();
+    assert!(methods.len() >= 8, "{methods:?}");
+    // A node that the authority has certified, but that the configuration does not name; and one that claims to be the callee.
+    for stranger in [9, 1] {
+        let mut addresses = fixture.addresses();
+        addresses[1].id = NodeId(stranger);
+        let others = [PeerAddress { id: ME, ..addresses[0].clone() }];
+        let caller = if stranger == 1 { NodeId(2) } else { NodeId(stranger) };
+        let peers = Peers::new(caller, Some(member(7, 1)), &others, &fixture.tls(NodeId(stranger))).unwrap();
+        for method in &methods {
+            let status = call(&peers, method).await.unwrap_err();
+            assert_eq!(status.code(), Code::PermissionDenied, "{method}: {status:?}");
+            assert!(status.message().contains("is not a peer of node 1"), "{method}: {status:?}");
+        }
+    }
+    // The same calls of a configured peer get past the gate, so what was refused above is really served here.
+    let peer = fixture.as_node(2, Some(member(7, 1)));
+    for method in &methods {
+        let status = call(&peer, method).await.err();
+        assert!(
+            !status.as_ref().is_some_and(|s| is_refusal(s) || s.code() == Code::Unimplemented),
+            "{method}: {status:?}"
+        );
+    }
+    fixture.tasks.shut_down(std::time::Duration::from_secs(5)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_of_another_cluster_is_refused_and_told_both_names() {
+    let fixture = Fixture::start().await;
+    let other = fixture.as_node(2, Some(member(8, 1)));
+    for method in methods().iter().filter(|method| !method.ends_with("/Hello")) {
+        let status = call(&other, method).await.unwrap_err();
+        assert_eq!(status.code(), Code::FailedPrecondition, "{method}: {status:?}");
+        let (theirs, ours) = (cluster(8).to_string(), cluster(7).to_string());
+        assert!(status.message().contains(&theirs) && status.message().contains(&ours), "{status:?}");
+    }
+    // Raft's pipes are the same: nothing of either log reaches the other.
+    let transport = PipeTransport::new(other, fixture.tasks.clone());
+    let error = transport.connect(ME, Lane::Bulk).await.err().unwrap();
+    assert!(error.cause.contains(&cluster(8).to_string()), "{}", error.cause);
+
+    // A node that has no cluster yet learns this one's by hello, and may do nothing else.
+    let fresh = fixture.as_node(2, None);
+    let reply = PeerClient::new(fresh.channel(ME).unwrap()).hello(HelloRequest {}).await.unwrap().into_inner();
+    assert_eq!(reply.cluster[..], cluster(7).as_bytes()[..]);
+    assert_eq!(call(&fresh, "/ensign.peer.v1.Peer/Propose").await.unwrap_err().code(), Code::FailedPrecondition);
+    fixture.tasks.shut_down(std::time::Duration::from_secs(5)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_of_another_cluster_or_of_a_twin_is_not_believed() {
+    let fixture = Fixture::start().await;
+    // Hello is answered to everybody, so what refuses here is the caller.
+    call(&fixture.as_node(2, Some(member(7, 1))), HELLO).await.unwrap();
+    let status = call(&fixture.as_node(2, Some(member(8, 1))), HELLO).await.unwrap_err();
+    assert!(status.message().contains(&cluster(8).to_string()), "{status:?}");
+
+    // Node 2 has seen node 1 in its fourth life; who answers says that it is the third.
+    let peers = fixture.as_node(2, Some(member(7, 1)));
+    peers.gate().note(ME, Life { incarnation: 4, process: 4 });
+    let status = call(&peers, HELLO).await.unwrap_err();
+    assert!(status.message().contains("two processes run as node 1"), "{status:?}");
+    fixture.tasks.shut_down(std::time::Duration::from_secs(5)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_process_of_a_node_is_noticed() {
+    let fixture = Fixture::start().await;
+    let propose = "/ensign.peer.v1.Peer/ReadIndex";
+    call(&fixture.as_node(2, Some(member(7, 5))), propose).await.unwrap();
+    let twin = Membership { cluster: cluster(7), life: Life { incarnation: 5, process: 99 } };
+    let status = call(&fixture.as_node(2, Some(twin)), propose).await.unwrap_err();
+    assert!(status.message().contains("two processes run as node 2"), "{status:?}");
+    assert!(is_refusal(&status));
+    fixture.tasks.shut_down(std::time::Duration::from_secs(5)).await;
+}
