@@ -106,7 +106,7 @@ impl Inner {
             Ok(lock) => Some(lock),
             Err(error) => {
                 if !self.unlocked.swap(true, Ordering::Relaxed) {
-                    warn!(%error, "keys may be swapped to disk: raise the limit of locked memory, or turn swap off");
+                    warn!(%error, "keys may be swapped to disk: raise the limit of locked memory (LimitMEMLOCK= of the service, or ulimit -l), or turn swap off");
                 }
                 None
             }

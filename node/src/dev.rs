@@ -17,7 +17,7 @@ use crate::config::{Config, LogFormat, LogSettings, PeerAddress};
 use crate::files::{NodeFile, write_secret};
 use crate::node::{Addresses, Listeners, Node, NodeSpec};
 use crate::peers::PeerTls;
-use crate::{signals, telemetry};
+use crate::{harden, signals, telemetry};
 
 /// A development cluster that runs.
 pub struct DevCluster {
@@ -41,6 +41,7 @@ pub async fn run(args: DevArgs) -> anyhow::Result<()> {
     let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "warn,openraft=error".to_owned());
     telemetry::start_logs(&LogSettings { format: LogFormat::Human, filter })?;
     crate::door::raise_open_files();
+    harden::no_core_dumps();
     let stop = signals::stop()?;
     let Some(cluster) = stop.run_until_cancelled(DevCluster::start(&args)).await.transpose()? else { return Ok(()) };
     announce(&args, &cluster)?;

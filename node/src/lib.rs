@@ -12,6 +12,7 @@ mod door;
 mod edge;
 pub mod ensql;
 pub mod files;
+mod harden;
 pub mod health;
 pub mod identity;
 pub mod node;

@@ -1,6 +1,7 @@
 //! `ensign serve`: one node of a cluster.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -17,7 +18,7 @@ use crate::config::Config;
 use crate::files::{NodeFile, write_secret};
 use crate::node::{Addresses, Listeners, Node, NodeSpec};
 use crate::peers::{PeerTls, Peers};
-use crate::{door, signals, telemetry};
+use crate::{door, harden, signals, telemetry};
 
 /// How often a new node asks its peers which cluster it belongs to.
 const HELLO_EVERY: Duration = Duration::from_millis(500);
@@ -30,6 +31,7 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
     let config = Config::load(args.config.as_deref(), args.settings.clone())?;
     telemetry::start_logs(&config.log)?;
     door::raise_open_files();
+    harden::no_core_dumps();
     let stop = signals::stop()?;
     let id = config.node_id();
     if config.cluster.peers.is_empty() {
@@ -38,6 +40,8 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
     let tls = PeerTls::load(id, &config.cluster.certificate, &config.cluster.private_key, &config.cluster.authority)?;
     std::fs::create_dir_all(&config.node.data_dir)
         .with_context(|| format!("cannot make the data directory {}", config.node.data_dir.display()))?;
+
+    refuse_key_beside_data(&config.node.root_key, &config.node.data_dir)?;
 
     let known = NodeFile::read(&config.node.data_dir, id)?.map(|(_, cluster)| cluster);
     let done = config.node.data_dir.join("bootstrapped");
@@ -100,6 +104,22 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
     failure.map_or(Ok(()), |failure| Err(anyhow::anyhow!(failure)))
 }
 
+/// Whoever copies the data, a backup for one, must not copy the key to it along.
+fn refuse_key_beside_data(root_key: &Path, data_dir: &Path) -> anyhow::Result<()> {
+    let data = std::fs::canonicalize(data_dir).with_context(|| format!("cannot read {}", data_dir.display()))?;
+    let real = std::fs::canonicalize(root_key).ok();
+    let folder = root_key.parent().and_then(|folder| std::fs::canonicalize(folder).ok());
+    if real.into_iter().chain(folder).any(|place| place.starts_with(&data)) {
+        bail!(
+            "node.root_key = \"{}\" lies inside node.data_dir = \"{}\": whoever copies the data would have the key to it; \
+             keep the file in a directory of its own (and on every node) and set node.root_key to it",
+            root_key.display(),
+            data_dir.display()
+        );
+    }
+    Ok(())
+}
+
 async fn bind(key: &'static str, address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await
@@ -145,5 +165,30 @@ pub(crate) async fn hello(peers: &Peers, peer: NodeId) -> anyhow::Result<Option<
             bail!("node {peer} refuses this node: {}", status.message())
         }
         Err(_) => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_root_key_among_the_data_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (data, keys) = (dir.path().join("data"), dir.path().join("keys"));
+        std::fs::create_dir_all(data.join("deep")).unwrap();
+        std::fs::create_dir(&keys).unwrap();
+        refuse_key_beside_data(&keys.join("root.key"), &data).unwrap();
+        refuse_key_beside_data(&dir.path().join("root.key"), &data).unwrap();
+        refuse_key_beside_data(&dir.path().join("nowhere/root.key"), &data).unwrap();
+        for inside in [data.join("root.key"), data.join("deep/root.key"), keys.join("../data/root.key")] {
+            let error = refuse_key_beside_data(&inside, &data).unwrap_err().to_string();
+            assert!(error.contains("lies inside node.data_dir"), "{error}");
+            assert!(error.contains("set node.root_key"), "{error}");
+        }
+        // A link is where it leads to.
+        std::fs::write(data.join("root.key"), b"").unwrap();
+        std::os::unix::fs::symlink(data.join("root.key"), keys.join("link.key")).unwrap();
+        assert!(refuse_key_beside_data(&keys.join("link.key"), &data).is_err());
     }
 }
