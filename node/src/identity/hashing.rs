@@ -113,6 +113,15 @@ impl HashPool {
         .map_err(|_| HashFailure)
     }
 
+    /// Waits for a turn, and gives it to the next one.
+    pub(super) async fn turn(&self, deadline: Instant) -> Result<(), Busy> {
+        let _place = Place::take(&self.shared)?;
+        match timeout_at(deadline, self.shared.cores.acquire()).await {
+            Ok(Ok(_permit)) => Ok(()),
+            _ => Err(Busy),
+        }
+    }
+
     async fn run<T: Send + 'static>(
         &self,
         deadline: Instant,

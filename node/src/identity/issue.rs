@@ -1,22 +1,33 @@
 //! Making tokens.
 
+use std::time::Duration;
+
+use tokio::time::timeout;
 use tracing::warn;
 use ulid::Ulid;
 
-use super::service::{Identity, LoginError, TokenPair};
+use super::service::{Identity, LoginError, TokenPair, lock};
 use super::token::RawClaims;
 use crate::catalog::ApiKey;
+
+/// How long a pair of tokens may wait for its turn to be signed.
+const SIGNING_DEADLINE: Duration = Duration::from_secs(5);
 
 impl Identity {
     /// Makes a pair of tokens.
     pub(super) async fn issue(&self, key: &ApiKey, last_login: Option<u64>) -> Result<TokenPair, LoginError> {
+        let taken = lock(&self.inner.limits).issue(*key.id.as_bytes(), self.inner.clock.boot());
+        if let Err(retry_after) = taken {
+            return Err(LoginError::Busy { retry_after });
+        }
         let now = self.inner.clock.wall();
         let signer = self.inner.signing.signer(&*self.inner.secrets, now).await.map_err(|error| {
             warn!(%error, "no tokens can be made");
             LoginError::Unavailable
         })?;
         let (access, refresh) = self.claims(key);
-        let Ok(_slot) = self.inner.signing_slots.acquire().await else { return Err(LoginError::Unavailable) };
+        let turn = timeout(SIGNING_DEADLINE, self.inner.signing_slots.acquire()).await;
+        let Ok(Ok(_slot)) = turn else { return Err(LoginError::Busy { retry_after: Duration::from_secs(1) }) };
         let signed =
             tokio::task::spawn_blocking(move || Some((signer.sign(&access).ok()?, signer.sign(&refresh).ok()?))).await;
         let Some((access, refresh)) = signed.ok().flatten() else {

@@ -1,4 +1,5 @@
-//! How often one address, or one client id, may fail to log in. Successes are never counted: a fleet that restarts must pass.
+//! How often one address, or one client id from one address, may fail to log in, and how often one API key may be given tokens:
+//! so often that a fleet that restarts passes, and a loop that logs in for every call does not cost a core.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
@@ -23,11 +24,16 @@ const PER_ADDRESS: Allowance = Allowance { burst: 300, refill: Duration::from_mi
 /// One client id with a wrong secret costs a hash each time, so it may fail less.
 const PER_CLIENT: Allowance = Allowance { burst: 20, refill: Duration::from_secs(3) };
 
-/// Counts failed logins.
+/// An SDK asks for tokens once an hour. A thousand of one key at once are a fleet that restarts; twenty a second for ever are a
+/// mistake, and two signatures each.
+const PER_KEY: Allowance = Allowance { burst: 1_000, refill: Duration::from_millis(50) };
+
+/// Counts failed logins, and tokens.
 #[derive(Debug)]
 pub(super) struct FailureLimits {
     addresses: Recent<IpAddr, Bucket>,
     clients: Recent<[u8; 32], Bucket>,
+    issued: Recent<[u8; 16], Bucket>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -48,7 +54,7 @@ impl Bucket {
 
 impl FailureLimits {
     pub(super) fn new() -> Self {
-        Self { addresses: Recent::new(REMEMBERED), clients: Recent::new(REMEMBERED) }
+        Self { addresses: Recent::new(REMEMBERED), clients: Recent::new(REMEMBERED), issued: Recent::new(REMEMBERED) }
     }
 
     /// How long the caller has to wait before it may try again; `None` for not at all.
@@ -56,6 +62,15 @@ impl FailureLimits {
         let address = from.and_then(|from| left(&mut self.addresses, &site(from), PER_ADDRESS, now));
         let client = left(&mut self.clients, client, PER_CLIENT, now);
         address.max(client)
+    }
+
+    /// Takes a pair of tokens for an API key, or says how long to wait for the next.
+    pub(super) fn issue(&mut self, key: [u8; 16], now: BootTime) -> Result<(), Duration> {
+        if let Some(wait) = left(&mut self.issued, &key, PER_KEY, now) {
+            return Err(wait);
+        }
+        spend(&mut self.issued, key, PER_KEY, now);
+        Ok(())
     }
 
     /// Notes a failure.
@@ -89,7 +104,7 @@ fn spend<K: Eq + std::hash::Hash>(buckets: &mut Recent<K, Bucket>, key: K, allow
 }
 
 /// One IPv6 customer has 2^64 addresses, so what is counted is the network.
-fn site(address: IpAddr) -> IpAddr {
+pub(super) fn site(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
         IpAddr::V6(address) => {
@@ -117,6 +132,20 @@ mod tests {
         assert_eq!(limits.wait(None, &[1; 32], at(1)), Some(Duration::from_secs(2)));
         assert_eq!(limits.wait(None, &[1; 32], at(3)), None);
         assert_eq!(limits.wait(None, &[2; 32], at(1)), None);
+    }
+
+    #[test]
+    fn a_fleet_may_log_in_at_once_and_a_loop_may_not_go_on() {
+        let mut limits = FailureLimits::new();
+        for _ in 0..1_000 {
+            assert_eq!(limits.issue([1; 16], at(0)), Ok(()));
+        }
+        assert_eq!(limits.issue([1; 16], at(0)), Err(PER_KEY.refill));
+        assert_eq!(limits.issue([2; 16], at(0)), Ok(()), "keys are counted apart");
+        for _ in 0..20 {
+            assert_eq!(limits.issue([1; 16], at(1)), Ok(()));
+        }
+        assert_eq!(limits.issue([1; 16], at(1)), Err(PER_KEY.refill));
     }
 
     #[test]

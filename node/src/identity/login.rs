@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
 use super::credentials::{ClientId, ClientSecret};
+use super::limits::site;
 use super::secrets::SecretKind;
 use super::service::{Identity, LoginError, TokenPair, lock, sha256};
 use crate::catalog::ApiKey;
@@ -58,7 +59,7 @@ impl Identity {
         from: Option<IpAddr>,
         arrived: Instant,
     ) -> Result<TokenPair, LoginError> {
-        let client = sha256(client_id.as_bytes());
+        let client = whose(client_id, from);
         let secret = ClientSecret::parse(secret);
         let client_id = client_id.parse::<ClientId>();
         if let (Ok(client_id), Ok(secret)) = (&client_id, &secret)
@@ -66,6 +67,7 @@ impl Identity {
         {
             return self.issue(&key, None).await;
         }
+        // By client and address: who merely knows an id cannot lock its owner out from elsewhere.
         if let Some(wait) = lock(&self.inner.limits).wait(from, &client, self.inner.clock.boot()) {
             return Err(LoginError::Busy { retry_after: wait });
         }
@@ -98,8 +100,13 @@ impl Identity {
             let _ = timeout_at(soon, self.catch_up()).await;
             key = self.inner.catalog.api_key_by_client(client_id.as_str());
         }
-        // Nothing is hashed for an id that could not log in anyway.
-        let Some(key) = key.filter(|key| key.revoked_at.is_none()) else { return Ok(None) };
+        let Some(key) = key.filter(|key| key.revoked_at.is_none()) else {
+            // Nothing is hashed for an id that could not log in anyway. But it meets whatever one that could would meet, when it
+            // would: a vault that does not answer, a queue that is too long.
+            self.vault_answers_by(deadline).await?;
+            let turn = self.inner.pool.turn(deadline).await;
+            return turn.map(|()| None).map_err(|_| LoginError::Busy { retry_after: Duration::from_secs(1) });
+        };
         let asked = self.inner.secrets.get(SecretKind::ApiKey, *key.id.as_bytes());
         let hash = match timeout_at(deadline, asked).await {
             Ok(Ok(Some(hash))) => hash,
@@ -145,6 +152,26 @@ impl Identity {
             self.vault_failed_now();
             Err(LoginError::Unavailable)
         }
+    }
+
+    /// Asks the vault for what it does not have, in place of a hash. However many ask, it is asked once for all of them.
+    async fn vault_answers_by(&self, deadline: Instant) -> Result<(), LoginError> {
+        let asked = Instant::now();
+        let probing = async {
+            let mut last = self.inner.vault_probed.lock().await;
+            if last.is_some_and(|begun| begun >= asked) {
+                return true;
+            }
+            let begun = Instant::now();
+            let answered = self.inner.secrets.get(SecretKind::ApiKey, [0; 16]).await.is_ok();
+            *last = answered.then_some(begun);
+            answered
+        };
+        if matches!(timeout_at(deadline, probing).await, Ok(true)) {
+            return Ok(());
+        }
+        self.vault_failed_now();
+        Err(LoginError::Unavailable)
     }
 
     fn vault_failed_now(&self) {
@@ -197,6 +224,15 @@ impl Identity {
         self.inner.pause.until(until, until - arrived).await;
         Ok(())
     }
+}
+
+/// What failures of this client id from there are counted by.
+fn whose(client_id: &str, from: Option<IpAddr>) -> [u8; 32] {
+    let mut text = sha256(client_id.as_bytes()).to_vec();
+    if let Some(from) = from {
+        text.extend_from_slice(site(from).to_string().as_bytes());
+    }
+    sha256(&text)
 }
 
 #[cfg(test)]

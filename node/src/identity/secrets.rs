@@ -97,7 +97,7 @@ impl MemorySecrets {
         self.lock().down = down;
     }
 
-    /// How often a secret was asked for.
+    /// How often a secret was given out.
     pub fn reads(&self) -> usize {
         self.lock().reads
     }
@@ -139,8 +139,9 @@ impl SecretStore for MemorySecrets {
 
     fn get(&self, kind: SecretKind, id: [u8; 16]) -> BoxFuture<'static, Result<Option<Secret>, SecretError>> {
         let result = self.with(|state| {
-            state.reads += 1;
-            Ok(state.secrets.get(&(kind, id)).cloned())
+            let found = state.secrets.get(&(kind, id)).cloned();
+            state.reads += usize::from(found.is_some());
+            Ok(found)
         });
         futures::future::ready(result).boxed()
     }

@@ -32,8 +32,6 @@ const SECRETS_REMEMBERED: usize = 4_096;
 const TOKENS_REMEMBERED: usize = 8_192;
 /// Failed logins that wait for their answer at once.
 const DELAYED_MAX: usize = 4_096;
-/// Tokens being signed at once.
-const SIGNING_MAX: usize = 64;
 const TEND_EVERY: Duration = Duration::from_mins(1);
 
 /// Settings. All nodes of a cluster must agree on issuer and audience.
@@ -170,6 +168,8 @@ pub(super) struct Inner {
     pub(super) caught_up: AsyncMutex<Option<CaughtUp>>,
     pub(super) slowest: Mutex<Slowest>,
     pub(super) vault_failed: Mutex<Option<BootTime>>,
+    /// When the vault was last asked, with success, on behalf of ids that do not exist.
+    pub(super) vault_probed: AsyncMutex<Option<Instant>>,
     pub(super) availability: watch::Sender<Availability>,
     pub(super) started: BootTime,
 }
@@ -220,7 +220,7 @@ impl Identity {
         let inner = Inner {
             pool: HashPool::new(config.hash, Arc::clone(&clock)),
             signing: SigningKeys::new(catalog.view().clone()),
-            signing_slots: Semaphore::new(SIGNING_MAX),
+            signing_slots: Semaphore::new(signing_slots()),
             limits: Mutex::new(FailureLimits::new()),
             secret_tag_key: hmac::Key::new(hmac::HMAC_SHA256, &*tag_key),
             known_secrets: Mutex::new(Recent::new(SECRETS_REMEMBERED)),
@@ -230,6 +230,7 @@ impl Identity {
             caught_up: AsyncMutex::new(None),
             slowest: Mutex::default(),
             vault_failed: Mutex::new(None),
+            vault_probed: AsyncMutex::new(None),
             availability: watch::Sender::new(Availability::Ok),
             started: clock.boot(),
             config,
@@ -287,6 +288,12 @@ impl Identity {
             }
         }
     }
+}
+
+/// Tokens being signed at once: whoever may log in may not keep all cores busy with it.
+fn signing_slots() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    (cores / 2).max(1)
 }
 
 pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {

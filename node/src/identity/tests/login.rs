@@ -1,5 +1,8 @@
 //! Who gets tokens, when, and what a failure tells.
 
+use std::net::IpAddr;
+
+use super::super::service::lock;
 use super::*;
 
 #[tokio::test]
@@ -85,9 +88,44 @@ async fn a_client_id_that_fails_too_often_must_wait_but_its_known_secret_passes(
 }
 
 #[tokio::test]
+async fn knowing_an_id_does_not_lock_its_owner_out() {
+    let fixture = Fixture::new().await;
+    let id = fixture.credentials.client_id.as_str();
+    let from = |last: u8| Some(IpAddr::from([192, 0, 2, last]));
+    let login = |secret: String, from| fixture.identity.authenticate(id, secret, from, Instant::now());
+    for _ in 0..20 {
+        assert_eq!(login(wrong_secret(), from(1)).await, Err(LoginError::Refused));
+    }
+    assert!(matches!(login(wrong_secret(), from(1)).await, Err(LoginError::Busy { .. })));
+    // Elsewhere the owner logs in, for the first time on this node.
+    login(fixture.credentials.secret.expose().to_owned(), from(2)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_key_that_logs_in_without_end_has_to_wait() {
+    let fixture = Fixture::new().await;
+    let pair = fixture.login().await.unwrap();
+    let now = fixture.clock.boot();
+    while lock(&fixture.identity.inner.limits).issue(*fixture.key.id.as_bytes(), now).is_ok() {}
+    assert!(matches!(fixture.login().await, Err(LoginError::Busy { .. })));
+    // What it has stays good.
+    fixture.identity.verify(&pair.access).await.unwrap();
+    fixture.clock.advance(Duration::from_millis(50));
+    fixture.login().await.unwrap();
+    assert!(matches!(fixture.login().await, Err(LoginError::Busy { .. })));
+}
+
+#[tokio::test]
 async fn without_the_vault_nobody_learns_which_ids_exist() {
     let fixture = Fixture::new().await;
     let id = fixture.credentials.client_id.as_str();
+    fixture.secrets.set_down(true);
+    // Whoever comes first: nobody has noticed yet that it is down.
+    let unknown = fixture.login_with(&"x".repeat(32), &wrong_secret()).await;
+    assert_eq!(unknown, Err(LoginError::Unavailable));
+    fixture.secrets.set_down(false);
+    fixture.clock.advance(Duration::from_secs(2));
+    assert_eq!(fixture.login_with(&"x".repeat(32), &wrong_secret()).await, Err(LoginError::Refused));
     fixture.secrets.set_down(true);
     assert_eq!(fixture.login().await, Err(LoginError::Unavailable));
     for pause in [Duration::ZERO, Duration::from_secs(2)] {
