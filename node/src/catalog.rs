@@ -12,6 +12,7 @@
 
 mod command;
 mod errors;
+mod freshness;
 mod handle;
 mod link;
 mod machine;

@@ -220,6 +220,8 @@ impl Node {
             view,
             link: Arc::new(leader_link),
             vault: Arc::new(VaultRings::new(vault_client.clone(), cluster, me)),
+            // As long as a lease: within W of a revocation, no node vouches for the API key any more.
+            fresh_for: lease.length,
             clock: Arc::clone(&clock),
             rng: Arc::clone(&rng),
         });
@@ -358,6 +360,8 @@ impl Node {
         }
         let listeners = self.client_listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         if let Some((grpc, http)) = listeners {
+            let catalog = self.catalog.clone();
+            self.edge.spawn("catalog-freshness", |stop| catalog.keep_fresh(stop));
             edge::serve_http("http-server", http, crate::identity::router(self.identity.clone()), &self.edge);
             edge::serve_grpc(grpc, self.routes().await?, &self.edge);
         }

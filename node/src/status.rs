@@ -29,6 +29,7 @@ pub(crate) mod text {
     pub(crate) const SUBSCRIBE_FIRST: &str = "must send subscription to initialize stream";
     pub(crate) const STOPPING: &str = "the node is shutting down";
     pub(crate) const KEY_REVOKED: &str = "the API key of this stream was revoked";
+    pub(crate) const OUT_OF_TOUCH: &str = "this node is out of touch with the cluster and cannot tell whether API keys were revoked, please try another node";
     pub(crate) const UNKNOWN_TOPIC_IN_QUERY: &str = "unknown topic in query";
 }
 

@@ -171,6 +171,7 @@ impl Cluster {
             view,
             link: Arc::new(PeerLink { me: id, peers: self.peers.clone() }),
             vault: Arc::clone(&self.vault) as _,
+            fresh_for: Duration::from_secs(3),
             clock,
             rng,
         });
@@ -423,4 +424,45 @@ async fn a_topic_goes_from_ready_to_gone_and_never_back() {
     assert_eq!(cluster.catalog(2).destroy_topic(topic.id).await, Err(ChangeTopicError::Unknown));
     let again = create(cluster.catalog(2), project, "short-lived").await.unwrap();
     assert_ne!((again.id, again.group), (topic.id, topic.group));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_cut_off_notices_and_does_not_vouch_for_what_it_shows() {
+    let cluster = Cluster::start().await;
+    cluster.project().await;
+    let leader = cluster.leader().await;
+    let away = *cluster.nodes.keys().find(|id| **id != leader).expect("a follower");
+    let tasks = Tasks::new();
+    let catalog = cluster.nodes[&away].catalog.clone();
+    let mut fresh = catalog.freshness();
+    let kept = catalog.clone();
+    tasks.spawn("freshness", |stop| kept.keep_fresh(stop));
+    fresh.wait_for(|fresh| *fresh).await.unwrap();
+    assert!(catalog.is_fresh());
+
+    // Both ways are cut: Raft's, and the one to the leader.
+    cluster.net.isolate(away);
+    cluster.peers.cut.lock().unwrap().insert(away);
+    fresh.wait_for(|fresh| !*fresh).await.unwrap();
+    assert!(!catalog.is_fresh());
+
+    cluster.net.heal();
+    cluster.peers.cut.lock().unwrap().clear();
+    fresh.wait_for(|fresh| *fresh).await.unwrap();
+    assert!(catalog.is_fresh());
+    tasks.shut_down(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn custody_of_a_topic_that_was_not_made_does_not_stay() {
+    let cluster = Cluster::start().await;
+    let project = cluster.project().await;
+    let (one, two) = (cluster.catalog(1), cluster.catalog(2));
+    // However they race: one topic comes of it, and custody of that one alone.
+    let (first, second) = futures::join!(create(one, project, "wanted"), create(two, project, "wanted"));
+    let made: Vec<_> = [&first, &second].into_iter().filter_map(|made| made.as_ref().ok()).collect();
+    assert_eq!(made.len(), 1, "{first:?} {second:?}");
+    let id = made[0].id;
+    assert!(cluster.vault.custody.lock().unwrap().iter().all(|custody| custody.topic == id));
+    assert!(!cluster.vault.custody.lock().unwrap().is_empty());
 }

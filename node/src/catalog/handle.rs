@@ -11,7 +11,8 @@ use ensign_raft::env::{Clock, Rng, Stop};
 use ensign_raft::{ProposeError, ReadError};
 use ensign_storage::EntryId;
 use futures::{StreamExt as _, TryStreamExt as _};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{info, warn};
 
 use super::command::{Command, NewTopic, Outcome, Refusal};
@@ -19,6 +20,7 @@ use super::errors::{
     ApiKeyError, ChangeTopicError, CreateOrganizationError, CreateProjectError, CreateTopicError, PutNodeError,
     RefreshError, VaultFailure, WriteFailure,
 };
+use super::freshness::Freshness;
 use super::link::{ProposeLink, ProposeLinkError, Replica, VaultWrites};
 use super::records::{ApiKey, NodeRecord, Organization, Project, SigningKey, Topic, TopicPolicies, TopicState};
 use super::view::View;
@@ -28,6 +30,9 @@ use super::wire;
 const TOPICS_MAX: usize = 10_000;
 /// How long a change may take, failover included, before its caller hears that it did not happen (or that nobody knows).
 const DEADLINE: Duration = Duration::from_secs(15);
+/// How often a majority is asked whether this node's view is complete, and how often streams hear what became of it.
+const CONFIRM_EVERY: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 const BACK_OFF_MIN: Duration = Duration::from_millis(20);
 const BACK_OFF_MAX: Duration = Duration::from_millis(500);
 /// Vault calls in flight while custody is put right.
@@ -48,6 +53,8 @@ pub struct CatalogParts {
     pub link: Arc<dyn ProposeLink>,
     /// The vault.
     pub vault: Arc<dyn VaultWrites>,
+    /// How long this node vouches for its view after a majority confirmed it: at most the lease of keys.
+    pub fresh_for: Duration,
     /// For times.
     pub clock: Arc<dyn Clock>,
     /// For ids.
@@ -61,6 +68,7 @@ pub struct CatalogParts {
 #[derive(Clone)]
 pub struct Catalog {
     pub(super) parts: Arc<CatalogParts>,
+    freshness: Arc<Freshness>,
 }
 
 impl fmt::Debug for Catalog {
@@ -80,7 +88,8 @@ impl Deref for Catalog {
 impl Catalog {
     /// The catalog of this node.
     pub fn new(parts: CatalogParts) -> Self {
-        Self { parts: Arc::new(parts) }
+        let freshness = Arc::new(Freshness::new(Arc::clone(&parts.clock), parts.fresh_for));
+        Self { parts: Arc::new(parts), freshness }
     }
 
     /// The reading half.
@@ -102,9 +111,14 @@ impl Catalog {
         let mut cause = String::from("no answer in time");
         let mut back_off = BACK_OFF_MIN;
         loop {
+            let asked = self.freshness.now();
             match timeout_at(deadline, self.read_index()).await {
                 Err(_) => return Err(RefreshError { cause }),
-                Ok(Ok(index)) => return self.wait_applied(index, deadline).await,
+                Ok(Ok(index)) => {
+                    self.wait_applied(index, deadline).await?;
+                    self.freshness.confirmed(asked);
+                    return Ok(());
+                }
                 Ok(Err(error)) => cause = error,
             }
             if Instant::now() + back_off >= deadline {
@@ -113,6 +127,42 @@ impl Catalog {
             sleep(back_off).await;
             back_off = BACK_OFF_MAX.min(back_off * 2);
         }
+    }
+
+    /// Whether what the view does *not* say may be relied on: a majority confirmed lately that it is complete. If not,
+    /// [`Catalog::refresh`] first.
+    pub fn is_fresh(&self) -> bool {
+        self.freshness.is_fresh()
+    }
+
+    /// Becomes false when the view is not fresh any more: what open streams watch. Kept by [`Catalog::keep_fresh`].
+    pub fn freshness(&self) -> watch::Receiver<bool> {
+        self.freshness.watch()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn forget_confirmation(&self) {
+        self.freshness.forget();
+    }
+
+    /// Has the view confirmed about once a second, until `stop`: one round trip to the leader. One task a node that serves
+    /// clients.
+    pub async fn keep_fresh(self, stop: Stop) {
+        let limit = self.freshness.lasts() / 4;
+        let confirming = async {
+            loop {
+                // What goes wrong is said once, by the look, if it goes on.
+                let _ = timeout(limit, self.refresh()).await;
+                sleep(CONFIRM_EVERY.min(limit)).await;
+            }
+        };
+        let looking = async {
+            loop {
+                self.freshness.look();
+                sleep(LOOK_EVERY).await;
+            }
+        };
+        stop.run_until_cancelled(async { tokio::join!(confirming, looking) }).await;
     }
 
     async fn read_index(&self) -> Result<LogIndex, String> {
@@ -307,18 +357,36 @@ impl Catalog {
             return Err(CreateTopicError::TooMany { limit: TOPICS_MAX });
         }
         let id = self.fresh_topic();
-        let nodes = self.custodians();
-        futures::stream::iter(nodes)
+        let custody = futures::stream::iter(self.custodians())
             .map(|node| self.parts.vault.put_custody(node, project, id))
             .buffer_unordered(VAULT_CALLS_MAX)
             .try_collect::<()>()
-            .await?;
+            .await;
+        if let Err(failure) = custody {
+            self.drop_custody_of(project, id).await;
+            return Err(failure.into());
+        }
         let topic = NewTopic { id, project, name, ring: owner.ring, policies, at: self.now() };
-        match self.write(Command::CreateTopic(topic)).await? {
-            Ok(Outcome::Topic(topic)) => Ok(topic),
-            Err(Refusal::NameTaken) => Err(CreateTopicError::NameTaken),
-            Err(Refusal::ProjectUnknown) => Err(CreateTopicError::ProjectUnknown),
-            other => Err(unexpected(&other).into()),
+        let refusal = match self.write(Command::CreateTopic(topic)).await {
+            Ok(Ok(Outcome::Topic(topic))) => return Ok(topic),
+            Ok(Err(Refusal::NameTaken)) => CreateTopicError::NameTaken,
+            Ok(Err(Refusal::ProjectUnknown)) => CreateTopicError::ProjectUnknown,
+            Ok(other) => unexpected(&other).into(),
+            // It may have been made after all: then it needs its keys.
+            Err(unknown @ WriteFailure::OutcomeUnknown { .. }) => return Err(unknown.into()),
+            Err(failure) => failure.into(),
+        };
+        self.drop_custody_of(project, id).await;
+        Err(refusal)
+    }
+
+    /// Takes back what was given for a topic that is not, or is no more. What stays is dropped when the vault is compared with
+    /// the catalog next.
+    async fn drop_custody_of(&self, project: ProjectId, topic: TopicId) {
+        for node in self.custodians() {
+            if let Err(error) = self.parts.vault.drop_custody(node, project, topic).await {
+                info!(%topic, %node, %error, "custody of a topic that does not exist stays in the vault");
+            }
         }
     }
 
@@ -353,12 +421,7 @@ impl Catalog {
             Err(refusal) => return Err(unexpected(&Err(refusal)).into()),
         }
         if let Some(topic) = known {
-            for node in self.custodians() {
-                // What stays is dropped when the vault is compared with the catalog next.
-                if let Err(error) = self.parts.vault.drop_custody(node, topic.project, topic.id).await {
-                    info!(topic = %topic.id, %node, %error, "custody of a destroyed topic stays in the vault");
-                }
-            }
+            self.drop_custody_of(topic.project, topic.id).await;
         }
         Ok(())
     }

@@ -1,6 +1,8 @@
 //! A catalog without Raft, network or vault, for tests of what builds on it: one node that always leads.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use ensign_proto::{GroupId, LogIndex, NodeId, ProjectId, RingId, Term, TopicId};
@@ -17,6 +19,9 @@ use super::handle::{Catalog, CatalogParts};
 use super::link::{ProposeLink, ProposeLinkError, Replica, VaultHas, VaultWrites};
 use super::machine::CatalogMachine;
 
+/// How long a catalog of these tests vouches for its view.
+pub const FRESH_FOR: Duration = Duration::from_secs(10);
+
 /// A catalog whose changes are applied as they are proposed.
 pub fn solo(clock: Arc<dyn Clock>, rng: Arc<dyn Rng>) -> Catalog {
     solo_with(Arc::new(YesVault), clock, rng)
@@ -24,20 +29,32 @@ pub fn solo(clock: Arc<dyn Clock>, rng: Arc<dyn Rng>) -> Catalog {
 
 /// The same, in front of this vault.
 pub fn solo_with(vault: Arc<dyn VaultWrites>, clock: Arc<dyn Clock>, rng: Arc<dyn Rng>) -> Catalog {
+    cuttable_with(vault, clock, rng).0
+}
+
+/// The same, and a switch that cuts the way to its leader: it goes on showing what it knew.
+pub fn cuttable(clock: Arc<dyn Clock>, rng: Arc<dyn Rng>) -> (Catalog, Arc<AtomicBool>) {
+    cuttable_with(Arc::new(YesVault), clock, rng)
+}
+
+fn cuttable_with(vault: Arc<dyn VaultWrites>, clock: Arc<dyn Clock>, rng: Arc<dyn Rng>) -> (Catalog, Arc<AtomicBool>) {
+    let cut = Arc::<AtomicBool>::default();
     let (machine, view) = CatalogMachine::new();
     let replica = Solo {
         machine: Mutex::new((machine, LogIndex(0))),
         applied: watch::Sender::new(LogIndex(0)),
+        cut: Arc::clone(&cut),
         leadership: watch::Sender::new(Leadership { term: Term(1), leader: Some(NodeId(1)), ready: true }),
     };
-    let (replica, link) = (Arc::new(replica), Arc::new(NoLink));
-    Catalog::new(CatalogParts { me: NodeId(1), replica, view, link, vault, clock, rng })
+    let (me, replica, link, fresh_for) = (NodeId(1), Arc::new(replica), Arc::new(NoLink), FRESH_FOR);
+    (Catalog::new(CatalogParts { me, replica, view, link, vault, fresh_for, clock, rng }), cut)
 }
 
 struct Solo {
     machine: Mutex<(CatalogMachine, LogIndex)>,
     applied: watch::Sender<LogIndex>,
     leadership: watch::Sender<Leadership>,
+    cut: Arc<AtomicBool>,
 }
 
 impl Replica for Solo {
@@ -51,7 +68,9 @@ impl Replica for Solo {
     }
 
     fn read_index(&self) -> BoxFuture<'static, Result<LogIndex, ReadError>> {
-        futures::future::ready(Ok(*self.applied.borrow())).boxed()
+        let cut = self.cut.load(Ordering::SeqCst);
+        let index = if cut { Err(ReadError::NotLeader { leader: None }) } else { Ok(*self.applied.borrow()) };
+        futures::future::ready(index).boxed()
     }
 
     fn applied(&self) -> watch::Receiver<LogIndex> {

@@ -95,8 +95,12 @@ fn signing_key_der() -> Vec<u8> {
 impl Fixture {
     async fn new() -> Self {
         let clock = Arc::new(TestClock(Mutex::new(Duration::ZERO)));
-        let secrets = Arc::new(MemorySecrets::default());
         let catalog = testing::solo(Arc::clone(&clock) as _, Arc::new(SeededRng::new(1)));
+        Self::with(clock, catalog).await
+    }
+
+    async fn with(clock: Arc<TestClock>, catalog: Catalog) -> Self {
+        let secrets = Arc::new(MemorySecrets::default());
         let (der, now) = (signing_key_der(), clock.wall());
         let public_key = Bytes::copy_from_slice(KeyPair::from_pkcs8(&der).unwrap().public_key().as_ref());
         let signing = SigningKey { kid: KID, public_key, created: now, signs_from: now, verifies_until: None };

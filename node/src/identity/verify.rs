@@ -60,6 +60,10 @@ impl Identity {
             // It would not hear of a revocation.
             return Err(AuthError::Unavailable { cause: "this node must be upgraded".to_owned() });
         }
+        if !self.inner.catalog.is_fresh() {
+            // Nor would it hear of one while nobody confirms what it knows. Asked here, too, for nodes that do not keep it fresh.
+            self.catch_up().await?;
+        }
         let digest = sha256(bearer.as_bytes());
         let hit = lock(&self.inner.known_tokens).get_mut(&digest).map(|known| Arc::clone(known));
         let known = if let Some(known) = hit {

@@ -81,15 +81,23 @@ impl Ends {
         Self { shared: Arc::clone(shared), subject: caller.claims.subject }
     }
 
-    /// Returns when the API key is revoked.
+    /// Returns when the API key is revoked, or when nobody could tell any more.
     pub(super) async fn revoked(self) -> Status {
         let mut changes = self.shared.parts.catalog.view().changes();
+        let mut fresh = self.shared.parts.catalog.freshness();
         loop {
             changes.mark_unchanged();
             if self.shared.parts.catalog.view().is_revoked(self.subject) {
                 return Status::unauthenticated(text::KEY_REVOKED);
             }
-            if changes.changed().await.is_err() {
+            if !*fresh.borrow_and_update() {
+                return Status::unavailable(text::OUT_OF_TOUCH);
+            }
+            let changed = tokio::select! {
+                changed = changes.changed() => changed,
+                changed = fresh.changed() => changed,
+            };
+            if changed.is_err() {
                 return Status::unavailable(text::STOPPING);
             }
         }

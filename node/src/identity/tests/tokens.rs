@@ -269,3 +269,27 @@ async fn an_old_signing_key_is_replaced_without_voiding_a_token() {
     assert_eq!(published(), 1);
     assert_eq!(fixture.secrets.get(SecretKind::TokenSigning, KID).await, Ok(None), "nobody can sign with it again");
 }
+
+#[tokio::test]
+async fn a_node_that_is_cut_off_stops_vouching_for_keys() {
+    let clock = Arc::new(TestClock(Mutex::new(Duration::ZERO)));
+    let (catalog, cut) = testing::cuttable(Arc::clone(&clock) as _, Arc::new(SeededRng::new(1)));
+    let fixture = Fixture::with(clock, catalog).await;
+    let access = fixture.login().await.unwrap().access;
+    fixture.identity.verify(&access).await.unwrap();
+
+    // From here on, a revocation elsewhere would not be heard of.
+    cut.store(true, std::sync::atomic::Ordering::SeqCst);
+    fixture.clock.advance(testing::FRESH_FOR * 9 / 10);
+    fixture.identity.verify(&access).await.unwrap();
+    fixture.clock.advance(testing::FRESH_FOR / 10);
+    let refused = fixture.identity.verify(&access).await;
+    assert!(matches!(refused, Err(AuthError::Unavailable { .. })), "{refused:?}");
+
+    cut.store(false, std::sync::atomic::Ordering::SeqCst);
+    // Who has just failed does not ask again at once.
+    while let Err(error) = fixture.identity.verify(&access).await {
+        assert!(matches!(error, AuthError::Unavailable { .. }), "{error:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -155,6 +155,21 @@ async fn a_subscriber_is_refused_with_the_documented_status() {
 }
 
 #[tokio::test]
+async fn open_streams_end_when_nobody_could_tell_whether_their_key_is_revoked() {
+    let server = Server::start().await;
+    server.create("listens").await;
+    let mut subscriber = server.subscribe(api::Subscription::default()).await;
+    let mut publisher = server.publisher().await;
+    server.catalog.forget_confirmation();
+    for status in [subscriber.end().await, publisher.end().await] {
+        assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+        assert!(status.message().contains("cannot tell whether API keys were revoked"), "{status:?}");
+    }
+    // The next call asks the cluster first, and goes on where that answers.
+    server.subscribe(api::Subscription::default()).await;
+}
+
+#[tokio::test]
 async fn a_query_skips_limits_and_says_what_it_cannot_do() {
     let server = Server::start().await;
     let topic = server.create("listens.by.day").await;
