@@ -7,7 +7,7 @@
 //!
 //! Intake and appenders are tasks of the node, not of the call: what was received is committed even if the client goes away.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use bytes::Bytes;
 use ensign_proto::convert::Producer;
 use ensign_proto::pb::ensign::v1beta1 as api;
 use ensign_proto::pb::ensign::v1beta1::nack::Code as NackCode;
-use ensign_proto::{Permission, TopicId};
+use ensign_proto::{Permission, SessionId, TopicId};
 use futures::stream::Fuse;
 use futures::{FutureExt as _, StreamExt as _};
 use prost::Message as _;
@@ -52,6 +52,9 @@ const RUNS: usize = 1024;
 
 /// How long a stream that has to end may take to answer what was submitted before.
 const LAST_ANSWERS: Duration = Duration::from_secs(10);
+
+/// Producer sessions of one stream: a partition remembers so many of all its publishers, and drops the oldest.
+const SESSIONS_MAX: usize = 64;
 
 /// How far ahead of ours a publisher's clock may be.
 const CLOCK_TOLERANCE: Duration = Duration::from_mins(10);
@@ -114,6 +117,7 @@ async fn publish(shared: Arc<Shared>, call: Call, mut body: Body, frames: Frames
         caller,
         scope,
         producer,
+        sessions: HashSet::new(),
         publisher: publisher.encode_to_vec().into(),
         topics: HashMap::new(),
         refreshed: None,
@@ -154,6 +158,8 @@ struct Intake {
     caller: Caller,
     scope: Scope,
     producer: Option<Producer>,
+    /// Those that have numbered events of this stream.
+    sessions: HashSet<SessionId>,
     publisher: Bytes,
     topics: HashMap<TopicId, Destination>,
     /// When the catalog was last caught up with for the sake of an unknown topic.
@@ -359,7 +365,7 @@ impl Intake {
         Ok(self.topics.get(&topic))
     }
 
-    fn numbering(&self, event: &api::EventWrapper) -> Result<Numbering, Status> {
+    fn numbering(&mut self, event: &api::EventWrapper) -> Result<Numbering, Status> {
         if event.producer_sequence == 0 {
             return Ok(Numbering::Ours);
         }
@@ -370,6 +376,11 @@ impl Intake {
         };
         if event.producer_sequence > u64::MAX >> 1 {
             return Err(Status::invalid_argument("invalid producer sequence field"));
+        }
+        if self.sessions.insert(producer.session) && self.sessions.len() > SESSIONS_MAX {
+            return Err(Status::invalid_argument(format!(
+                "a stream may carry events of {SESSIONS_MAX} producer sessions: open another stream for more"
+            )));
         }
         Ok(Numbering::Theirs { session: producer.session, epoch: producer.epoch, first: event.producer_sequence })
     }

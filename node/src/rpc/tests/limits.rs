@@ -1,5 +1,6 @@
 //! What one client can take of a node: everything that it sends and that has to be kept has a limit, and a status at it.
 
+use ensign_proto::SessionId;
 use tonic::Code;
 
 use super::publish::RawCodec;
@@ -77,6 +78,30 @@ async fn a_local_id_is_answered_verbatim_up_to_its_limit_and_beyond_it_the_strea
     }
     publisher.send(event(129)).await;
     let expected = "InvalidArgument: invalid local id field: it has 129 bytes, and may have 128 at most";
+    assert_eq!(shown(&publisher.end().await), expected);
+}
+
+#[tokio::test]
+async fn a_stream_numbers_events_under_so_many_sessions_and_no_more() {
+    let server = Server::start().await;
+    let topic = server.create("listens").await;
+    let mut publisher = server.publisher().await;
+    for n in 0..64 {
+        let producer_session = Bytes::copy_from_slice(SessionId::new(1_700_000_000_000, [n; 10]).as_bytes());
+        let numbered = api::EventWrapper {
+            producer_session,
+            producer_epoch: 1,
+            producer_sequence: 1,
+            ..named(topic, "n".to_owned())
+        };
+        publisher.wrapper(numbered).await;
+        publisher.ack().await;
+    }
+    let producer_session = Bytes::copy_from_slice(SessionId::new(1_700_000_000_000, [64; 10]).as_bytes());
+    let numbered =
+        api::EventWrapper { producer_session, producer_epoch: 1, producer_sequence: 1, ..named(topic, "n".to_owned()) };
+    publisher.wrapper(numbered).await;
+    let expected = "InvalidArgument: a stream may carry events of 64 producer sessions: open another stream for more";
     assert_eq!(shown(&publisher.end().await), expected);
 }
 
