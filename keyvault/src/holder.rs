@@ -17,6 +17,7 @@ mod table;
 mod told;
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -45,6 +46,34 @@ use crate::metrics;
 use crate::wire;
 use crate::wrap::{DekUse, WrappedDek};
 
+/// Remembers the highest epoch that a node has seen of its vault, from one life to the next.
+pub trait EpochFloor: fmt::Debug + Send + Sync + 'static {
+    /// The highest that was kept.
+    fn kept(&self) -> u64;
+
+    /// Keeps it, durably, before anything of a reply of that epoch is used. Blocking; called seldom: epochs rise with
+    /// destructions.
+    ///
+    /// # Errors
+    /// It could not be kept: the reply is not used.
+    fn raise(&self, epoch: u64) -> Result<(), String>;
+}
+
+/// A floor that lasts as long as the process: for tests, and for processes whose life is a session.
+#[derive(Debug, Default)]
+pub struct MemoryFloor(AtomicU64);
+
+impl EpochFloor for MemoryFloor {
+    fn kept(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn raise(&self, epoch: u64) -> Result<(), String> {
+        self.0.fetch_max(epoch, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
 /// Settings of a node's holder.
 #[derive(Debug, Clone)]
 pub struct HolderConfig {
@@ -52,14 +81,14 @@ pub struct HolderConfig {
     pub cluster: ClusterId,
     /// This node.
     pub node: NodeId,
-    /// The same on every node of the cluster.
+    /// The longest lease that this node takes; how long it really is, the vault says.
     pub lease: LeaseConfig,
     /// How many keys may be held; above it, the longest unused give way. 100,000 take 6.4 MB.
     pub keys_max: usize,
     /// How many wants may wait; above it, callers are refused.
     pub wants_max: usize,
     /// The highest epoch that this node ever saw: a vault that was set back below it is not believed.
-    pub floor: u64,
+    pub floor: Arc<dyn EpochFloor>,
     /// Where salts come from.
     pub entropy: Entropy,
     /// A bug to find.
@@ -84,7 +113,7 @@ impl HolderConfig {
             lease: LeaseConfig::default(),
             keys_max: 100_000,
             wants_max: 4_096,
-            floor: 0,
+            floor: Arc::new(MemoryFloor::default()),
             entropy: Entropy::kernel(),
             #[cfg(feature = "planted-bugs")]
             plant: None,
@@ -113,6 +142,8 @@ struct Inner {
     nudge: Notify,
     /// The index of the newest reply that was acted on.
     renewed: watch::Sender<LogIndex>,
+    /// How long the last lease was granted for, in milliseconds.
+    granted_ms: AtomicU64,
 }
 
 impl Holder {
@@ -124,7 +155,7 @@ impl Holder {
             session,
             process: ProcessKey::generate(&config.entropy),
             arena: Arena::new(config.keys_max + 1_024),
-            table: RwLock::new(Table::new(Lease::new(session, config.floor), config.keys_max)),
+            table: RwLock::new(Table::new(Lease::new(session, config.floor.kept()), config.keys_max)),
             clock,
             link,
             wants,
@@ -132,6 +163,7 @@ impl Holder {
             deaths: watch::Sender::new(0),
             nudge: Notify::new(),
             renewed: watch::Sender::new(LogIndex(0)),
+            granted_ms: AtomicU64::new(config.lease.length.as_millis() as u64),
             config,
         };
         let holder = Self(Arc::new(inner));
@@ -306,7 +338,12 @@ impl Holder {
 
     /// A clean stop: overwrites all keys, then tells the vault that this session holds none. Best effort; the lease ends anyway.
     pub async fn release(&self) {
-        self.0.table_mut().drop_all(true);
+        {
+            let mut table = self.0.table_mut();
+            // A renewal may be on its way back: it must not give this session a lease that the vault has forgotten.
+            table.released = true;
+            table.drop_all(true);
+        }
         let request = pb::Request {
             actor: format!("node {}", self.0.config.node),
             call: Some(pb::request::Call::Release(pb::ReleaseRequest {
@@ -314,12 +351,18 @@ impl Holder {
             })),
         };
         // Nobody needs the outcome: an unreleased session costs the next revoke a wait, and nothing else.
-        let _ = timeout(self.0.config.lease.call_deadline(), self.0.link.call(request)).await;
+        let _ = timeout(self.lease_config().call_deadline(), self.0.link.call(request)).await;
+    }
+
+    /// The settings, with the length of the lease that was really granted: renewals must fit into that one.
+    fn lease_config(&self) -> LeaseConfig {
+        let granted = Duration::from_millis(self.0.granted_ms.load(Ordering::Relaxed));
+        LeaseConfig { length: granted.min(self.0.config.lease.length), ..self.0.config.lease }
     }
 
     async fn ask(&self, want: Want) -> Result<WrappedDek, KeyError> {
         let (reply, outcome) = oneshot::channel();
-        let deadline = Instant::now() + self.0.config.lease.length / 2;
+        let deadline = Instant::now() + self.lease_config().length / 2;
         let ask = Ask { want, deadline, reply };
         self.0.wants.try_send(ask).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => KeyError::Busy { cause: "too many keys are being asked for" },
@@ -331,8 +374,7 @@ impl Holder {
 
     /// Overwrites keys soon after the lease ended. Only tidies up: every use asks the clock itself.
     async fn expire_until(self, stop: ensign_raft::env::Stop) {
-        let period = self.0.config.lease.length / 20;
-        while stop.run_until_cancelled(tokio::time::sleep(period)).await.is_some() {
+        while stop.run_until_cancelled(tokio::time::sleep(self.lease_config().length / 20)).await.is_some() {
             self.expire();
         }
     }

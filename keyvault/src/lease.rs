@@ -15,7 +15,7 @@ use ensign_proto::{LogIndex, SessionId};
 use ensign_raft::env::BootTime;
 use thiserror::Error;
 
-/// How long leases last and how far clocks are trusted. One per cluster.
+/// How long leases last and how far clocks are trusted: what a node's settings ask for. What counts is in the vault's state.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LeaseConfig {
     /// L: how long a holder may use its keys after it asked. 3 s to 60 s.
@@ -100,6 +100,51 @@ impl LeaseConfig {
     /// The deadline of one call.
     pub(crate) fn call_deadline(&self) -> Duration {
         self.length.mul_f64(0.2)
+    }
+}
+
+/// The same as the vault's state keeps it: one for all nodes, whatever their settings say.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub(crate) struct LeaseTerms {
+    /// L.
+    #[prost(uint64, tag = "1")]
+    pub(crate) length_ms: u64,
+    /// ρ, in millionths.
+    #[prost(uint32, tag = "2")]
+    pub(crate) drift_ppm: u32,
+    /// M.
+    #[prost(uint64, tag = "3")]
+    pub(crate) margin_ms: u64,
+}
+
+impl LeaseTerms {
+    /// The longest that any settings ever allowed: what a vault may have granted that did not write it down.
+    pub(crate) const LONGEST: Self = Self { length_ms: 60_000, drift_ppm: 200_000, margin_ms: 30_000 };
+
+    pub(crate) fn of(config: &LeaseConfig) -> Self {
+        Self {
+            length_ms: config.length.as_millis() as u64,
+            // Rounded up: a clock is never trusted further than the settings say.
+            drift_ppm: (config.drift * 1e6).ceil() as u32,
+            margin_ms: config.margin.as_millis() as u64,
+        }
+    }
+
+    pub(crate) fn length(&self) -> Duration {
+        Duration::from_millis(self.length_ms)
+    }
+
+    /// W of these.
+    pub(crate) fn wait(&self) -> Duration {
+        let (drift, margin) = (f64::from(self.drift_ppm) / 1e6, Duration::from_millis(self.margin_ms));
+        LeaseConfig { length: self.length(), drift, margin }.wait()
+    }
+
+    /// Whether every build takes them to be within bounds.
+    pub(crate) fn are_safe(&self) -> bool {
+        (3_000..=60_000).contains(&self.length_ms)
+            && (1_000..=200_000).contains(&self.drift_ppm)
+            && self.margin_ms <= 30_000
     }
 }
 

@@ -37,7 +37,7 @@ pub use entropy::Entropy;
 pub use error::{CallError, KeyError};
 #[cfg(feature = "planted-bugs")]
 pub use holder::Plant;
-pub use holder::{Holder, HolderConfig, RefreshError, SurrenderError, Use};
+pub use holder::{EpochFloor, Holder, HolderConfig, MemoryFloor, RefreshError, SurrenderError, Use};
 pub use lease::{InvalidLease, LeaseConfig};
 pub use link::{HolderLink, LinkError, Reason, Refusal, RoutedLink, VaultLink, VaultPeer};
 pub use root::{RootId, RootKey, RootKeyError};

@@ -4,11 +4,17 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use ensign_proto::pb::vault::v1 as pb;
 use ensign_proto::{KeyVersion, NodeId, RingId};
+use ensign_raft::Leadership;
 use futures::future::BoxFuture;
 use thiserror::Error;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::lease::LeaseConfig;
 
 /// The call may or may not have reached the vault: nothing is known.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -176,28 +182,93 @@ impl From<pb::Refusal> for Refusal {
 
 /// Finds the leader among the vault's voters, and remembers it.
 ///
-/// A voter that does not lead names who does; one that does not answer is passed over. Every call goes round the voters at
-/// most twice, so it ends; the caller retries, with back-off.
+/// A voter that does not lead names who does; one that does not answer is passed over, after a part of the caller's time only,
+/// so that a leader that hangs costs a call one hop and not all of it. Every call goes round the voters at most twice, so it
+/// ends; the caller retries, with back-off.
 #[derive(Clone)]
 pub struct RoutedLink {
     peers: Arc<dyn VaultPeer>,
     voters: Arc<BTreeSet<NodeId>>,
     leader: Arc<AtomicU64>,
+    /// The voter that gave no answer last; 0 for none.
+    silent: Arc<AtomicU64>,
+    /// What the local replica knows, where there is one.
+    known: Option<watch::Receiver<Leadership>>,
+    /// How long one voter may take to answer a lease.
+    lease_hop: Duration,
 }
+
+/// How long one voter may take to answer what it need not commit.
+const READ_HOP: Duration = Duration::from_secs(1);
+/// The same for what it commits first: to pass it over sooner would only do things twice on a slow disk.
+const WRITE_HOP: Duration = Duration::from_secs(3);
+/// The same for a revoke or a rotation, which wait for holders for two seconds at most, and their commits.
+const WAITING_HOP: Duration = Duration::from_secs(5);
 
 impl RoutedLink {
     /// A link to these voters.
-    pub fn new(peers: Arc<dyn VaultPeer>, voters: BTreeSet<NodeId>) -> Self {
+    pub fn new(peers: Arc<dyn VaultPeer>, voters: BTreeSet<NodeId>, lease: &LeaseConfig) -> Self {
         let first = voters.first().map_or(0, |node| node.0);
-        Self { peers, voters: Arc::new(voters), leader: Arc::new(AtomicU64::new(first)) }
+        let (leader, silent) = (Arc::new(AtomicU64::new(first)), Arc::default());
+        Self { peers, voters: Arc::new(voters), leader, silent, known: None, lease_hop: lease.call_deadline() / 3 }
+    }
+
+    /// The same, with the knowledge of a replica on this node.
+    #[must_use]
+    pub fn with_replica(mut self, leadership: watch::Receiver<Leadership>) -> Self {
+        self.known = Some(leadership);
+        self
+    }
+
+    fn first(&self) -> NodeId {
+        let known = self.known.as_ref().and_then(|known| known.borrow().leader);
+        // The replica may still believe in a leader that hangs.
+        let silent = NodeId(self.silent.load(Ordering::Relaxed));
+        known
+            .filter(|node| *node != silent && self.voters.contains(node))
+            .unwrap_or(NodeId(self.leader.load(Ordering::Relaxed)))
+    }
+
+    fn hop_of(&self, request: &pb::Request) -> Duration {
+        use pb::request::Call;
+        match request.call {
+            Some(Call::Lease(_) | Call::Release(_)) => self.lease_hop,
+            Some(
+                Call::ListRings(_) | Call::ListCustody(_) | Call::Secret(_) | Call::ListSecrets(_) | Call::Status(_),
+            )
+            | None => READ_HOP,
+            Some(Call::Revoke(_) | Call::Rotate(_)) => WAITING_HOP,
+            Some(
+                Call::CreateRing(_)
+                | Call::PutCustody(_)
+                | Call::DropCustody(_)
+                | Call::PutSecret(_)
+                | Call::DeleteSecret(_),
+            ) => WRITE_HOP,
+        }
+    }
+
+    /// One call to one voter. If it does not answer, or whoever waits gives up first, the next call begins at another one.
+    async fn hop(&self, node: NodeId, request: pb::Request) -> Result<pb::Reply, LinkError> {
+        let limit = self.hop_of(&request);
+        let after = self.voters.range(NodeId(node.0 + 1)..).chain(self.voters.iter()).find(|other| **other != node);
+        let mut pass_over = PassOver { link: self, node, next: after.copied() };
+        let reply = timeout(limit, self.peers.call(node, request)).await;
+        let reply =
+            reply.unwrap_or_else(|_| Err(LinkError::new(format!("node {node} gave no answer within {limit:?}"))));
+        if reply.is_ok() {
+            pass_over.next = None;
+            let _ = self.silent.compare_exchange(node.0, 0, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        reply
     }
 
     async fn route(self, request: pb::Request) -> Result<pb::Reply, LinkError> {
         let mut order: Vec<NodeId> = self.voters.iter().copied().collect();
-        let mut next = NodeId(self.leader.load(Ordering::Relaxed));
+        let mut next = self.first();
         let mut last = Err(LinkError::new("the vault has no voters"));
         for _ in 0..2 * self.voters.len() {
-            last = self.peers.call(next, request.clone()).await;
+            last = self.hop(next, request.clone()).await;
             let hint = match &last {
                 Ok(reply) => match elsewhere(reply) {
                     Next::Done => {
@@ -215,6 +286,23 @@ impl RoutedLink {
             next = hint.filter(|leader| *leader != next && self.voters.contains(leader)).unwrap_or(order[0]);
         }
         last
+    }
+}
+
+/// Moves the hint away from a voter that gave no answer, also when the call is dropped meanwhile.
+struct PassOver<'a> {
+    link: &'a RoutedLink,
+    node: NodeId,
+    next: Option<NodeId>,
+}
+
+impl Drop for PassOver<'_> {
+    fn drop(&mut self) {
+        if let Some(next) = self.next {
+            // Unless another call has found the leader already.
+            self.link.silent.store(self.node.0, Ordering::Relaxed);
+            let _ = self.link.leader.compare_exchange(self.node.0, next.0, Ordering::Relaxed, Ordering::Relaxed);
+        }
     }
 }
 
@@ -247,5 +335,83 @@ impl VaultLink for RoutedLink {
 impl fmt::Debug for RoutedLink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RoutedLink").field("voters", &self.voters).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use ensign_proto::Term;
+
+    use super::*;
+
+    /// Voter 1 hangs; every other one answers.
+    #[derive(Default)]
+    struct Hanging(Mutex<Vec<u64>>);
+
+    impl VaultPeer for Hanging {
+        fn call(&self, node: NodeId, _: pb::Request) -> BoxFuture<'static, Result<pb::Reply, LinkError>> {
+            self.0.lock().unwrap().push(node.0);
+            Box::pin(async move {
+                if node == NodeId(1) {
+                    std::future::pending::<()>().await;
+                }
+                Ok(pb::Reply { result: Some(pb::reply::Result::Release(pb::ReleaseReply {})) })
+            })
+        }
+    }
+
+    impl Hanging {
+        fn asked(&self) -> Vec<u64> {
+            std::mem::take(&mut self.0.lock().unwrap())
+        }
+    }
+
+    fn lease_call() -> pb::Request {
+        pb::Request { actor: String::new(), call: Some(pb::request::Call::Lease(pb::LeaseRequest::default())) }
+    }
+
+    fn link(peers: &Arc<Hanging>) -> RoutedLink {
+        let voters = [NodeId(1), NodeId(2), NodeId(3)].into();
+        RoutedLink::new(Arc::clone(peers) as _, voters, &LeaseConfig::default())
+    }
+
+    #[tokio::test]
+    async fn a_leader_that_hangs_costs_a_call_a_third_of_its_time() {
+        let peers = Arc::new(Hanging::default());
+        let link = link(&peers);
+        let deadline = LeaseConfig::default().call_deadline();
+        assert!(link.hop_of(&lease_call()) <= deadline / 3);
+        timeout(deadline, link.call(lease_call())).await.unwrap().unwrap();
+        assert_eq!(peers.asked(), [1, 2]);
+        link.call(lease_call()).await.unwrap();
+        assert_eq!(peers.asked(), [2], "who answered is asked first");
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_given_up_leaves_the_next_one_another_voter() {
+        let peers = Arc::new(Hanging::default());
+        let link = link(&peers);
+        assert!(timeout(Duration::from_millis(1), link.call(lease_call())).await.is_err());
+        link.call(lease_call()).await.unwrap();
+        assert_eq!(peers.asked(), [1, 2]);
+    }
+
+    #[tokio::test]
+    async fn the_local_replica_knows_the_leader_unless_that_one_was_silent() {
+        let peers = Arc::new(Hanging::default());
+        let leadership = watch::Sender::new(Leadership { term: Term(1), leader: Some(NodeId(3)), ready: false });
+        let link = link(&peers).with_replica(leadership.subscribe());
+        link.call(lease_call()).await.unwrap();
+        assert_eq!(peers.asked(), [3]);
+        leadership.send_modify(|now| now.leader = Some(NodeId(1)));
+        link.call(lease_call()).await.unwrap();
+        assert_eq!(peers.asked(), [1, 2]);
+        link.call(lease_call()).await.unwrap();
+        assert_eq!(peers.asked(), [2], "the replica still believes in the leader that hangs");
+        leadership.send_modify(|now| now.leader = Some(NodeId(3)));
+        link.call(lease_call()).await.unwrap();
+        assert_eq!(peers.asked(), [3]);
     }
 }

@@ -11,7 +11,8 @@ use bytes::Bytes;
 use ensign_raft::{CommittedEntry, RestoreError, StateMachine};
 
 pub(crate) use self::command::{
-    Change, Command, CreateRing, Custody, DeleteSecret, Drain, Initialize, Kek, PutSecret, Revoke, Rotate,
+    Change, Command, CreateRing, Custody, DeleteSecret, Drain, Initialize, Kek, PutSecret, Revoke, Rotate, SetLease,
+    SettleLease,
 };
 #[cfg(test)]
 pub(crate) use self::state::EVENTS_MAX;

@@ -106,7 +106,7 @@ impl TestVault {
         let entropy = Entropy::kernel();
         let root = RootKey::for_test([0x5a; 32]);
         let mut inner = Inner { machine: VaultMachine::default(), index: 0, ms: 1_700_000_000_000 };
-        let initialized = inner.apply(first_master(cluster, &root, &entropy));
+        let initialized = inner.apply(first_master(cluster, &root, &lease, &entropy));
         assert!(initialized.is_ok(), "an empty vault can be initialized");
         let state = inner.machine.state().expect("no newer build wrote to it");
         let master = MasterKey::unseal(cluster, state, Some(&root)).expect("its root key opens it");
@@ -250,9 +250,9 @@ impl TestVault {
         match call {
             Call::Lease(request) => {
                 let call = LeaseCall::parse(self.cluster, &request)?;
-                let plan = self.inspect(|state| plan(state, node, &call));
+                let plan = self.inspect(|state| plan(state, node, &call))?;
                 let ms = self.inner().ms;
-                fulfil(plan, node, &call, &self.master, &self.lease, ms, &self.entropy).map(Answer::Lease)
+                fulfil(plan, node, &call, &self.master, ms, &self.entropy).map(Answer::Lease)
             }
             Call::Release(request) => {
                 self.holders().remove(&wire::id(&request.session, "session")?);

@@ -26,12 +26,12 @@ use std::time::Duration;
 
 use ensign_proto::pb::vault::v1 as pb;
 use ensign_proto::{Algorithm, ClusterId, GroupId, KeyVersion, LogIndex, NodeId, ProjectId, RingId, SessionId, Term};
-use ensign_raft::env::{Clock, Stop, Tasks};
-use ensign_raft::{Committed, Group, GroupSpec, ProposeError, ReadError, Runtime, StartError};
+use ensign_raft::env::{BootTime, Clock, Stop, Tasks};
+use ensign_raft::{Committed, Group, GroupSpec, Leadership, ProposeError, ReadError, Runtime, StartError};
 use ensign_storage::GroupLog;
 use thiserror::Error;
-use tokio::sync::Notify;
-use tokio::time::{Instant, sleep};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{error, info, warn};
 
 pub(crate) use self::book::LeaseBook;
@@ -43,9 +43,9 @@ pub(crate) use self::secrets::read_aad;
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use self::secrets::{name as secret_name, seal_reply};
 use crate::entropy::Entropy;
-use crate::lease::{InvalidLease, LeaseConfig};
+use crate::lease::{InvalidLease, LeaseConfig, LeaseTerms};
 use crate::link::{HolderLink, Reason, Refusal};
-use crate::machine::{Change, Command, CreateRing, Done, Outcome, State, VaultMachine};
+use crate::machine::{Change, Command, CreateRing, Done, Outcome, SetLease, SettleLease, State, VaultMachine};
 use crate::metrics;
 use crate::root::RootKey;
 use crate::wire;
@@ -55,6 +55,8 @@ const COMPACT_EVERY: u64 = 4_096;
 const COMPACT_KEEP: u64 = 256;
 /// How often a voter looks after itself.
 const UPKEEP: Duration = Duration::from_secs(1);
+/// Between two attempts to initialize.
+const INITIALIZE_AGAIN: Duration = Duration::from_millis(50);
 const ACTOR_MAX: usize = 128;
 const PAGE_MAX: usize = 1_000;
 
@@ -69,7 +71,7 @@ pub struct VaultConfig {
     pub voters: BTreeSet<NodeId>,
     /// Whether this node may create the group.
     pub create: bool,
-    /// The same on every node of the cluster.
+    /// What leases this node asks for when it leads. What counts is in the vault's state, the same for all nodes.
     pub lease: LeaseConfig,
     /// The longest election timeout of the vault's group.
     pub election_max: Duration,
@@ -178,18 +180,25 @@ impl Vault {
             if leadership.ready
                 && let Some(root) = &inner.root
             {
-                let change = first_master(inner.config.cluster, root, &inner.config.entropy);
-                // Whatever became of it is looked at next time round.
-                if let Err(refusal) = self.propose_in(Some(leadership.term), "bootstrap", change).await {
-                    info!(%refusal, "the vault is not initialized yet");
+                let change = first_master(inner.config.cluster, root, &inner.config.lease, &inner.config.entropy);
+                let proposal = self.propose_in(Some(leadership.term), "bootstrap", change);
+                // Whatever became of it is looked at next time round: at once if it worked.
+                match timeout_at(deadline, proposal).await {
+                    Ok(Ok(_)) => continue,
+                    Ok(Err(refusal)) => info!(%refusal, "the vault is not initialized yet"),
+                    Err(_) => return Err(InitializeError::NoLeader),
                 }
-                continue;
             }
             if Instant::now() >= deadline {
                 return Err(InitializeError::NoLeader);
             }
-            sleep(Duration::from_millis(20)).await;
+            sleep(INITIALIZE_AGAIN).await;
         }
+    }
+
+    /// Who leads the vault, as this node's replica knows it.
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.0.group.leadership()
     }
 
     /// Why the vault is sealed on this node; `None` when it is not.
@@ -256,13 +265,13 @@ impl Vault {
         // Begun after the request arrived: its t0 is before this round, so a newer leader's wait covers what we grant.
         self.read_index().await?;
         let plan = self.inspect(|state| {
-            let plan = plan(state, caller.node, &call);
+            let plan = plan(state, caller.node, &call)?;
             // Noted under the state's lock: a revoke that is applied next finds this session.
-            self.book().note(call.session, caller.node, inner.clock.boot(), inner.config.lease.wait())?;
+            self.book().note(call.session, caller.node, inner.clock.boot(), state.lease_wait())?;
             Ok(plan)
         })?;
         let now_ms = inner.clock.wall().as_millis();
-        let reply = fulfil(plan, caller.node, &call, &master, &inner.config.lease, now_ms, &inner.config.entropy)?;
+        let reply = fulfil(plan, caller.node, &call, &master, now_ms, &inner.config.entropy)?;
         metrics::vault_lease(reply.results.len());
         Ok(reply)
     }
@@ -300,7 +309,8 @@ impl Vault {
     fn status(&self) -> pb::StatusReply {
         let inner = &self.0;
         let leadership = *inner.group.leadership().borrow();
-        let known = self.book().known(inner.clock.boot(), inner.config.lease.wait()).len();
+        let wait = self.inspect(|state| Ok(state.lease_wait())).unwrap_or_default();
+        let known = self.book().known(inner.clock.boot(), wait).len();
         let mut status = pb::StatusReply {
             node: inner.config.node.0,
             leader: leadership.leader.map_or(0, |node| node.0),
@@ -394,6 +404,7 @@ impl Vault {
     /// Unseals as soon as that is possible, hands leadership away while it is not, and keeps the log short.
     async fn upkeep_until(self, stop: Stop) {
         let inner = &self.0;
+        let mut lease = LeaseCare::default();
         let mut successors = inner.config.voters.iter().copied().filter(|node| *node != inner.config.node).cycle();
         while stop.run_until_cancelled(sleep(UPKEEP)).await.is_some() {
             let sealed = self.master().is_err();
@@ -410,6 +421,9 @@ impl Vault {
                     warn!(%error, "leadership was not handed over");
                 }
             }
+            if !sealed {
+                self.tend_lease(&mut lease, status.leadership).await;
+            }
             let readable = inner.group.inspect(|machine| machine.state().is_some());
             if readable && status.applied.0 >= status.snapshot.0 + COMPACT_EVERY {
                 match inner.group.compact(COMPACT_KEEP).await {
@@ -417,6 +431,62 @@ impl Vault {
                     Err(error) => warn!(%error, "the vault's log was not compacted"),
                 }
             }
+        }
+    }
+}
+
+/// What one voter remembers while it looks after the leases' terms.
+#[derive(Debug, Default)]
+struct LeaseCare {
+    /// The change that is being waited for: since when this leadership knows of it.
+    waiting: Option<(Term, LogIndex, BootTime)>,
+    /// The vault's terms that this node's settings were last found to differ from.
+    complained: Option<LeaseTerms>,
+}
+
+impl Vault {
+    /// Has the state say what this leader's settings say, and forget older terms when no lease on them can be running.
+    ///
+    /// Whichever node leads decides, so nodes should agree; while they do not, every wait is that of the longest lease.
+    async fn tend_lease(&self, care: &mut LeaseCare, leadership: Leadership) {
+        let mine = LeaseTerms::of(&self.0.config.lease);
+        let state = self.inspect(|state| Ok((state.lease, state.lease_before, state.lease_changed)));
+        let Ok((lease, before, changed)) = state else { return };
+        if !leadership.ready {
+            care.waiting = None;
+            if let Some(theirs) = lease.filter(|theirs| *theirs != mine && care.complained != Some(*theirs)) {
+                care.complained = Some(theirs);
+                let (here, vault) = (mine.length(), theirs.length());
+                warn!(
+                    ?here,
+                    ?vault,
+                    "the vault's leader grants leases of another length: set vault.lease alike on all nodes"
+                );
+            }
+            return;
+        }
+        let change = if lease != Some(mine) {
+            info!(before = ?lease.map(|terms| terms.length()), now = ?mine.length(), "the vault's leases change to what vault.lease says here");
+            Change::SetLease(SetLease { terms: mine })
+        } else if let Some(before) = before {
+            let now = self.0.clock.boot();
+            // As for a revocation: nothing that an older leader granted outlives its W from this leadership's start, and
+            // nothing that this one granted outlives it from the change.
+            let since = match care.waiting {
+                Some((term, index, since)) if (term, index) == (leadership.term, changed) => since,
+                _ => now,
+            };
+            care.waiting = Some((leadership.term, changed, since));
+            if now.0 < since.0 + before.wait() {
+                return;
+            }
+            Change::SettleLease(SettleLease { changed: changed.0 })
+        } else {
+            return;
+        };
+        // With the term: the settings and the wait are this leadership's. What failed is done at the next look.
+        if let Err(refusal) = self.propose_in(Some(leadership.term), "vault", change).await {
+            warn!(%refusal, "the terms of the vault's leases are not settled yet");
         }
     }
 }

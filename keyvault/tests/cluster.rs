@@ -5,7 +5,9 @@ mod common;
 use std::time::Duration;
 
 use common::{Cluster, PROJECT, ROOT, VOTERS, batch, ctx, lease, within};
-use ensign_keyvault::{CallError, Caller, InitializeError, KeyError, Reason, SecretKind, VaultClient, VersionState};
+use ensign_keyvault::{
+    CallError, Caller, InitializeError, KeyError, LeaseConfig, Reason, SecretKind, VaultClient, VersionState,
+};
 use ensign_proto::pb::vault::v1 as pb;
 use ensign_proto::{Algorithm, KeyVersion, NodeId, RingId};
 use tokio::time::{Instant, sleep};
@@ -67,7 +69,7 @@ async fn keys_are_made_rotated_and_revoked_through_failovers() {
     .await;
     assert_eq!(rotated.active(), Some(KeyVersion(2)));
     assert_eq!(rotated.versions[0].state, VersionState::Retired);
-    cluster.start_voter(first, log, ROOT).await;
+    cluster.start_voter(first, log, ROOT, lease()).await;
     within("news of the rotation", async {
         while !a.should_roll_over(old.dek) {
             sleep(Duration::from_millis(20)).await;
@@ -93,7 +95,7 @@ async fn keys_are_made_rotated_and_revoked_through_failovers() {
         assert!(matches!(holder.ensure(&ctx(), &old).await, Err(KeyError::Revoked { .. })));
     }
     assert_eq!(client.revoke("test", RING, Some(KeyVersion(1)), PATIENCE).await.unwrap(), receipt, "once");
-    cluster.start_voter(second, log, ROOT).await;
+    cluster.start_voter(second, log, ROOT, lease()).await;
 
     let all = client.revoke("test", RING, None, PATIENCE).await.unwrap();
     assert!(all.all && all.epoch > receipt.epoch);
@@ -225,6 +227,46 @@ async fn a_new_leader_finishes_what_an_old_one_began_and_waits_from_its_own_star
 }
 
 #[tokio::test]
+async fn the_longest_lease_is_waited_for_whatever_the_leaders_own_settings_say() {
+    let (short, long) = (lease(), LeaseConfig { length: Duration::from_secs(6), ..lease() });
+    let mut cluster = Cluster::start_with(&[ROOT; 3], long).await;
+    let client = cluster.client(A);
+    ring_in_custody(&client, &[A]).await;
+    let a = cluster.holder_with(A, LeaseConfig { length: Duration::from_mins(1), ..lease() });
+    let dek = a.create_dek(&ctx(), RING).await.unwrap();
+    let left = a.lease_left().expect("a lease");
+    assert!(
+        left > short.length && left <= long.length,
+        "{left:?}: what the state says, whatever the holder would take"
+    );
+
+    // The leader dies, and so does the way to the holder. The voters that are left have short leases in their settings.
+    let leader = cluster.leader().await;
+    for node in VOTERS.into_iter().filter(|node| *node != leader) {
+        let log = cluster.crash(node).await;
+        cluster.start_voter(node, log, ROOT, short).await;
+        // So that the next one is missed by nobody.
+        within("a majority", async { while client.ring(RING).await.is_err() {} }).await;
+    }
+    cluster.wires.cut(A);
+    let killed = Instant::now();
+    let _log = cluster.crash(leader).await;
+    let operator = cluster.client(B);
+    let receipt = within("a receipt", async {
+        loop {
+            match operator.revoke("test", RING, None, PATIENCE).await {
+                Ok(receipt) => return receipt,
+                Err(error) => assert!(retriable(&error), "{error}"),
+            }
+        }
+    })
+    .await;
+    let waited = killed.elapsed();
+    assert!(waited >= long.wait(), "acknowledged after {waited:?}, while leases of {:?} may run", long.length);
+    assert!(receipt.all && !a.usable(dek.dek));
+}
+
+#[tokio::test]
 async fn a_deposed_leader_grants_nothing() {
     let cluster = Cluster::start().await;
     let client = cluster.client(A);
@@ -255,11 +297,11 @@ async fn a_deposed_leader_grants_nothing() {
 async fn a_voter_with_a_wrong_root_key_is_sealed_and_harms_nobody() {
     let mut wrong = ROOT;
     wrong[0] ^= 1;
-    let mut cluster = Cluster::start_with(&[ROOT, ROOT, ROOT]).await;
+    let mut cluster = Cluster::start_with(&[ROOT, ROOT, ROOT], lease()).await;
     let client = cluster.client(A);
     ring_in_custody(&client, &[A]).await;
     let log = cluster.crash(VOTERS[2]).await;
-    cluster.start_voter(VOTERS[2], log, wrong).await;
+    cluster.start_voter(VOTERS[2], log, wrong, lease()).await;
     let sealed = cluster.voters[&VOTERS[2]].vault.clone();
     let why = within("a reason", async {
         loop {
@@ -278,7 +320,7 @@ async fn a_voter_with_a_wrong_root_key_is_sealed_and_harms_nobody() {
     if leader != VOTERS[2] {
         let log = cluster.crash(leader).await;
         sleep(Duration::from_millis(300)).await;
-        cluster.start_voter(leader, log, ROOT).await;
+        cluster.start_voter(leader, log, ROOT, lease()).await;
     }
     let holder = cluster.holder(A);
     let dek = within("a grant", async {
@@ -313,7 +355,7 @@ async fn secrets_survive_restarts_and_change_by_revision() {
         logs.push((node, cluster.crash(node).await));
     }
     for (node, log) in logs {
-        cluster.start_voter(node, log, ROOT).await;
+        cluster.start_voter(node, log, ROOT, lease()).await;
     }
     cluster.leader().await;
     let secret = client.secret(kind, id).await.unwrap();

@@ -4,13 +4,15 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
+use ensign_keyvault::EpochFloor;
 use ensign_proto::{ClusterId, NodeId};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// The version of `node.json` that this program writes.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Who this data directory belongs to. Kept as `node.json` beside the data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +25,9 @@ pub struct NodeFile {
     pub node: u64,
     /// How often the node has started; never goes back.
     pub incarnation: u64,
+    /// The highest epoch of the vault that this node has seen; never goes back. Format 1 did not keep it.
+    #[serde(default)]
+    pub vault_epoch: u64,
 }
 
 /// Why a small file cannot be used. Each message says what to do.
@@ -102,15 +107,51 @@ impl NodeFile {
     /// # Errors
     /// As [`NodeFile::read`].
     pub fn begin_life(data_dir: &Path, node: NodeId, cluster: ClusterId) -> Result<Self, FileError> {
-        let incarnation = Self::read(data_dir, node)?.map_or(0, |(file, _)| file.incarnation) + 1;
-        let file = Self { format: FORMAT, cluster: cluster.to_string(), node: node.0, incarnation };
-        let text = serde_json::to_string_pretty(&file).unwrap_or_default() + "\n";
-        write_secret(&Self::path(data_dir), text.as_bytes())?;
+        let before = Self::read(data_dir, node)?.map(|(file, _)| file);
+        let (incarnation, vault_epoch) = before.map_or((0, 0), |file| (file.incarnation, file.vault_epoch));
+        let incarnation = incarnation + 1;
+        let file = Self { format: FORMAT, cluster: cluster.to_string(), node: node.0, incarnation, vault_epoch };
+        file.write(data_dir)?;
         Ok(file)
+    }
+
+    fn write(&self, data_dir: &Path) -> Result<(), FileError> {
+        let text = serde_json::to_string_pretty(self).unwrap_or_default() + "\n";
+        write_secret(&Self::path(data_dir), text.as_bytes())
     }
 
     fn path(data_dir: &Path) -> PathBuf {
         data_dir.join("node.json")
+    }
+}
+
+/// Keeps the highest epoch of the vault in `node.json`: a vault that was set back below it is refused, also after a restart.
+#[derive(Debug)]
+pub struct NodeFloor {
+    data_dir: PathBuf,
+    file: Mutex<NodeFile>,
+}
+
+impl NodeFloor {
+    /// The floor of the node whose life `file` describes.
+    pub fn new(data_dir: &Path, file: NodeFile) -> Self {
+        Self { data_dir: data_dir.to_owned(), file: Mutex::new(file) }
+    }
+}
+
+impl EpochFloor for NodeFloor {
+    fn kept(&self) -> u64 {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner).vault_epoch
+    }
+
+    fn raise(&self, epoch: u64) -> Result<(), String> {
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        if epoch > file.vault_epoch {
+            let raised = NodeFile { vault_epoch: epoch, ..file.clone() };
+            raised.write(&self.data_dir).map_err(|error| error.to_string())?;
+            *file = raised;
+        }
+        Ok(())
     }
 }
 
@@ -151,6 +192,31 @@ mod tests {
     }
 
     #[test]
+    fn the_vaults_epoch_is_kept_from_life_to_life_and_never_goes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let floor = NodeFloor::new(dir.path(), NodeFile::begin_life(dir.path(), NodeId(1), cluster()).unwrap());
+        assert_eq!(floor.kept(), 0);
+        floor.raise(7).unwrap();
+        floor.raise(5).unwrap();
+        let next = NodeFile::begin_life(dir.path(), NodeId(1), cluster()).unwrap();
+        assert_eq!((next.incarnation, next.vault_epoch), (2, 7));
+        let floor = NodeFloor::new(&dir.path().join("gone"), next);
+        assert!(floor.raise(8).unwrap_err().starts_with("cannot write"));
+        assert_eq!(floor.kept(), 7, "what is not on disk is not kept");
+    }
+
+    #[test]
+    fn a_file_of_the_first_format_opens() {
+        let dir = tempfile::tempdir().unwrap();
+        let stored = "{\n  \"format\": 1,\n  \"cluster\": \"01HF7YAT0061R30C1G60R30C1G\",\n  \"node\": 1,\n  \"incarnation\": 4\n}\n";
+        fs::write(dir.path().join("node.json"), stored).unwrap();
+        let (file, cluster) = NodeFile::read(dir.path(), NodeId(1)).unwrap().unwrap();
+        assert_eq!((file.incarnation, file.vault_epoch), (4, 0));
+        let next = NodeFile::begin_life(dir.path(), NodeId(1), cluster).unwrap();
+        assert_eq!((next.format, next.incarnation), (FORMAT, 5));
+    }
+
+    #[test]
     fn a_directory_of_another_node_or_a_newer_program_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         NodeFile::begin_life(dir.path(), NodeId(1), cluster()).unwrap();
@@ -158,10 +224,10 @@ mod tests {
         assert!(error.contains("belongs to node 1, not to node 2"), "{error}");
 
         let path = dir.path().join("node.json");
-        let newer = fs::read_to_string(&path).unwrap().replace("\"format\": 1", "\"format\": 2");
+        let newer = fs::read_to_string(&path).unwrap().replace("\"format\": 2", "\"format\": 3");
         fs::write(&path, newer).unwrap();
         let error = NodeFile::read(dir.path(), NodeId(1)).unwrap_err().to_string();
-        assert!(error.contains("has format 2"), "{error}");
+        assert!(error.contains("has format 3"), "{error}");
 
         fs::write(&path, "{").unwrap();
         assert!(matches!(NodeFile::read(dir.path(), NodeId(1)), Err(FileError::Damaged { .. })));

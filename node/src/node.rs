@@ -29,7 +29,7 @@ use crate::admin::{self, AdminParts};
 use crate::catalog::{Catalog, CatalogMachine, CatalogParts, NodeRecord, VaultRings};
 use crate::config::{Config, Timing};
 use crate::edge;
-use crate::files::NodeFile;
+use crate::files::{NodeFile, NodeFloor};
 use crate::health::{self, Health, Phase};
 use crate::identity::{Availability, Identity, IdentityConfig, VaultSecrets};
 use crate::partition::forward::{Channels, ForwardService, PeerForward};
@@ -173,6 +173,7 @@ impl Node {
 
         let mut process = [0; 8];
         rng.fill(&mut process);
+        let floor = Arc::new(NodeFloor::new(dir, life.clone()));
         let life = Life { incarnation: life.incarnation, process: u64::from_le_bytes(process) };
         let peers = Peers::new(me, Some(Membership { cluster, life }), &config.cluster.peers, &tls)?;
         let voters: std::collections::BTreeSet<NodeId> = peers.addresses().iter().map(|peer| peer.id).collect();
@@ -201,8 +202,9 @@ impl Node {
         let vault = Vault::start(vault_config, &runtime, vault_group_log, root, surrender, Arc::clone(&clock), &tasks)
             .await
             .context("the vault cannot start")?;
-        let link = Arc::new(RoutedLink::new(Arc::new(calls.clone()), voters.clone()));
-        let holder_config = plant::holder(HolderConfig { lease, ..HolderConfig::new(cluster, me) })?;
+        let link = RoutedLink::new(Arc::new(calls.clone()), voters.clone(), &lease).with_replica(vault.leadership());
+        let link = Arc::new(link);
+        let holder_config = plant::holder(HolderConfig { lease, floor, ..HolderConfig::new(cluster, me) })?;
         let holder = Holder::new(holder_config, link.clone(), Arc::clone(&clock), &tasks);
         calls.connect(Arc::new(VaultService(vault.clone())), Arc::new(HolderService(holder.clone())));
         let vault_client = VaultClient::new(link, cluster, me, &Entropy::kernel());

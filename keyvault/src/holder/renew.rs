@@ -3,6 +3,8 @@
 //! One call at a time keeps replies in order, and gathers wants into the next call while one is under way.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ensign_proto::pb::vault::v1 as pb;
@@ -10,7 +12,7 @@ use ensign_proto::{DekId, KeyVersion, LogIndex, PartitionContext, RingId, Sessio
 use ensign_raft::env::{BootTime, Stop};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 use super::table::Held;
 use super::{Holder, reply_result};
@@ -153,7 +155,7 @@ impl Holder {
             match outcome {
                 Ok(answered) => {
                     failures = 0;
-                    next = Instant::now() + self.jittered(self.0.config.lease.renew_every());
+                    next = Instant::now() + self.jittered(self.lease_config().renew_every());
                     metrics::renewal("renewed");
                     for (group, result) in answered {
                         for ask in group.asks {
@@ -176,8 +178,8 @@ impl Holder {
 
     /// Between two tries: short at first, since a failover takes well below a second, and never longer than a tenth of L.
     fn back_off(&self, failures: u32) -> Duration {
-        let first = self.0.config.lease.length / 200;
-        (first * (1 << failures.min(5))).min(self.0.config.lease.length / 10)
+        let length = self.lease_config().length;
+        (length / 200 * (1 << failures.min(5))).min(length / 10)
     }
 
     /// Within ±10 %, so that the nodes of a cluster do not renew in step.
@@ -205,7 +207,7 @@ impl Holder {
             actor: format!("node {}", self.0.config.node),
             call: Some(pb::request::Call::Lease(request)),
         };
-        let reply = match timeout(self.0.config.lease.call_deadline(), self.0.link.call(request)).await {
+        let reply = match timeout(self.lease_config().call_deadline(), self.0.link.call(request)).await {
             Ok(reply) => reply.map_err(CallError::from),
             Err(_) => Err(CallError::Unreachable(LinkError::new("no answer within a fifth of the lease"))),
         };
@@ -213,10 +215,32 @@ impl Holder {
             pb::reply::Result::Lease(reply) => Ok(reply),
             _ => Err(CallError::Malformed { what: "it is not a lease" }),
         });
+        let reply = match reply {
+            Ok(reply) => self.keep_floor(&reply).await.map(|()| reply),
+            Err(error) => Err(error),
+        };
         match reply.and_then(|reply| self.accept(t0, &reply, &groups)) {
             Ok(results) => Ok(groups.into_iter().zip(results).collect()),
             Err(error) => Err((error, groups)),
         }
+    }
+
+    /// Keeps the epoch of a reply that is to be believed, before anything of it is used: a vault that is set back below it is
+    /// refused by the next life of this node, too.
+    async fn keep_floor(&self, reply: &pb::LeaseReply) -> Result<(), CallError> {
+        let head = head_of(reply)?;
+        {
+            let table = self.0.table();
+            if table.lease.accepts(&head).is_err() || head.epoch <= table.lease.floor() {
+                return Ok(());
+            }
+        }
+        let floor = Arc::clone(&self.0.config.floor);
+        let kept = tokio::task::spawn_blocking(move || floor.raise(head.epoch)).await;
+        kept.unwrap_or_else(|_| Err("this node is stopping".to_owned())).map_err(|cause| {
+            error!(epoch = head.epoch, %cause, "the vault's epoch cannot be kept: its grants are not used");
+            CallError::Unreachable(LinkError::new(format!("its epoch cannot be kept: {cause}")))
+        })
     }
 
     /// Acts on a reply, whole or not at all.
@@ -227,11 +251,7 @@ impl Holder {
         groups: &[Group],
     ) -> Result<Vec<Result<WrappedDek, KeyError>>, CallError> {
         let malformed = |what| CallError::Malformed { what };
-        let head = ReplyHead {
-            session: SessionId::try_from(&reply.session[..]).map_err(|_| malformed("its session is no id"))?,
-            index: LogIndex(reply.index),
-            epoch: reply.epoch,
-        };
+        let head = head_of(reply)?;
         if reply.results.len() != groups.len() {
             return Err(malformed("it does not answer every want"));
         }
@@ -244,6 +264,9 @@ impl Holder {
         let granted = self.open_grants(reply, &head, groups);
 
         let mut table = self.0.table_mut();
+        if table.released {
+            return Err(malformed("it comes after this node gave its lease back"));
+        }
         if let Err(ignored) = table.lease.accepts(&head) {
             drop(table);
             metrics::renewal("ignored");
@@ -262,6 +285,7 @@ impl Holder {
         // Never longer than this node was told, nor than it was configured to trust.
         let length = Duration::from_millis(reply.lease_ms).min(self.0.config.lease.length);
         table.lease.renew(&head, t0, length);
+        self.0.granted_ms.store(length.as_millis() as u64, Ordering::Relaxed);
         let results = granted
             .into_iter()
             .map(|granted| {
@@ -323,6 +347,12 @@ impl Holder {
         let made = matches!(want, Want::Create { .. }).then(|| self.0.clock.wall());
         Ok((Held::new(wrapped, *want.ctx(), slot, self.0.clock.boot(), made), KeyVersion(grant.active)))
     }
+}
+
+fn head_of(reply: &pb::LeaseReply) -> Result<ReplyHead, CallError> {
+    let session = SessionId::try_from(&reply.session[..]);
+    let session = session.map_err(|_| CallError::Malformed { what: "its session is no id" })?;
+    Ok(ReplyHead { session, index: LogIndex(reply.index), epoch: reply.epoch })
 }
 
 impl std::fmt::Debug for Group {

@@ -118,6 +118,8 @@ pub(super) struct Table {
     /// Keys that died while they were in use.
     dying: Vec<Arc<Held>>,
     keys_max: usize,
+    /// The lease was given back: there is no other in this life.
+    pub(super) released: bool,
 }
 
 impl Table {
@@ -131,6 +133,7 @@ impl Table {
             tombstones: HashSet::new(),
             dying: Vec::new(),
             keys_max,
+            released: false,
         }
     }
 

@@ -512,3 +512,99 @@ async fn damage_is_told_from_a_newer_format() {
     assert_eq!(world.holder.open(&ctx(0), &sealed.bytes().slice(..50)).unwrap_err(), KeyError::Damaged);
     assert!(!format!("{:?}{wrapped:?}", world.holder).contains("event"));
 }
+
+#[derive(Debug, Default)]
+struct TestFloor {
+    kept: AtomicU64,
+    broken: std::sync::atomic::AtomicBool,
+}
+
+impl EpochFloor for TestFloor {
+    fn kept(&self) -> u64 {
+        self.kept.load(Ordering::SeqCst)
+    }
+
+    fn raise(&self, epoch: u64) -> Result<(), String> {
+        if self.broken.load(Ordering::SeqCst) {
+            return Err("the disk is full".to_owned());
+        }
+        self.kept.fetch_max(epoch, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn an_epoch_is_kept_before_its_grants_are_used_and_binds_the_next_life() {
+    let world = World::new();
+    let floor = Arc::new(TestFloor::default());
+    let config = || HolderConfig { floor: floor.clone(), ..HolderConfig::new(CLUSTER, ME) };
+    floor.broken.store(true, Ordering::SeqCst);
+    let holder = Holder::new(config(), world.vault.link(ME), world.clock.clone(), &world.tasks);
+    assert!(soon(holder.create_dek(&ctx(0), world.ring)).await.is_none_or(|outcome| outcome.is_err()));
+    assert_eq!((holder.held(), holder.lease_left()), (0, None), "what could not be kept is not used");
+    floor.broken.store(false, Ordering::SeqCst);
+    holder.create_dek(&ctx(0), world.ring).await.unwrap();
+    assert_eq!(floor.kept(), holder.floor());
+
+    // The next life meets a vault that was set back: its grants are not taken.
+    floor.kept.store(holder.floor() + 1, Ordering::SeqCst);
+    let next = Holder::new(config(), world.vault.link(ME), world.clock.clone(), &world.tasks);
+    assert!(soon(next.create_dek(&ctx(0), world.ring)).await.is_none_or(|outcome| outcome.is_err()));
+    assert_eq!((next.held(), next.lease_left()), (0, None));
+}
+
+/// Holds every lease reply back until it is let go.
+struct HeldBack {
+    inner: Arc<dyn VaultLink>,
+    arrived: Arc<Notify>,
+    go: Arc<Notify>,
+}
+
+impl VaultLink for HeldBack {
+    fn call(&self, request: pb::Request) -> BoxFuture<'static, Result<pb::Reply, LinkError>> {
+        let is_lease = matches!(request.call, Some(pb::request::Call::Lease(_)));
+        let (reply, arrived, go) = (self.inner.call(request), Arc::clone(&self.arrived), Arc::clone(&self.go));
+        async move {
+            let reply = reply.await;
+            if is_lease {
+                arrived.notify_one();
+                go.notified().await;
+            }
+            reply
+        }
+        .boxed()
+    }
+}
+
+#[tokio::test]
+async fn a_renewal_that_arrives_after_the_release_gives_no_lease() {
+    let world = World::new();
+    let (arrived, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let link = Arc::new(HeldBack { inner: world.vault.link(ME), arrived: arrived.clone(), go: go.clone() });
+    let holder = Holder::new(HolderConfig::new(CLUSTER, ME), link, world.clock.clone(), &world.tasks);
+    let asking = {
+        let (holder, ring) = (holder.clone(), world.ring);
+        async move { holder.create_dek(&ctx(0), ring).await }
+    };
+    let releasing = async {
+        arrived.notified().await;
+        holder.release().await;
+        go.notify_one();
+    };
+    let (asked, ()) = futures::join!(soon(asking), releasing);
+    assert!(asked.is_none_or(|outcome| outcome.is_err()));
+    assert_eq!((holder.held(), holder.lease_left()), (0, None));
+}
+
+#[tokio::test]
+async fn a_lease_that_is_shorter_than_the_settings_is_renewed_in_its_own_time() {
+    let world = World::new();
+    let holder = world.holder_behind(|lease| lease.lease_ms = 4_000);
+    holder.create_dek(&ctx(0), world.ring).await.unwrap();
+    assert_eq!(holder.lease_left(), Some(Duration::from_secs(4)));
+    assert_eq!(holder.lease_config().renew_every(), Duration::from_millis(1_200));
+    // And never a longer one than the settings allow.
+    let holder = world.holder_behind(|lease| lease.lease_ms = 60_000);
+    holder.create_dek(&ctx(0), world.ring).await.unwrap();
+    assert_eq!(holder.lease_left(), Some(LeaseConfig::default().length));
+}

@@ -1,11 +1,14 @@
-//! What the vault's log holds: `version u8 = 1`, then a protobuf message. Keys in it are wrapped already.
+//! What the vault's log holds: `version u8`, then a protobuf message. Keys in it are wrapped already.
 //!
 //! Times, ids and boxes are chosen by the leader before it proposes, so that applying is a pure function.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use prost::Message as _;
 
-const VERSION: u8 = 1;
+use crate::lease::LeaseTerms;
+
+/// Version 2 knows what leases the vault grants. Everything else is still written as version 1, so that older builds follow.
+const VERSIONS: std::ops::RangeInclusive<u8> = 1..=2;
 
 /// One change, who asked for it, and when.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -14,7 +17,7 @@ pub(crate) struct Command {
     pub(crate) ms: u64,
     #[prost(string, tag = "2")]
     pub(crate) actor: String,
-    #[prost(oneof = "Change", tags = "3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(oneof = "Change", tags = "3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
     pub(crate) change: Option<Change>,
 }
 
@@ -38,6 +41,10 @@ pub(crate) enum Change {
     PutSecret(PutSecret),
     #[prost(message, tag = "11")]
     DeleteSecret(DeleteSecret),
+    #[prost(message, tag = "12")]
+    SetLease(SetLease),
+    #[prost(message, tag = "13")]
+    SettleLease(SettleLease),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -50,6 +57,9 @@ pub(crate) struct Initialize {
     pub(crate) root_id: Bytes,
     #[prost(uint32, tag = "4")]
     pub(crate) root_version: u32,
+    /// The leases that this vault grants. Absent in version 1.
+    #[prost(message, optional, tag = "5")]
+    pub(crate) lease: Option<LeaseTerms>,
 }
 
 /// A KEK as it is stored.
@@ -151,6 +161,30 @@ pub(crate) struct DeleteSecret {
     pub(crate) expected: u64,
 }
 
+/// From here on, leases are granted on these terms.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct SetLease {
+    #[prost(message, required, tag = "1")]
+    pub(crate) terms: LeaseTerms,
+}
+
+/// No lease on older terms than those of the change at this index can be running any more.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct SettleLease {
+    #[prost(uint64, tag = "1")]
+    pub(crate) changed: u64,
+}
+
+impl Change {
+    fn version(&self) -> u8 {
+        match self {
+            Self::SetLease(_) | Self::SettleLease(_) => 2,
+            Self::Initialize(change) if change.lease.is_some() => 2,
+            _ => 1,
+        }
+    }
+}
+
 impl Command {
     pub(crate) fn new(ms: u64, actor: &str, change: Change) -> Self {
         Self { ms, actor: actor.to_owned(), change: Some(change) }
@@ -158,14 +192,14 @@ impl Command {
 
     pub(crate) fn to_payload(&self) -> Bytes {
         let mut payload = BytesMut::with_capacity(1 + self.encoded_len());
-        payload.put_u8(VERSION);
+        payload.put_u8(self.change.as_ref().map_or(1, Change::version));
         self.encode(&mut payload).expect("a growing buffer has room");
         payload.freeze()
     }
 
     /// `None`: a newer build wrote it, and this one must not guess.
     pub(crate) fn from_payload(payload: &Bytes) -> Option<(Self, Change)> {
-        if payload.first() != Some(&VERSION) {
+        if !payload.first().is_some_and(|version| VERSIONS.contains(version)) {
             return None;
         }
         let command = Self::decode(payload.slice(1..)).ok()?;

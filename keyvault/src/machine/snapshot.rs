@@ -1,4 +1,4 @@
-//! The whole state as bytes: `version u8 = 1 ‖ protobuf ‖ SHA-256 of what precedes`.
+//! The whole state as bytes: `version u8 = 2 ‖ protobuf ‖ SHA-256 of what precedes`. Version 1 had no leases.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use ensign_proto::pb::vault::v1 as pb;
@@ -9,11 +9,14 @@ use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
 use super::state::{CustodyKey, Event, Master, Revocation, Ring, Secret, State, Version, VersionState, What};
+use crate::lease::LeaseTerms;
 use crate::link::Refusal;
 use crate::wire::{self, Dead};
 use crate::wrap::KekId;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+/// The first version, without the fields 12 to 14.
+const FIRST: u8 = 1;
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct Whole {
@@ -39,6 +42,12 @@ struct Whole {
     audit_head: Bytes,
     #[prost(uint64, tag = "11")]
     applied: u64,
+    #[prost(message, optional, tag = "12")]
+    lease: Option<LeaseTerms>,
+    #[prost(message, optional, tag = "13")]
+    lease_before: Option<LeaseTerms>,
+    #[prost(uint64, tag = "14")]
+    lease_changed: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -142,7 +151,7 @@ pub(super) fn decode(bytes: &Bytes) -> Result<State, RestoreError> {
     if Sha256::digest(body)[..] != digest[..] {
         return Err(RestoreError::new("a vault snapshot has a wrong checksum"));
     }
-    if body.first() != Some(&VERSION) {
+    if !body.first().is_some_and(|version| (FIRST..=VERSION).contains(version)) {
         return Err(RestoreError::new("a vault snapshot is of a newer format"));
     }
     let whole = Whole::decode(bytes.slice(1..body.len())).map_err(|error| RestoreError::new(error.to_string()))?;
@@ -178,6 +187,9 @@ fn to_stored(state: &State) -> Whole {
         audit_seq: state.audit_seq,
         audit_head: Bytes::copy_from_slice(&state.audit_head),
         applied: state.applied.0,
+        lease: state.lease,
+        lease_before: state.lease_before,
+        lease_changed: state.lease_changed.0,
     }
 }
 
@@ -190,6 +202,9 @@ fn from_stored(whole: &Whole) -> Result<State, Refusal> {
         audit_seq: whole.audit_seq,
         audit_head: whole.audit_head[..].try_into().map_err(|_| wire::malformed("audit head"))?,
         applied: LogIndex(whole.applied),
+        lease: whole.lease,
+        lease_before: whole.lease_before,
+        lease_changed: LogIndex(whole.lease_changed),
         ..State::default()
     };
     if let Some(master) = &whole.master {

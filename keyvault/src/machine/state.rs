@@ -10,6 +10,7 @@ use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
 use super::command::{self, Change, Command};
+use crate::lease::LeaseTerms;
 use crate::link::{Reason, Refusal};
 use crate::wire::{self, Dead};
 use crate::wrap::KekId;
@@ -30,6 +31,12 @@ pub(crate) struct State {
     pub(crate) rings: BTreeMap<RingId, Ring>,
     pub(crate) custody: BTreeSet<CustodyKey>,
     pub(crate) secrets: BTreeMap<(u8, [u8; 16]), Secret>,
+    /// The leases that are granted; `None` in what an older build wrote, until a leader says it.
+    pub(crate) lease: Option<LeaseTerms>,
+    /// The longest that may still be running since the last change of `lease`; `None` once they cannot.
+    pub(crate) lease_before: Option<LeaseTerms>,
+    /// Where `lease` was changed last.
+    pub(crate) lease_changed: LogIndex,
     /// Rises with every destruction of a key.
     pub(crate) epoch: u64,
     /// What holders need to hear of, oldest first.
@@ -134,6 +141,7 @@ pub(crate) enum Done {
     Revoked(Box<pb::Receipt>),
     Custody(LogIndex),
     Secret(pb::SecretMeta),
+    Lease,
 }
 
 pub(crate) type Outcome = Result<Done, Refusal>;
@@ -158,6 +166,8 @@ impl State {
             Change::DropCustody(change) => self.drop_custody(at, command, &change),
             Change::PutSecret(change) => self.put_secret(at, command, change),
             Change::DeleteSecret(change) => self.delete_secret(at, command, &change),
+            Change::SetLease(change) => self.set_lease(at, command, change.terms),
+            Change::SettleLease(change) => self.settle_lease(&change),
         }
     }
 
@@ -171,12 +181,50 @@ impl State {
                 refuse(Reason::AlreadyExists, "the vault was initialized with another root key")
             };
         }
+        if change.lease.is_some_and(|terms| !terms.are_safe()) {
+            return Err(wire::malformed("lease"));
+        }
         self.cluster = wire::id(&change.cluster, "cluster")?;
+        self.lease = change.lease;
+        self.lease_changed = if self.lease.is_some() { at.index } else { LogIndex(0) };
         let boxed = change.master_box.clone();
         self.master = Some(Master { epoch: 1, boxed, root_id, root_version: change.root_version });
         self.epoch = 1;
         self.record(at, command, "initialize", &root_id, 0);
         Ok(Done::Initialized)
+    }
+
+    /// W: from a grant on, after this long none of the leases that may be running is.
+    pub(crate) fn lease_wait(&self) -> std::time::Duration {
+        let now = self.lease.unwrap_or(LeaseTerms::LONGEST).wait();
+        self.lease_before.map_or(now, |before| now.max(before.wait()))
+    }
+
+    fn set_lease(&mut self, at: EntryId, command: &Command, terms: LeaseTerms) -> Outcome {
+        if !terms.are_safe() {
+            return Err(wire::malformed("lease"));
+        }
+        if self.lease == Some(terms) {
+            return Ok(Done::Lease);
+        }
+        // What was granted runs on. Several changes in a row: the longest of all counts.
+        let old = self.lease.unwrap_or(LeaseTerms::LONGEST);
+        let before = self.lease_before.filter(|before| before.wait() > old.wait());
+        self.lease_before = Some(before.unwrap_or(old));
+        self.lease = Some(terms);
+        self.lease_changed = at.index;
+        let length = u32::try_from(terms.length_ms).unwrap_or(u32::MAX);
+        self.record(at, command, "set lease", &[0; 16], length);
+        Ok(Done::Lease)
+    }
+
+    fn settle_lease(&mut self, change: &command::SettleLease) -> Outcome {
+        // Whoever waited, waited for another change.
+        if change.changed != self.lease_changed.0 {
+            return refuse(Reason::Conflict, "the lease was changed again");
+        }
+        self.lease_before = None;
+        Ok(Done::Lease)
     }
 
     fn create_ring(&mut self, at: EntryId, command: &Command, change: &command::CreateRing) -> Outcome {
@@ -342,10 +390,12 @@ impl State {
 
     fn put_custody(&mut self, at: EntryId, command: &Command, change: &command::Custody) -> Outcome {
         let (node, ctx) = self.custody_of(change)?;
-        if self.custody.len() >= CUSTODY_MAX {
+        let key = CustodyKey::new(node, &ctx);
+        // What is there already takes no more room.
+        if self.custody.len() >= CUSTODY_MAX && !self.custody.contains(&key) {
             return refuse(Reason::Exhausted, format!("there are {CUSTODY_MAX} custody records"));
         }
-        if self.custody.insert(CustodyKey::new(node, &ctx)) {
+        if self.custody.insert(key) {
             self.record(at, command, "put custody", ctx.topic.as_bytes(), change.node as u32);
         }
         Ok(Done::Custody(at.index))

@@ -6,6 +6,7 @@ use ensign_storage::EntryId;
 use proptest::prelude::*;
 
 use super::*;
+use crate::lease::LeaseTerms;
 
 fn bytes(byte: u8, len: usize) -> Bytes {
     vec![byte; len].into()
@@ -13,6 +14,14 @@ fn bytes(byte: u8, len: usize) -> Bytes {
 
 fn kek(byte: u8) -> Kek {
     Kek { id: bytes(byte, 32), boxed: bytes(byte, 112), master_epoch: 1 }
+}
+
+fn initialize(lease: Option<LeaseTerms>) -> Initialize {
+    Initialize { cluster: bytes(1, 16), master_box: bytes(2, 112), root_id: bytes(3, 16), root_version: 1, lease }
+}
+
+fn terms(seconds: u64) -> LeaseTerms {
+    LeaseTerms { length_ms: seconds * 1_000, drift_ppm: 110_000, margin_ms: 2_000 }
 }
 
 struct Driver {
@@ -23,10 +32,17 @@ struct Driver {
 impl Driver {
     fn new() -> Self {
         let mut driver = Self { machine: VaultMachine::default(), index: 0 };
-        let initialize =
-            Initialize { cluster: bytes(1, 16), master_box: bytes(2, 112), root_id: bytes(3, 16), root_version: 1 };
-        driver.apply(Change::Initialize(initialize)).unwrap();
+        driver.apply(Change::Initialize(initialize(Some(terms(10))))).unwrap();
         driver
+    }
+
+    fn set_lease(&mut self, seconds: u64) -> LogIndex {
+        self.apply(Change::SetLease(SetLease { terms: terms(seconds) })).unwrap();
+        LogIndex(self.index)
+    }
+
+    fn settle(&mut self, changed: LogIndex) -> Outcome {
+        self.apply(Change::SettleLease(SettleLease { changed: changed.0 }))
     }
 
     fn apply(&mut self, change: Change) -> Outcome {
@@ -87,12 +103,7 @@ fn nothing_happens_before_the_vault_is_initialized() {
 fn the_first_root_key_stays_the_root_key() {
     let mut driver = Driver::new();
     let again = |root: u8| {
-        Change::Initialize(Initialize {
-            cluster: bytes(1, 16),
-            master_box: bytes(7, 112),
-            root_id: bytes(root, 16),
-            root_version: 1,
-        })
+        Change::Initialize(Initialize { master_box: bytes(7, 112), root_id: bytes(root, 16), ..initialize(None) })
     };
     assert_eq!(driver.apply(again(3)), Ok(Done::Initialized));
     assert_eq!(reason(&driver.apply(again(4))), Some(Reason::AlreadyExists));
@@ -193,11 +204,78 @@ fn the_chain_of_changes_has_a_link_for_each() {
 }
 
 #[test]
+fn a_shorter_lease_is_waited_for_as_the_longer_one_until_that_has_run_out() {
+    let mut driver = Driver::new();
+    assert_eq!(driver.state().lease_wait(), terms(10).wait());
+    driver.set_lease(60);
+    assert_eq!(driver.state().lease_wait(), terms(60).wait());
+    let shorter = driver.set_lease(3);
+    assert_eq!(driver.state().lease, Some(terms(3)));
+    assert_eq!(driver.state().lease_wait(), terms(60).wait(), "leases of a minute may be running");
+    assert_eq!(reason(&driver.settle(LogIndex(shorter.0 - 1))), Some(Reason::Conflict));
+    assert_eq!(driver.state().lease_wait(), terms(60).wait());
+    // The same again is no change, and ends no wait either.
+    driver.set_lease(3);
+    assert_eq!(driver.state().lease_wait(), terms(60).wait());
+    driver.settle(shorter).unwrap();
+    assert_eq!(driver.state().lease_wait(), terms(3).wait());
+    let mut restored = VaultMachine::default();
+    restored.restore(&driver.machine.snapshot()).unwrap();
+    assert_eq!(restored.state().unwrap(), driver.state());
+}
+
+#[test]
+fn terms_that_would_not_be_safe_are_refused() {
+    let mut driver = Driver::new();
+    let good = terms(10);
+    for bad in [
+        LeaseTerms { length_ms: 2_999, ..good },
+        LeaseTerms { length_ms: 60_001, ..good },
+        LeaseTerms { drift_ppm: 999, ..good },
+        LeaseTerms { drift_ppm: 200_001, ..good },
+        LeaseTerms { margin_ms: 30_001, ..good },
+    ] {
+        let outcome = driver.apply(Change::SetLease(SetLease { terms: bad }));
+        assert_eq!(reason(&outcome), Some(Reason::Invalid), "{bad:?}");
+        assert_eq!(driver.state().lease, Some(good));
+    }
+}
+
+#[test]
+fn only_what_older_builds_cannot_read_is_written_as_version_two() {
+    let version = |change| Command::new(1, "tester", change).to_payload()[0];
+    assert_eq!(version(Change::SetLease(SetLease { terms: terms(10) })), 2);
+    assert_eq!(version(Change::SettleLease(SettleLease { changed: 1 })), 2);
+    assert_eq!(version(Change::Initialize(initialize(Some(terms(10))))), 2);
+    assert_eq!(version(Change::Initialize(initialize(None))), 1);
+    assert_eq!(version(Change::Revoke(Revoke { ring: bytes(1, 16), version: 0 })), 1);
+}
+
+/// A snapshot that the first format wrote: one ring, and no word about leases.
+const FIRST_SNAPSHOT: &str = include_str!("tests/snapshot-1.hex");
+
+#[test]
+fn a_snapshot_of_the_first_format_opens_and_waits_for_the_longest_lease_there_is() {
+    let text = FIRST_SNAPSHOT.trim().as_bytes();
+    let hex = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
+    let stored: Bytes = text.chunks(2).map(hex).collect();
+    assert_eq!(stored[0], 1);
+    let mut driver = Driver { machine: VaultMachine::default(), index: 2 };
+    driver.machine.restore(&stored).unwrap();
+    assert_eq!((driver.state().rings.len(), driver.state().lease), (1, None));
+    assert_eq!(driver.state().lease_wait(), LeaseTerms::LONGEST.wait());
+    let changed = driver.set_lease(10);
+    assert_eq!(driver.state().lease_wait(), LeaseTerms::LONGEST.wait(), "nobody wrote down what was granted");
+    driver.settle(changed).unwrap();
+    assert_eq!(driver.state().lease_wait(), terms(10).wait());
+}
+
+#[test]
 fn a_command_of_a_newer_build_stops_the_machine() {
     let mut driver = Driver::new();
     driver.create(1).unwrap();
     let id = EntryId { term: Term(1), index: LogIndex(9) };
-    let newer = CommittedEntry { id, payload: Bytes::from_static(&[2, 0]) };
+    let newer = CommittedEntry { id, payload: Bytes::from_static(&[3, 0]) };
     assert_eq!(reason(&driver.machine.apply(&newer)), Some(Reason::Sealed));
     assert!(driver.machine.state().is_none());
     assert_eq!(reason(&driver.create(2)), Some(Reason::Sealed));

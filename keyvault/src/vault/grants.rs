@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 use super::keys::{MasterKey, StoredKek};
 use crate::entropy::Entropy;
 use crate::grant::{Sealer, lease_aad, lease_info};
-use crate::lease::LeaseConfig;
+use crate::lease::LeaseTerms;
 use crate::link::{Reason, Refusal};
 use crate::machine::{CustodyKey, State, What};
 use crate::seal;
@@ -72,6 +72,7 @@ fn parse_want(cluster: ClusterId, want: &pb::Want) -> Result<Wanted, Refusal> {
 pub(crate) struct Plan {
     index: LogIndex,
     epoch: u64,
+    lease: LeaseTerms,
     resync: bool,
     dead: Vec<Dead>,
     rotated: Vec<(RingId, KeyVersion)>,
@@ -91,7 +92,10 @@ enum Key {
 }
 
 /// Decides from applied state that a ReadIndex round, begun after the request arrived, has confirmed.
-pub(crate) fn plan(state: &State, node: NodeId, call: &LeaseCall) -> Plan {
+pub(crate) fn plan(state: &State, node: NodeId, call: &LeaseCall) -> Result<Plan, Refusal> {
+    let lease = state.lease.ok_or_else(|| {
+        Refusal::new(Reason::Unavailable, "the vault was written by an older build, and its leases are being put right")
+    })?;
     let news = state.events.iter().filter(|event| event.index > call.seen);
     // A session that begins holds nothing that could have died, but must hear of nothing older either.
     let resync = call.seen < state.events_floor || news.clone().count() > NEWS_MAX;
@@ -113,7 +117,7 @@ pub(crate) fn plan(state: &State, node: NodeId, call: &LeaseCall) -> Plan {
         .iter()
         .map(|want| want.as_ref().map_err(Clone::clone).and_then(|want| decide(state, node, want)))
         .collect();
-    Plan { index: state.applied, epoch: state.epoch, resync, dead, rotated, grants }
+    Ok(Plan { index: state.applied, epoch: state.epoch, lease, resync, dead, rotated, grants })
 }
 
 fn decide(state: &State, node: NodeId, want: &Wanted) -> Result<Granted, Refusal> {
@@ -163,7 +167,6 @@ pub(crate) fn fulfil(
     node: NodeId,
     call: &LeaseCall,
     master: &MasterKey,
-    lease: &LeaseConfig,
     now_ms: u64,
     entropy: &Entropy,
 ) -> Result<pb::LeaseReply, Refusal> {
@@ -191,7 +194,7 @@ pub(crate) fn fulfil(
         session: wire::bytes(call.session.as_bytes()),
         index: plan.index.0,
         epoch: plan.epoch,
-        lease_ms: lease.length.as_millis() as u64,
+        lease_ms: plan.lease.length_ms,
         resync: plan.resync,
         dead: plan.dead.iter().map(wire::dead_to).collect(),
         rotated: plan

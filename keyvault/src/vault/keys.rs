@@ -8,6 +8,7 @@ use zeroize::Zeroizing;
 
 use crate::arena::{Arena, KeySlot};
 use crate::entropy::Entropy;
+use crate::lease::{LeaseConfig, LeaseTerms};
 use crate::link::{Reason, Refusal};
 use crate::machine::{Change, Initialize, Kek, PutSecret, State, Version};
 use crate::root::RootKey;
@@ -29,13 +30,14 @@ impl fmt::Debug for MasterKey {
 }
 
 /// Makes the first vault master key and wraps it: what bootstrap proposes.
-pub(crate) fn first_master(cluster: ClusterId, root: &RootKey, entropy: &Entropy) -> Change {
+pub(crate) fn first_master(cluster: ClusterId, root: &RootKey, lease: &LeaseConfig, entropy: &Entropy) -> Change {
     let master = seal::fresh_key(entropy);
     Change::Initialize(Initialize {
         cluster: wire::bytes(cluster.as_bytes()),
         master_box: root.wrap(cluster, 1, &master, entropy).into(),
         root_id: wire::bytes(&root.id(cluster).0),
         root_version: root.version(),
+        lease: Some(LeaseTerms::of(lease)),
     })
 }
 

@@ -112,7 +112,8 @@ impl Vault {
 
     async fn drain(self, term: Term, ring: RingId, revocation: Revocation) -> (RingId, LogIndex) {
         let done = (ring, revocation.id.index);
-        let wait = self.0.config.lease.wait();
+        // Of the longest lease that may be running, whoever granted it; see the state.
+        let Ok(wait) = self.inspect(|state| Ok(state.lease_wait())) else { return done };
         // This runs after the order was applied here, so `begun` is not before that.
         let begun = self.0.clock.boot();
         let (start, sessions) = {

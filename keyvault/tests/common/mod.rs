@@ -83,7 +83,7 @@ impl Wires {
 
     fn link(&self, from: NodeId) -> Arc<dyn VaultLink> {
         let peer = Wire { wires: self.clone(), from };
-        Arc::new(RoutedLink::new(Arc::new(peer), VOTERS.into()))
+        Arc::new(RoutedLink::new(Arc::new(peer), VOTERS.into(), &lease()))
     }
 }
 
@@ -157,14 +157,14 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Three initialized voters.
     pub(crate) async fn start() -> Self {
-        Self::start_with(&[ROOT; 3]).await
+        Self::start_with(&[ROOT; 3], lease()).await
     }
 
-    pub(crate) async fn start_with(roots: &[[u8; 32]; 3]) -> Self {
+    pub(crate) async fn start_with(roots: &[[u8; 32]; 3], lease: LeaseConfig) -> Self {
         let mut cluster =
             Self { net: MemoryNet::new(), wires: Wires::default(), voters: BTreeMap::new(), tasks: Tasks::new() };
         for (node, root) in VOTERS.into_iter().zip(roots) {
-            cluster.start_voter(node, MemoryLog::new(), *root).await;
+            cluster.start_voter(node, MemoryLog::new(), *root, lease).await;
         }
         let first = cluster.voters[&VOTERS[0]].vault.clone();
         let deadline = Duration::from_secs(10);
@@ -175,7 +175,7 @@ impl Cluster {
         cluster
     }
 
-    pub(crate) async fn start_voter(&mut self, node: NodeId, log: MemoryLog, root: [u8; 32]) {
+    pub(crate) async fn start_voter(&mut self, node: NodeId, log: MemoryLog, root: [u8; 32], lease: LeaseConfig) {
         let tasks = Tasks::new();
         let transport = self.net.transport(node);
         let rng = Arc::new(SeededRng::new(node.0));
@@ -186,7 +186,7 @@ impl Cluster {
             node,
             voters: VOTERS.into(),
             create: true,
-            lease: lease(),
+            lease,
             election_max: QUICK.election_max,
             entropy: Entropy::kernel(),
         };
@@ -235,7 +235,11 @@ impl Cluster {
 
     /// A node that holds keys.
     pub(crate) fn holder(&self, node: NodeId) -> Holder {
-        let config = HolderConfig { lease: lease(), ..HolderConfig::new(CLUSTER, node) };
+        self.holder_with(node, lease())
+    }
+
+    pub(crate) fn holder_with(&self, node: NodeId, lease: LeaseConfig) -> Holder {
+        let config = HolderConfig { lease, ..HolderConfig::new(CLUSTER, node) };
         let holder = Holder::new(config, self.wires.link(node), Arc::new(SystemClock), &self.tasks);
         self.wires.lock().holders.insert(node, holder.clone());
         holder

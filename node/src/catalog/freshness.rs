@@ -59,8 +59,7 @@ impl Freshness {
         } else if changed {
             warn!(
                 within = ?self.lasts,
-                "the catalog's leader did not confirm what this node knows: clients are refused until it does, since a revoked \
-                 API key could not be told from a good one"
+                "the catalog's leader did not confirm what this node knows: clients are refused until it does"
             );
         }
     }

@@ -8,19 +8,16 @@ use ensign_keyvault::{HolderLink, LinkError, VaultPeer};
 use ensign_proto::NodeId;
 use ensign_proto::pb::vault::v1::keyholder_client::KeyholderClient;
 use ensign_proto::pb::vault::v1::vault_client::VaultClient;
-use ensign_proto::pb::vault::v1::{
-    RefreshReply, RefreshRequest, Reply, Request, SurrenderReply, SurrenderRequest, request,
-};
+use ensign_proto::pb::vault::v1::{RefreshReply, RefreshRequest, Reply, Request, SurrenderReply, SurrenderRequest};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
 use super::server::{HolderEndpoint, VaultEndpoint};
 use super::{PeerChannel, Peers};
 
-/// How long a call may take that the vault answers at once.
-const CALL_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a call may take that the vault answers after it has waited for holders for two seconds.
-const WAITING_CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long any call may take: the longest that the way to the leader waits for one voter (a revoke, which answers after two
+/// seconds at the latest, and its commits). Most calls are given up sooner by the link.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a holder may take to give keys up: uses in progress end within two seconds.
 const SURRENDER_TIMEOUT: Duration = Duration::from_secs(4);
 
@@ -52,13 +49,6 @@ impl VaultCalls {
     }
 }
 
-fn timeout_of(call: &Request) -> Duration {
-    match call.call {
-        Some(request::Call::Revoke(_) | request::Call::Rotate(_)) => WAITING_CALL_TIMEOUT,
-        _ => CALL_TIMEOUT,
-    }
-}
-
 fn timed<T>(message: T, timeout: Duration) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
     request.set_timeout(timeout);
@@ -67,13 +57,12 @@ fn timed<T>(message: T, timeout: Duration) -> tonic::Request<T> {
 
 impl VaultPeer for VaultCalls {
     fn call(&self, node: NodeId, request: Request) -> BoxFuture<'static, Result<Reply, LinkError>> {
-        let timeout = timeout_of(&request);
         if node == self.peers.me() {
             let Some(vault) = self.vault.get().cloned() else {
                 return async { Err(LinkError::new("this node's vault has not started")) }.boxed();
             };
             return async move {
-                tokio::time::timeout(timeout, vault.call(node, request))
+                tokio::time::timeout(CALL_TIMEOUT, vault.call(node, request))
                     .await
                     .map_err(|_| LinkError::new("this node's vault gave no answer in time"))
             }
@@ -82,7 +71,7 @@ impl VaultPeer for VaultCalls {
         let channel = self.peers.channel(node);
         async move {
             let channel = channel.ok_or_else(|| LinkError::new(format!("node {node} is not in cluster.peers")))?;
-            let reply = VaultClient::new(channel).call(timed(request, timeout)).await;
+            let reply = VaultClient::new(channel).call(timed(request, CALL_TIMEOUT)).await;
             reply.map(tonic::Response::into_inner).map_err(|status| LinkError::new(status.message()))
         }
         .boxed()
