@@ -218,6 +218,7 @@ impl Node {
         let leader_link = LeaderLink::new(peers.clone(), GroupId::CATALOG, catalog_group.leadership());
         let catalog = Catalog::new(CatalogParts {
             me,
+            founders: voters,
             replica: Arc::new(catalog_group.clone()),
             view,
             link: Arc::new(leader_link),
@@ -243,7 +244,6 @@ impl Node {
         let partitions = Partitions::start(PartitionsParts {
             me,
             cluster,
-            voters,
             runtime: runtime.clone(),
             log: log.log.clone(),
             catalog: catalog.clone(),

@@ -167,6 +167,7 @@ impl Cluster {
         let group = runtime.start(spec, log.group(GroupId::CATALOG), machine).await.expect("the group starts");
         let catalog = Catalog::new(CatalogParts {
             me: id,
+            founders: (1..=3).map(NodeId).collect(),
             replica: Arc::new(group.clone()),
             view,
             link: Arc::new(PeerLink { me: id, peers: self.peers.clone() }),

@@ -2,10 +2,11 @@
 //!
 //! The proposer chooses ids and times, so applying is a pure function, and a command that arrives twice answers the same.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ensign_proto::{ApiKeyId, OrgId, ProjectId, RingId, TopicId, TopicName};
+use ensign_proto::{ApiKeyId, NodeId, OrgId, ProjectId, RingId, TopicId, TopicName};
 use ensign_raft::env::UnixNanos;
 use thiserror::Error;
 
@@ -85,6 +86,8 @@ pub struct NewTopic {
     pub name: TopicName,
     /// The key ring that it is sealed under.
     pub ring: RingId,
+    /// The nodes that shall hold a replica.
+    pub replicas: BTreeSet<NodeId>,
     /// What the client asked for.
     pub policies: TopicPolicies,
     /// Now.

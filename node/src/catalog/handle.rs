@@ -1,5 +1,6 @@
 //! Changing the catalog, from any node.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -45,6 +46,8 @@ const COMPACT_KEEP: u64 = 1024;
 pub struct CatalogParts {
     /// This node.
     pub me: NodeId,
+    /// The founding nodes, which hold a replica of every topic.
+    pub founders: BTreeSet<NodeId>,
     /// Its replica of the catalog's group.
     pub replica: Arc<dyn Replica>,
     /// The view of the same replica's machine.
@@ -366,7 +369,8 @@ impl Catalog {
             self.drop_custody_of(project, id).await;
             return Err(failure.into());
         }
-        let topic = NewTopic { id, project, name, ring: owner.ring, policies, at: self.now() };
+        let replicas = self.parts.founders.clone();
+        let topic = NewTopic { id, project, name, ring: owner.ring, replicas, policies, at: self.now() };
         let refusal = match self.write(Command::CreateTopic(topic)).await {
             Ok(Ok(Outcome::Topic(topic))) => return Ok(topic),
             Ok(Err(Refusal::NameTaken)) => CreateTopicError::NameTaken,
@@ -472,6 +476,11 @@ impl Catalog {
         verifies_until: ensign_raft::env::UnixNanos,
     ) -> Result<(), WriteFailure> {
         plain(self.write(Command::RetireSigningKey { kid, verifies_until }).await?)
+    }
+
+    /// The nodes that hold a replica of a topic.
+    pub fn replicas_of(&self, topic: &Topic) -> BTreeSet<NodeId> {
+        if topic.replicas.is_empty() { self.parts.founders.clone() } else { topic.replicas.clone() }
     }
 
     /// Who shall have the keys of a topic: every node, and this one even if the catalog does not list it yet.

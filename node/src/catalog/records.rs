@@ -1,5 +1,7 @@
 //! What the catalog knows: plain values, the same on every replica.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use ensign_proto::{ApiKeyId, GroupId, NodeId, OrgId, Partition, PermissionSet, ProjectId, RingId, TopicId, TopicName};
 use ensign_raft::env::UnixNanos;
@@ -65,6 +67,8 @@ pub struct Topic {
     pub group: GroupId,
     /// Its one partition.
     pub partition: Partition,
+    /// The nodes that hold a replica. Empty for a topic that was made before placement was kept: then all founding nodes do.
+    pub replicas: BTreeSet<NodeId>,
     /// The key ring that it is sealed under.
     pub ring: RingId,
     /// Where it is in its life.

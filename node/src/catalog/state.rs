@@ -146,6 +146,7 @@ impl State {
             name: new.name,
             group: self.next_group,
             partition: Partition(0),
+            replicas: new.replicas,
             ring: new.ring,
             state: TopicState::Ready,
             policies: new.policies,

@@ -1,5 +1,6 @@
 //! A catalog without Raft, network or vault, for tests of what builds on it: one node that always leads.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -47,7 +48,8 @@ fn cuttable_with(vault: Arc<dyn VaultWrites>, clock: Arc<dyn Clock>, rng: Arc<dy
         leadership: watch::Sender::new(Leadership { term: Term(1), leader: Some(NodeId(1)), ready: true }),
     };
     let (me, replica, link, fresh_for) = (NodeId(1), Arc::new(replica), Arc::new(NoLink), FRESH_FOR);
-    (Catalog::new(CatalogParts { me, replica, view, link, vault, fresh_for, clock, rng }), cut)
+    let founders = BTreeSet::from([me]);
+    (Catalog::new(CatalogParts { me, founders, replica, view, link, vault, fresh_for, clock, rng }), cut)
 }
 
 struct Solo {

@@ -40,6 +40,10 @@ fn name(n: u8) -> TopicName {
     format!("topic-{n}").parse().unwrap()
 }
 
+fn nodes(n: u8) -> std::collections::BTreeSet<NodeId> {
+    (1..=u64::from(n)).map(NodeId).collect()
+}
+
 fn policies(n: u8) -> TopicPolicies {
     TopicPolicies { deduplication: Bytes::from(vec![n; usize::from(n)]), sharding: i32::from(n) }
 }
@@ -91,6 +95,7 @@ fn command() -> impl Strategy<Value = Command> {
             project: project(owner),
             name: name(title),
             ring: ring(owner),
+            replicas: nodes(n),
             policies: policies(n),
             at: at(n),
         })),
@@ -215,6 +220,7 @@ impl Model {
             name: new.name,
             group: GroupId(16 + self.groups),
             partition: ensign_proto::Partition(0),
+            replicas: new.replicas,
             ring: new.ring,
             state: TopicState::Ready,
             policies: new.policies,
@@ -308,7 +314,8 @@ proptest! {
         prop_assert_eq!(restored.snapshot(), snapshot);
         model.check(&copy);
         let next = entry(commands.len(), Command::CreateTopic(NewTopic {
-            id: topic(99), project: project(0), name: name(99), ring: ring(0), policies: policies(0), at: at(0),
+            id: topic(99), project: project(0), name: name(99), ring: ring(0), replicas: nodes(0),
+            policies: policies(0), at: at(0),
         }).encode());
         prop_assert_eq!(restored.apply(&next), machine.apply(&next));
     }
@@ -374,6 +381,7 @@ fn sample_commands() -> Vec<Command> {
             project: project(1),
             name: name(1),
             ring: ring(1),
+            replicas: nodes(3),
             policies: policies(3),
             at: at(1),
         }),
@@ -382,6 +390,7 @@ fn sample_commands() -> Vec<Command> {
             project: project(1),
             name: name(2),
             ring: ring(1),
+            replicas: nodes(0),
             policies: policies(0),
             at: at(2),
         }),
@@ -443,8 +452,8 @@ fn a_destroyed_topic_frees_its_name_but_never_its_group_or_id() {
     let mut machine = sample();
     let view = machine.view();
     let again = |id| {
-        let at = at(9);
-        let new = NewTopic { id, project: project(1), name: name(2), ring: ring(1), policies: policies(0), at };
+        let (replicas, policies, at) = (nodes(3), policies(0), at(9));
+        let new = NewTopic { id, project: project(1), name: name(2), ring: ring(1), replicas, policies, at };
         Command::CreateTopic(new).encode()
     };
     assert_eq!(machine.apply(&entry(50, again(topic(2)))), Err(Refusal::IdTaken), "a late retry of its creation");
@@ -453,8 +462,8 @@ fn a_destroyed_topic_frees_its_name_but_never_its_group_or_id() {
     // After a restart from a snapshot, too.
     let (mut restored, view) = CatalogMachine::new();
     restored.restore(&machine.snapshot()).unwrap();
-    let other =
-        NewTopic { id: topic(4), project: project(1), name: name(4), ring: ring(1), policies: policies(0), at: at(9) };
+    let (replicas, policies, at) = (nodes(3), policies(0), at(9));
+    let other = NewTopic { id: topic(4), project: project(1), name: name(4), ring: ring(1), replicas, policies, at };
     restored.apply(&entry(52, Command::CreateTopic(other).encode())).unwrap();
     assert_eq!(view.topic(topic(4)).unwrap().group, GroupId(19));
 }

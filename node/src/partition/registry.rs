@@ -43,8 +43,6 @@ pub struct PartitionsParts {
     pub me: NodeId,
     /// Its cluster.
     pub cluster: ClusterId,
-    /// The nodes that hold a replica of every partition.
-    pub voters: BTreeSet<NodeId>,
     /// Runs the groups.
     pub runtime: Runtime,
     /// Holds their logs.
@@ -211,6 +209,9 @@ impl Partitions {
     }
 
     async fn ensure_running(&self, topic: &Topic, admission: Admission) -> bool {
+        if !self.inner.parts.catalog.replicas_of(topic).contains(&self.inner.parts.me) {
+            return true;
+        }
         {
             let running = self.inner.running.read().unwrap_or_else(PoisonError::into_inner);
             if let Some(running) = running.get(&topic.id) {
@@ -247,7 +248,7 @@ impl Partitions {
         };
         let tail = Tail::new(Arc::clone(&self.inner.budget));
         let machine = PartitionMachine::new(context, Arc::clone(&tail));
-        let spec = GroupSpec { id: topic.group, voters: parts.voters.clone(), initialize: true };
+        let spec = GroupSpec { id: topic.group, voters: parts.catalog.replicas_of(topic), initialize: true };
         let group = parts.runtime.start(spec, parts.log.group(topic.group), machine).await?;
         let (admission, admitted) = watch::channel(admission);
         let (batcher, task) = BatcherParts {

@@ -1,5 +1,7 @@
 //! Rows: how a record looks in bytes. Shared by commands, answers and snapshots, so that a field is described once.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use ensign_proto::{
     ApiKeyId, GroupId, NodeId, OrgId, Partition, Permission, PermissionSet, ProjectId, RingId, TopicId, TopicName,
@@ -82,6 +84,9 @@ pub(super) struct TopicRow {
     pub(super) created: u64,
     #[prost(uint64, tag = "10")]
     pub(super) modified: u64,
+    // Ascending. Empty in what was written before placement was kept.
+    #[prost(uint64, repeated, tag = "11")]
+    pub(super) replicas: Vec<u64>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -330,6 +335,7 @@ impl From<&Topic> for TopicRow {
             policies: Some((&topic.policies).into()),
             created: topic.created.0,
             modified: topic.modified.0,
+            replicas: numbers(&topic.replicas),
         }
     }
 }
@@ -348,6 +354,7 @@ impl TryFrom<TopicRow> for Topic {
             name: topic_name(&row.name)?,
             group: GroupId(row.group),
             partition: Partition(0),
+            replicas: nodes(&row.replicas),
             ring: id::<RingId>(&row.ring, "ring")?,
             state: state_of(row.state)?,
             policies: row.policies.into(),
@@ -366,6 +373,7 @@ impl From<&NewTopic> for TopicRow {
             ring: raw(topic.ring.as_bytes()),
             policies: Some((&topic.policies).into()),
             created: topic.at.0,
+            replicas: numbers(&topic.replicas),
             ..Self::default()
         }
     }
@@ -380,6 +388,7 @@ impl TryFrom<TopicRow> for NewTopic {
             project: id::<ProjectId>(&row.project, "project")?,
             name: topic_name(&row.name)?,
             ring: id::<RingId>(&row.ring, "ring")?,
+            replicas: nodes(&row.replicas),
             policies: row.policies.into(),
             at: UnixNanos(row.created),
         })
@@ -445,6 +454,14 @@ impl TryFrom<SigningKeyRow> for SigningKey {
             verifies_until: row.verifies_until.map(UnixNanos),
         })
     }
+}
+
+fn numbers(nodes: &BTreeSet<NodeId>) -> Vec<u64> {
+    nodes.iter().map(|node| node.0).collect()
+}
+
+fn nodes(numbers: &[u64]) -> BTreeSet<NodeId> {
+    numbers.iter().copied().map(NodeId).collect()
 }
 
 pub(super) fn change(id: &[u8; 16], at: UnixNanos) -> ChangeRow {

@@ -7,7 +7,6 @@ mod subscribe;
 mod tokens;
 mod topics;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -128,7 +127,6 @@ impl Server {
         let partitions = Partitions::start(PartitionsParts {
             me,
             cluster,
-            voters: BTreeSet::from([me]),
             runtime,
             log: Arc::new(MemoryLog::new()),
             catalog: catalog.clone(),
