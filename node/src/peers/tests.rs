@@ -1,6 +1,5 @@
 //! The peer listener with all its services, as strangers and peers meet it.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -90,7 +89,6 @@ impl Fixture {
         let partitions = Partitions::start(PartitionsParts {
             me: ME,
             cluster: cluster(7),
-            voters: BTreeSet::from([ME]),
             runtime: runtime.clone(),
             log: Arc::new(MemoryLog::new()),
             catalog: catalog.clone(),
