@@ -181,7 +181,7 @@ impl Node {
             Timing::Lan => ensign_raft::Timing::LAN,
             Timing::Wan => ensign_raft::Timing::WAN,
         };
-        let raft_config = RuntimeConfig { timing, ..RuntimeConfig::new(me) };
+        let raft_config = RuntimeConfig { timing, incarnation: life.incarnation, ..RuntimeConfig::new(me) };
         let transport = Arc::new(PipeTransport::new(peers.clone(), tasks.clone()));
         let runtime = Runtime::new(raft_config, transport, Arc::clone(&clock), Arc::clone(&rng), tasks.clone());
 

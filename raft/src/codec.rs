@@ -93,6 +93,11 @@ impl Cursor {
         self.rest.is_empty().then_some(()).ok_or(malformed(self.what))
     }
 
+    /// Passes over whatever is left.
+    pub(crate) fn skip(&mut self) {
+        self.rest.clear();
+    }
+
     pub(crate) fn into_rest(self) -> Bytes {
         self.rest
     }

@@ -80,6 +80,8 @@ impl Default for Limits {
 pub struct RuntimeConfig {
     /// This node.
     pub node: NodeId,
+    /// Raised with each start of this node, so that peers can tell its lives apart.
+    pub incarnation: u64,
     /// The cluster's profile.
     pub timing: Timing,
     /// Bounds.
@@ -106,6 +108,7 @@ impl RuntimeConfig {
     pub fn new(node: NodeId) -> Self {
         Self {
             node,
+            incarnation: 0,
             timing: Timing::LAN,
             limits: Limits::default(),
             disk_reads: DiskReads::Pool,

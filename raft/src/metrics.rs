@@ -8,6 +8,8 @@ const FENCED: &str = "ensign_raft_groups_fenced_total";
 const SENT: &str = "ensign_raft_peer_sent_bytes_total";
 const CONNECTS: &str = "ensign_raft_peer_connects_total";
 const BROKEN: &str = "ensign_raft_peer_pipes_broken_total";
+const ALIVE: &str = "ensign_raft_peers_alive";
+const DEATHS: &str = "ensign_raft_peer_deaths_total";
 
 /// Tells the recorder what the names mean.
 pub(crate) fn describe() {
@@ -17,6 +19,8 @@ pub(crate) fn describe() {
     describe_counter!(SENT, Unit::Bytes, "Raft messages handed to the transport");
     describe_counter!(CONNECTS, "Pipes opened to peers");
     describe_counter!(BROKEN, "Pipes to or from peers that broke");
+    describe_gauge!(ALIVE, "Peers that answer this node's pings");
+    describe_counter!(DEATHS, "Peers that stopped answering, or came back as another incarnation");
 }
 
 /// This node won or lost a leadership.
@@ -49,4 +53,14 @@ pub(crate) fn connected() {
 /// A pipe broke.
 pub(crate) fn pipe_broken() {
     counter!(BROKEN).increment(1);
+}
+
+/// So many peers answer.
+pub(crate) fn peers_alive(count: usize) {
+    gauge!(ALIVE).set(count as f64);
+}
+
+/// A peer died, or restarted.
+pub(crate) fn peer_died() {
+    counter!(DEATHS).increment(1);
 }

@@ -17,7 +17,8 @@ mod serve;
 
 pub(crate) use client::Factory;
 pub(crate) use conn::Peers;
-pub(crate) use serve::serve;
+pub(crate) use message::{Answer, Request};
+pub(crate) use serve::{Local, serve};
 
 #[cfg(test)]
 mod tests;

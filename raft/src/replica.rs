@@ -182,6 +182,17 @@ impl Replica {
         }
     }
 
+    /// Everyone who holds a replica, as far as this one knows.
+    pub(crate) fn members(&self) -> BTreeSet<NodeId> {
+        let Some(raft) = self.raft() else { return self.voters.clone() };
+        let metrics = raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let stored = metrics.membership_config.nodes().map(|(node, ())| NodeId(*node));
+        let members: BTreeSet<_> = stored.collect();
+        // A group that nobody has created yet has none.
+        if members.is_empty() { self.voters.clone() } else { members }
+    }
+
     pub(crate) fn core(&self) -> Result<Raft, Absent> {
         if let Some(cause) = self.fenced() {
             return Err(Absent::Fenced(cause));

@@ -1,6 +1,6 @@
 //! All groups of a node.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,9 +17,10 @@ use crate::config::{GroupSpec, RuntimeConfig};
 use crate::env::{Clock, Lane, Pipe, Rng, Tasks, Transport};
 use crate::errors::StartError;
 use crate::group::{Group, GroupStatus};
+use crate::liveness::Liveness;
 use crate::machine::StateMachine;
 use crate::metrics;
-use crate::net::{self, Peers};
+use crate::net::{self, Local, Peers};
 use crate::replica::Replica;
 use crate::supervise;
 use crate::types::AsyncRuntime;
@@ -33,7 +34,9 @@ pub struct Runtime {
 struct Inner {
     config: RuntimeConfig,
     peers: Arc<Peers>,
-    registry: Arc<Registry>,
+    local: Arc<Local>,
+    /// Peers that are watched whether or not they share a group with this node.
+    named: Mutex<BTreeSet<NodeId>>,
     rng: Arc<dyn Rng>,
     tasks: Tasks,
 }
@@ -78,7 +81,10 @@ impl Runtime {
         metrics::describe();
         let tasks = tasks.child();
         let peers = Arc::new(Peers::new(config, transport, Arc::clone(&rng), tasks.clone()));
-        Self { inner: Arc::new(Inner { config, peers, registry: Arc::default(), rng, tasks }) }
+        let liveness = Liveness::new(config.node, config.incarnation, config.timing, tasks.clone());
+        let registry = Arc::default();
+        let local = Arc::new(Local { registry, liveness, limits: config.limits, tasks: tasks.clone() });
+        Self { inner: Arc::new(Inner { config, peers, local, named: Mutex::default(), rng, tasks }) }
     }
 
     /// This node.
@@ -86,14 +92,34 @@ impl Runtime {
         self.inner.config.node
     }
 
+    /// Which peers live. Watched are those that share a group with this node and those that [`Runtime::watch_peers`] names.
+    pub fn liveness(&self) -> Liveness {
+        self.inner.local.liveness.clone()
+    }
+
+    /// Watches these peers too, in place of those that an earlier call named. This node itself needs no watching.
+    pub fn watch_peers(&self, peers: BTreeSet<NodeId>) {
+        *self.inner.named.lock().unwrap_or_else(PoisonError::into_inner) = peers;
+        self.watch();
+    }
+
+    /// Watches everyone that this node has to do with, and nobody else.
+    fn watch(&self) {
+        let mut peers = self.inner.named.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let running: Vec<_> = self.inner.local.registry.lock().running.values().cloned().collect();
+        for replica in running {
+            peers.extend(replica.members());
+        }
+        self.inner.local.liveness.watch_only(&self.inner.peers, &peers);
+    }
+
     /// Serves a pipe that `peer` opened; the caller has authenticated `peer`. Returns at once.
     pub fn accept(&self, peer: NodeId, lane: Lane, pipe: Pipe) {
-        let (registry, limits) = (Arc::clone(&self.inner.registry), self.inner.config.limits);
+        let local = Arc::clone(&self.inner.local);
         let seed = self.inner.rng.next_u64();
-        let tasks = self.inner.tasks.clone();
         self.inner.tasks.spawn("raft-accept", move |stop| {
             AsyncRuntime::scope(seed, async move {
-                let serving = net::serve(&registry, peer, lane, pipe, limits, &tasks);
+                let serving = net::serve(&local, peer, lane, pipe);
                 stop.run_until_cancelled(serving).await;
             })
         });
@@ -123,7 +149,7 @@ impl Runtime {
             self.inner.tasks.stop_token().child_token(),
         ));
         {
-            let mut groups = self.inner.registry.lock();
+            let mut groups = self.inner.local.registry.lock();
             if groups.stopping {
                 return Err(StartError::Stopping);
             }
@@ -132,6 +158,7 @@ impl Runtime {
             }
             groups.running.insert(spec.id, Arc::clone(&replica));
         }
+        self.inner.local.liveness.watch(&self.inner.peers, spec.voters.iter().copied());
         let (started, outcome) = oneshot::channel();
         let seed = self.inner.rng.next_u64();
         let (supervised, peers, id) = (Arc::clone(&replica), Arc::clone(&self.inner.peers), spec.id);
@@ -147,7 +174,7 @@ impl Runtime {
     }
 
     fn forget(&self, group: GroupId, replica: &Arc<Replica>) {
-        let mut groups = self.inner.registry.lock();
+        let mut groups = self.inner.local.registry.lock();
         if groups.running.get(&group).is_some_and(|running| Arc::ptr_eq(running, replica)) {
             groups.running.remove(&group);
         }
@@ -155,7 +182,7 @@ impl Runtime {
 
     /// Stops a group here, without a hand-over; its data stays. Does nothing if it does not run.
     pub async fn stop(&self, group: GroupId) {
-        let Some(replica) = self.inner.registry.get(group) else { return };
+        let Some(replica) = self.inner.local.registry.get(group) else { return };
         replica.stop.cancel();
         replica.ended.cancelled().await;
         self.forget(group, &replica);
@@ -163,7 +190,7 @@ impl Runtime {
 
     /// The groups that run here and how each is doing.
     pub fn groups(&self) -> Vec<GroupStatus> {
-        let running: Vec<_> = self.inner.registry.lock().running.values().cloned().collect();
+        let running: Vec<_> = self.inner.local.registry.lock().running.values().cloned().collect();
         running.iter().map(|replica| replica.status()).collect()
     }
 
@@ -171,7 +198,7 @@ impl Runtime {
     pub async fn shut_down(&self, deadline: Duration) {
         let end = Instant::now() + deadline;
         let replicas: Vec<_> = {
-            let mut groups = self.inner.registry.lock();
+            let mut groups = self.inner.local.registry.lock();
             groups.stopping = true;
             groups.running.values().cloned().collect()
         };

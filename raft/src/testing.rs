@@ -27,7 +27,7 @@ pub const QUICK: Timing = Timing {
 
 /// `node` with [`QUICK`] timing.
 pub fn quick(node: NodeId) -> RuntimeConfig {
-    RuntimeConfig { timing: QUICK, ..RuntimeConfig::new(node) }
+    RuntimeConfig { timing: QUICK, incarnation: 1, ..RuntimeConfig::new(node) }
 }
 
 /// Messages on their way through one pipe.

@@ -84,6 +84,7 @@ fn refused(refusal: Refusal) -> RPCError<Types> {
         Refusal::UnknownGroup => unreachable("the peer does not know the group"),
         Refusal::Stopped => unreachable("the peer's replica is down"),
         Refusal::Busy => unreachable("the peer is busy"),
+        Refusal::UnknownKind => unreachable("the peer is older and does not know the request"),
         Refusal::StreamClosed => RPCError::Network(NetworkError::from_string("the stream was closed")),
     }
 }

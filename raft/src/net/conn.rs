@@ -246,7 +246,11 @@ impl Conn {
         if let Body::Answer(answer) = message.body
             && let Some(call) = self.waiting().calls.remove(&message.call)
         {
-            let _ = call.send(answer);
+            match answer {
+                // To its caller an answer that nobody understands is none: the call breaks.
+                Answer::Unknown { kind } => warn!(kind, "a peer is newer and answers what this node does not know"),
+                answer => drop(call.send(answer)),
+            }
         }
     }
 }

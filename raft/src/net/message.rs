@@ -63,6 +63,14 @@ pub(crate) enum Request {
     Transfer(TransferLeaderRequest<Types>),
     Snapshot(SnapshotPart),
     Ping,
+    /// A ping from node to node that tells which life of the sender asks.
+    Alive {
+        incarnation: u64,
+    },
+    /// Of a kind that this node does not know, from a newer peer.
+    Unknown {
+        kind: u8,
+    },
 }
 
 /// A piece of a snapshot, from `offset` of `total` bytes.
@@ -86,7 +94,15 @@ pub(crate) enum Answer {
     /// Installed, or refused because of a higher vote; the vote tells.
     SnapshotDone(Vote),
     Pong,
+    /// Which life of this node answers.
+    Alive {
+        incarnation: u64,
+    },
     Refused(Refusal),
+    /// Of a kind that this node does not know.
+    Unknown {
+        kind: u8,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,6 +115,8 @@ pub(crate) enum Refusal {
     Busy,
     /// An earlier request of this stream was refused.
     StreamClosed,
+    /// A request of a kind that this node does not know: the asker is newer.
+    UnknownKind,
 }
 
 /// A frame being filled.
@@ -181,6 +199,9 @@ mod kind {
     pub(super) const TRANSFER: u8 = 5;
     pub(super) const SNAPSHOT: u8 = 6;
     pub(super) const PING: u8 = 7;
+    pub(super) const ALIVE: u8 = 8;
+    /// Requests are below, answers are from here on.
+    pub(super) const ANSWERS: u8 = 128;
     pub(super) const APPENDED: u8 = 129;
     pub(super) const CONFLICT: u8 = 130;
     pub(super) const HIGHER_VOTE: u8 = 131;
@@ -192,6 +213,7 @@ mod kind {
     pub(super) const SNAPSHOT_DONE: u8 = 137;
     pub(super) const PONG: u8 = 138;
     pub(super) const REFUSED: u8 = 139;
+    pub(super) const LIVES: u8 = 140;
 }
 
 fn put_payload(out: &mut BytesMut, attachments: &mut Vec<Bytes>, payload: Bytes) {
@@ -261,6 +283,11 @@ fn put_request(out: &mut BytesMut, attachments: &mut Vec<Bytes>, request: &Reque
             kind::SNAPSHOT
         }
         Request::Ping => kind::PING,
+        Request::Alive { incarnation } => {
+            out.put_u64(*incarnation);
+            kind::ALIVE
+        }
+        Request::Unknown { kind } => *kind,
     }
 }
 
@@ -308,12 +335,18 @@ fn put_answer(out: &mut BytesMut, answer: &Answer) -> u8 {
             kind::SNAPSHOT_DONE
         }
         Answer::Pong => kind::PONG,
+        Answer::Alive { incarnation } => {
+            out.put_u64(*incarnation);
+            kind::LIVES
+        }
+        Answer::Unknown { kind } => *kind,
         Answer::Refused(refusal) => {
             out.put_u8(match refusal {
                 Refusal::UnknownGroup => 1,
                 Refusal::Stopped => 2,
                 Refusal::Busy => 3,
                 Refusal::StreamClosed => 4,
+                Refusal::UnknownKind => 5,
             });
             kind::REFUSED
         }
@@ -346,6 +379,7 @@ fn get(cursor: &mut Cursor, attached: &mut impl Iterator<Item = Bytes>) -> Resul
             data: payload(cursor, attached)?,
         })),
         kind::PING => request(Request::Ping),
+        kind::ALIVE => request(Request::Alive { incarnation: cursor.u64()? }),
         kind::APPENDED => answer(Answer::Append(Ok(cursor.id_option()?))),
         kind::CONFLICT => answer(Answer::Append(Err(StreamAppendError::Conflict(cursor.id()?)))),
         kind::HIGHER_VOTE => answer(Answer::Append(Err(StreamAppendError::HigherVote(cursor.vote()?)))),
@@ -365,14 +399,21 @@ fn get(cursor: &mut Cursor, attached: &mut impl Iterator<Item = Bytes>) -> Resul
         kind::SNAPSHOT_CONTINUE => answer(Answer::SnapshotContinue),
         kind::SNAPSHOT_DONE => answer(Answer::SnapshotDone(cursor.vote()?)),
         kind::PONG => answer(Answer::Pong),
+        kind::LIVES => answer(Answer::Alive { incarnation: cursor.u64()? }),
         kind::REFUSED => answer(Answer::Refused(match cursor.u8()? {
             1 => Refusal::UnknownGroup,
             2 => Refusal::Stopped,
             3 => Refusal::Busy,
             4 => Refusal::StreamClosed,
-            _ => return Err(malformed(WHAT)),
+            // A reason that only a newer peer knows is a refusal all the same.
+            _ => Refusal::UnknownKind,
         })),
-        _ => Err(malformed(WHAT)),
+        // A newer peer may say more than this node understands: the message is skipped, and its sender told.
+        0 => Err(malformed(WHAT)),
+        _ => {
+            cursor.skip();
+            if kind < kind::ANSWERS { request(Request::Unknown { kind }) } else { answer(Answer::Unknown { kind }) }
+        }
     }
 }
 

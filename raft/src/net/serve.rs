@@ -17,9 +17,10 @@ use tracing::{debug, warn};
 use crate::codec;
 use crate::config::Limits;
 use crate::env::{Lane, Pipe, Tasks};
+use crate::liveness::Liveness;
 use crate::metrics;
 use crate::net::conn;
-use crate::net::message::{Answer, Body, Message, PART_MAX, Refusal, Request, SnapshotPart};
+use crate::net::message::{Answer, Body, Message, NO_CALL, PART_MAX, Refusal, Request, SnapshotPart};
 use crate::replica::Replica;
 use crate::runtime::Registry;
 use crate::types::{AppendRequest, Raft, Snapshot, Types, Vote};
@@ -31,22 +32,30 @@ const WORK_MAX: usize = 8192;
 /// Snapshots being put together at once, on one pipe.
 const SNAPSHOTS_MAX: usize = 4;
 
+/// What a pipe's requests are about: this node.
+pub(crate) struct Local {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) liveness: Liveness,
+    pub(crate) limits: Limits,
+    pub(crate) tasks: Tasks,
+}
+
 /// Serves one pipe until it ends or its peer breaks the protocol.
-pub(crate) async fn serve(registry: &Registry, peer: NodeId, lane: Lane, pipe: Pipe, limits: Limits, tasks: &Tasks) {
+pub(crate) async fn serve(local: &Local, peer: NodeId, lane: Lane, pipe: Pipe) {
     let (answers, queued) = mpsc::channel(ANSWERS);
     let (outgoing, mut incoming) = (pipe.outgoing, pipe.incoming);
-    tasks.spawn("raft-pipe-answer", move |stop| async move {
+    local.tasks.spawn("raft-pipe-answer", move |stop| async move {
         stop.run_until_cancelled(conn::send(queued, outgoing)).await;
     });
     let mut server = Server {
-        registry,
+        local,
         peer,
-        limits,
         answers,
         held: Arc::default(),
         streams: BTreeMap::new(),
         snapshots: BTreeMap::new(),
         work: FuturesUnordered::new(),
+        puzzled: false,
     };
     loop {
         tokio::select! {
@@ -75,9 +84,8 @@ pub(crate) async fn serve(registry: &Registry, peer: NodeId, lane: Lane, pipe: P
 type StreamKey = (GroupId, u64);
 
 struct Server<'a> {
-    registry: &'a Registry,
+    local: &'a Local,
     peer: NodeId,
-    limits: Limits,
     answers: mpsc::Sender<Message>,
     /// Bytes of appends that are not answered yet.
     held: Arc<AtomicU64>,
@@ -86,6 +94,8 @@ struct Server<'a> {
     snapshots: BTreeMap<GroupId, Assembly>,
     /// A stream that ended yields its key.
     work: FuturesUnordered<BoxFuture<'static, Option<StreamKey>>>,
+    /// The peer has sent something that this node does not understand, and this was said.
+    puzzled: bool,
 }
 
 struct Append {
@@ -122,6 +132,18 @@ impl Server<'_> {
         let Body::Request(request) = body else { return Err("an answer on a pipe that it opened".to_owned()) };
         match request {
             Request::Ping => self.answer(group, call, Answer::Pong),
+            Request::Alive { incarnation } => {
+                self.local.liveness.pinged(self.peer, incarnation);
+                self.answer(group, call, Answer::Alive { incarnation: self.local.liveness.incarnation() });
+            }
+            Request::Unknown { kind } => {
+                if !std::mem::replace(&mut self.puzzled, true) {
+                    warn!(peer = %self.peer, kind, "a peer is newer and sends what this node does not know; it is refused");
+                }
+                if call != NO_CALL {
+                    self.answer(group, call, Answer::Refused(Refusal::UnknownKind));
+                }
+            }
             Request::Close { stream } => {
                 self.streams.remove(&(group, stream));
             }
@@ -169,7 +191,7 @@ impl Server<'_> {
     }
 
     fn core(&self, group: GroupId) -> Result<Raft, Refusal> {
-        let replica = self.registry.get(group).ok_or(Refusal::UnknownGroup)?;
+        let replica = self.local.registry.get(group).ok_or(Refusal::UnknownGroup)?;
         // The core of a replica whose disk is full waits for room; what is sent to it would only pile up.
         if self.work.len() >= WORK_MAX || replica.is_full() {
             return Err(Refusal::Busy);
@@ -180,7 +202,7 @@ impl Server<'_> {
     /// The same for `bytes` of entries. Turned away here, they leave the core free to answer its leader and to vote.
     fn core_with_room(&self, group: GroupId, bytes: u64) -> Result<Raft, Refusal> {
         let full = |replica: &Replica| bytes > 0 && !replica.log.has_room(ByteCount(bytes), Door::Replication);
-        if self.registry.get(group).is_some_and(|replica| full(&replica)) {
+        if self.local.registry.get(group).is_some_and(|replica| full(&replica)) {
             return Err(Refusal::Busy);
         }
         self.core(group)
@@ -235,7 +257,7 @@ impl Server<'_> {
         let total = self.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let held = Held { total: Arc::clone(&self.held), bytes };
         // The sender keeps to `in_flight`, one message aside; twice that leaves room for another setting over there.
-        if total > 2 * self.limits.in_flight.0 + PART_MAX as u64 {
+        if total > 2 * self.local.limits.in_flight.0 + PART_MAX as u64 {
             return Err(format!("{total} bytes of appends at once"));
         }
         let raft = match self.core_with_room(group, bytes) {
@@ -264,7 +286,9 @@ impl Server<'_> {
 
     fn snapshot(&mut self, group: GroupId, call: u64, part: SnapshotPart) -> Result<(), String> {
         let length = part.data.len() as u64;
-        if part.total > self.limits.snapshot.0 || part.offset.checked_add(length).is_none_or(|end| end > part.total) {
+        if part.total > self.local.limits.snapshot.0
+            || part.offset.checked_add(length).is_none_or(|end| end > part.total)
+        {
             return Err(format!("a snapshot part of {length} bytes at {} of {}", part.offset, part.total));
         }
         let data = if part.offset == 0 && length == part.total {
@@ -343,19 +367,26 @@ async fn run_stream(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Timing;
 
     #[test]
     fn a_stream_that_its_sender_closes_leaves_nothing_behind() {
-        let registry = Registry::default();
-        let mut server = Server {
-            registry: &registry,
-            peer: NodeId(2),
+        let tasks = Tasks::new();
+        let local = Local {
+            registry: Arc::default(),
+            liveness: Liveness::new(NodeId(1), 1, Timing::LAN, tasks.clone()),
             limits: Limits::default(),
+            tasks,
+        };
+        let mut server = Server {
+            local: &local,
+            peer: NodeId(2),
             answers: mpsc::channel(1).0,
             held: Arc::default(),
             streams: BTreeMap::new(),
             snapshots: BTreeMap::new(),
             work: FuturesUnordered::new(),
+            puzzled: false,
         };
         let group = GroupId(16);
         let close = |stream| Message { group, call: 0, body: Body::Request(Request::Close { stream }) };

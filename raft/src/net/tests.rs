@@ -55,6 +55,22 @@ async fn a_ping_is_answered_without_a_group() {
 }
 
 #[tokio::test]
+async fn a_node_tells_which_of_its_lives_answers() {
+    let mut peer = node_1_hears_node(2);
+    peer.send(Request::Alive { incarnation: 5 }).await;
+    assert!(matches!(peer.answer().await, Some((7, Answer::Alive { incarnation: 1 }))));
+}
+
+#[tokio::test]
+async fn a_request_of_a_newer_peer_is_refused_and_the_pipe_stays_open() {
+    let mut peer = node_1_hears_node(2);
+    peer.send(Request::Unknown { kind: 0x7f }).await;
+    assert!(matches!(peer.answer().await, Some((7, Answer::Refused(Refusal::UnknownKind)))));
+    peer.send(Request::Ping).await;
+    assert!(matches!(peer.answer().await, Some((7, Answer::Pong))));
+}
+
+#[tokio::test]
 async fn a_request_for_a_group_that_is_not_here_says_so() {
     let mut peer = node_1_hears_node(2);
     peer.send(Request::Vote(VoteRequest::new(Vote::new(3, 2), None))).await;

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use ensign_proto::{GroupId, LogIndex, NodeId};
 use ensign_raft::env::{SeededRng, SystemClock, Tasks};
 use ensign_raft::testing::{Journal, MemoryNet, quick};
-use ensign_raft::{Group, GroupSpec, ProposeError, Runtime};
+use ensign_raft::{Group, GroupSpec, ProposeError, Runtime, RuntimeConfig};
 use ensign_storage::{MemoryLog, NodeLog as _};
 
 pub(crate) const GROUP: GroupId = GroupId(16);
@@ -25,6 +25,8 @@ pub(crate) struct Cluster {
     pub(crate) nodes: BTreeMap<NodeId, Node>,
     pub(crate) machine: Journal,
     ids: Vec<NodeId>,
+    /// How many nodes were started; each start is another incarnation.
+    pub(crate) lives: u64,
 }
 
 impl Cluster {
@@ -34,7 +36,7 @@ impl Cluster {
 
     pub(crate) async fn start_with(size: u64, machine: Journal) -> Self {
         let ids = (1..=size).map(NodeId).collect();
-        let mut cluster = Self { net: MemoryNet::new(), nodes: BTreeMap::new(), machine, ids };
+        let mut cluster = Self { net: MemoryNet::new(), nodes: BTreeMap::new(), machine, ids, lives: 0 };
         for id in cluster.ids.clone() {
             cluster.start_node(id, MemoryLog::new()).await;
         }
@@ -42,9 +44,11 @@ impl Cluster {
     }
 
     pub(crate) async fn start_node(&mut self, id: NodeId, log: MemoryLog) {
+        self.lives += 1;
+        let config = RuntimeConfig { incarnation: self.lives, ..quick(id) };
         let rng = Arc::new(SeededRng::new(id.0));
         let transport = self.net.transport(id);
-        let runtime = Runtime::new(quick(id), transport, Arc::new(SystemClock), rng, Tasks::new());
+        let runtime = Runtime::new(config, transport, Arc::new(SystemClock), rng, Tasks::new());
         self.net.attach(&runtime);
         let spec = GroupSpec { id: GROUP, voters: self.ids.iter().copied().collect(), initialize: true };
         let group = runtime.start(spec, log.group(GROUP), self.machine.clone()).await.expect("the group starts");

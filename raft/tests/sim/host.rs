@@ -72,7 +72,8 @@ pub(crate) async fn run(world: World, node: NodeId, voters: Vec<NodeId>, seed: u
     let (disks, latencies) = (world.clone(), Arc::clone(&rng));
     tasks.spawn("sync", move |_stop| commit(disks, node, writer, latencies));
 
-    let mut config = RuntimeConfig { timing: TIMING, disk_reads: DiskReads::Inline, ..RuntimeConfig::new(node) };
+    let mut config =
+        RuntimeConfig { timing: TIMING, disk_reads: DiskReads::Inline, incarnation, ..RuntimeConfig::new(node) };
     config.planted_leader_restore = plants.leader_restore;
     // Small, so that checkpoints happen within a short run.
     config.limits = Limits { checkpoint_entries: 64, ..Limits::default() };

@@ -65,6 +65,7 @@ fn request() -> impl Strategy<Value = Request> {
             .prop_map(|(from, to, last)| Request::Transfer(TransferLeaderRequest::new(from, to, last))),
         1 => snapshot,
         1 => Just(()).prop_map(|()| Request::Ping),
+        1 => any::<u64>().prop_map(|incarnation| Request::Alive { incarnation }),
     ]
 }
 
@@ -85,11 +86,13 @@ fn answer() -> impl Strategy<Value = Answer> {
         Just(Answer::SnapshotContinue),
         vote().prop_map(Answer::SnapshotDone),
         Just(Answer::Pong),
+        any::<u64>().prop_map(|incarnation| Answer::Alive { incarnation }),
         prop_oneof![
             Just(Refusal::UnknownGroup),
             Just(Refusal::Stopped),
             Just(Refusal::Busy),
-            Just(Refusal::StreamClosed)
+            Just(Refusal::StreamClosed),
+            Just(Refusal::UnknownKind)
         ]
         .prop_map(Answer::Refused),
     ]
@@ -181,4 +184,18 @@ fn a_stored_sample_of_the_first_format_still_opens() {
     let Body::Request(Request::Append { stream: 0, request }) = &messages[0].body else { panic!("not a beat") };
     assert_eq!(request.vote, Vote::new_committed(5, 2));
     assert_eq!(request.prev_log_id, Some(LogId::new_term_index(4, 7)));
+}
+
+#[test]
+fn messages_of_a_newer_peer_are_skipped_and_the_rest_of_the_frame_is_read() {
+    // A request of kind 0x7f with three bytes of body, an answer of kind 0xfe without, then a ping.
+    let sample = b"\x01\0\0\
+        \0\0\0\x14\x7f\0\0\0\0\0\0\0\x10\0\0\0\0\0\0\0\x09new\
+        \0\0\0\x11\xfe\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x0a\
+        \0\0\0\x11\x07\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x0b";
+    let messages = decode(Bytes::from_static(sample), Vec::new()).unwrap();
+    assert!(matches!(messages[0].body, Body::Request(Request::Unknown { kind: 0x7f })), "{messages:?}");
+    assert_eq!((messages[0].group, messages[0].call), (GroupId(16), 9), "its sender can be told");
+    assert!(matches!(messages[1].body, Body::Answer(Answer::Unknown { kind: 0xfe })), "{messages:?}");
+    assert!(matches!(messages[2].body, Body::Request(Request::Ping)), "{messages:?}");
 }
