@@ -18,7 +18,7 @@ use crate::files::write_secret;
 use crate::identity::{self, NewApiKey, operator_permissions};
 use crate::node::{Addresses, Node};
 use crate::peers::{PeerTls, Peers};
-use crate::serve::hello;
+use crate::serve::{Answer, hello};
 
 /// The names of what a bootstrap makes.
 const ORGANIZATION: &str = "default";
@@ -154,10 +154,16 @@ fn reached_at(addresses: Addresses) -> (String, String) {
 /// # Errors
 /// A peer belongs to a cluster, or the certificates cannot be used.
 pub async fn refuse_second(config: &Config, tls: &PeerTls) -> anyhow::Result<()> {
-    let peers = Peers::new(config.node_id(), None, &config.cluster.peers, tls)?;
+    let peers = Peers::new(config.node_id(), None, &config.cluster.peers, tls);
     for peer in peers.others() {
-        if let Some(cluster) = hello(&peers, peer).await? {
-            bail!("node {peer} belongs to cluster {cluster} already: start this node without --bootstrap to join it");
+        match hello(&peers, peer).await? {
+            Answer::Cluster(cluster) => {
+                bail!(
+                    "node {peer} belongs to cluster {cluster} already: start this node without --bootstrap to join it"
+                );
+            }
+            Answer::Stranger(why) => bail!(why),
+            Answer::Nothing => {}
         }
     }
     Ok(())

@@ -16,7 +16,7 @@ use figment::Figment;
 use figment::providers::{Format as _, Serialized, Toml};
 use thiserror::Error;
 
-pub use types::{Bytes, LogFormat, PeerAddress, Seconds, Timing};
+pub use types::{Bytes, Label, LogFormat, PeerAddress, Seconds, Timing};
 
 use define::settings;
 
@@ -28,6 +28,12 @@ settings! {
     node: NodeSettings, NodeArgs {
         /// This node's number: from 1, never reused in a cluster, and named by its certificate.
         [id, "node-id", "ENSIGN_SERVER_NODE_ID"] u64 = 1;
+        /// This node's name, for people: unique in the cluster. Empty: `node-ID`.
+        [name, "node-name", "ENSIGN_SERVER_NODE_NAME"] Label = Label::default();
+        /// The region this node stands in: topics can be kept to regions.
+        [region, "region", "ENSIGN_SERVER_NODE_REGION"] Label = Label::local();
+        /// The zone of the region, a set of nodes that can fail together: replicas are spread over zones.
+        [zone, "zone", "ENSIGN_SERVER_NODE_ZONE"] Label = Label::local();
         /// The directory that holds everything this node stores.
         [data_dir, "data-dir", "ENSIGN_SERVER_NODE_DATA_DIR"] PathBuf = PathBuf::from("/var/lib/ensign");
         /// The file with the cluster's root key. Losing every copy of it loses all data.
@@ -202,11 +208,21 @@ impl Config {
         NodeId(self.node.id)
     }
 
+    /// This node's name: the one that is set, or one made of its number.
+    pub fn node_name(&self) -> String {
+        if self.node.name.as_str().is_empty() { format!("node-{}", self.node.id) } else { self.node.name.to_string() }
+    }
+
     /// Refuses settings that contradict each other.
     fn check(&self) -> Result<(), ConfigError> {
         let contradiction = |message: String| Err(ConfigError::Contradiction(message));
         if self.node.id == 0 {
             return contradiction("node.id is 0: nodes are numbered from 1".to_owned());
+        }
+        for (key, label) in [("node.region", &self.node.region), ("node.zone", &self.node.zone)] {
+            if label.as_str().is_empty() {
+                return contradiction(format!("{key} is empty: leave it out for \"local\", or name the place"));
+            }
         }
         let mut seen = std::collections::BTreeSet::new();
         for peer in &self.cluster.peers {
@@ -355,6 +371,9 @@ mod tests {
     #[test]
     fn contradictions_are_refused() {
         assert!(refusal("[node]\nid = 0").contains("numbered from 1"));
+        assert!(refusal("[node]\nregion = \"\"").contains("node.region is empty"));
+        assert!(refusal("[node]\nzone = \"EU West\"").contains("node.zone"));
+        assert!(refusal("[node]\nname = \"-a\"").contains("lower-case letters"));
         assert!(refusal("[cluster]\npeers = [\"2=h:1\"]").contains("does not name this node"));
         assert!(refusal("[cluster]\npeers = [\"1=h:1\", \"1=h:2\"]").contains("twice"));
         assert!(refusal("[listen]\ngrpc = \"0.0.0.0:5356\"").contains("listen.plaintext"));

@@ -144,7 +144,7 @@ impl DevCluster {
         for (id, listener) in (1..=args.nodes).zip(peer_listeners) {
             let node_dir = dir.join(format!("node-{id}"));
             let issued = authority.issue(NodeId(id))?;
-            let tls = PeerTls::from_pem(issued.certificate, issued.private_key, authority.certificate());
+            let tls = PeerTls::from_pem(issued.certificate, issued.private_key, authority.certificate())?;
             let mut config = settings.clone();
             config.node.id = id;
             config.node.data_dir = node_dir;

@@ -9,7 +9,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ use tonic::service::Routes;
 use tracing::{info, warn};
 
 use crate::admin::{self, AdminParts};
-use crate::catalog::{Catalog, CatalogMachine, CatalogParts, NodeRecord, VaultRings};
+use crate::catalog::{Catalog, CatalogMachine, CatalogParts, NodeRecord, PutNodeError, VaultRings};
 use crate::config::{Config, Timing};
 use crate::edge;
 use crate::files::{NodeFile, NodeFloor};
@@ -112,8 +112,10 @@ pub struct NodeSpec {
 pub struct Node {
     config: Config,
     cluster: ClusterId,
-    peers: Peers,
+    life: Life,
     addresses: Option<Addresses>,
+    /// Why it cannot go on.
+    fatal: Arc<OnceLock<String>>,
     health: Health,
     tasks: Tasks,
     edge: Tasks,
@@ -175,8 +177,8 @@ impl Node {
         rng.fill(&mut process);
         let floor = Arc::new(NodeFloor::new(dir, life.clone()));
         let life = Life { incarnation: life.incarnation, process: u64::from_le_bytes(process) };
-        let peers = Peers::new(me, Some(Membership { cluster, life }), &config.cluster.peers, &tls)?;
-        let voters: std::collections::BTreeSet<NodeId> = peers.addresses().iter().map(|peer| peer.id).collect();
+        let peers = Peers::new(me, Some(Membership { cluster, life }), &config.cluster.peers, &tls);
+        let voters: std::collections::BTreeSet<NodeId> = config.cluster.peers.iter().map(|peer| peer.id).collect();
         let timing = match config.cluster.timing {
             Timing::Lan => ensign_raft::Timing::LAN,
             Timing::Wan => ensign_raft::Timing::WAN,
@@ -215,6 +217,8 @@ impl Node {
             .start(catalog_spec, log.log.group(GroupId::CATALOG), machine)
             .await
             .context("the catalog cannot start")?;
+        let (followed, seeds, catalog_view) = (peers.clone(), config.cluster.peers.clone(), view.clone());
+        tasks.spawn("peers", |stop| peers::follow(followed, seeds, catalog_view, stop));
         let leader_link = LeaderLink::new(peers.clone(), GroupId::CATALOG, catalog_group.leadership());
         let catalog = Catalog::new(CatalogParts {
             me,
@@ -267,13 +271,14 @@ impl Node {
             more: Routes::new(ForwardService::server(partitions.clone(), tasks.clone())),
             tasks: tasks.clone(),
         };
-        peers::serve(listeners.peers, &tls, services)?;
+        peers::serve(listeners.peers, &tls, services);
         let client_listeners = std::sync::Mutex::new(listeners.grpc.zip(listeners.http));
         Ok(Self {
             config,
             cluster,
-            peers,
+            life,
             addresses,
+            fatal: Arc::default(),
             health,
             tasks,
             edge,
@@ -464,10 +469,16 @@ impl Node {
         let catalog = self.catalog.clone();
         self.tasks.spawn("reconciliation", |stop| catalog.keep_reconciled(RECONCILE_EVERY, stop));
         let catalog = self.catalog.clone();
-        let record = self.record();
+        let (record, fatal) = (self.record(), Arc::clone(&self.fatal));
         self.tasks.spawn("registration", |stop| async move {
             let registering = async {
                 while let Err(error) = register(&catalog, &record).await {
+                    if let Some(PutNodeError::NameTaken { .. } | PutNodeError::LifeOver { .. }) = error.downcast_ref() {
+                        // No later attempt could end otherwise, and a node that lives twice must not vote.
+                        let _ = fatal.set(format!("{error:#}"));
+                        stop.cancel();
+                        return;
+                    }
                     warn!(%error, "cannot register this node with the catalog and the vault yet");
                     tokio::time::sleep(Duration::from_secs(2)).await;
                 }
@@ -478,17 +489,28 @@ impl Node {
 
     fn record(&self) -> NodeRecord {
         let me = self.config.node_id();
-        let peer = self.peers.addresses().iter().find(|peer| peer.id == me).map(|peer| peer.address.clone());
+        let peer = self.config.cluster.peers.iter().find(|peer| peer.id == me).map(|peer| peer.address.clone());
         let address = |pick: fn(&Addresses) -> SocketAddr| {
             self.addresses.as_ref().map(|addresses| pick(addresses).to_string()).unwrap_or_default()
         };
-        NodeRecord { id: me, peer: peer.unwrap_or_default(), grpc: address(|a| a.grpc), http: address(|a| a.http) }
+        NodeRecord {
+            id: me,
+            peer: peer.unwrap_or_default(),
+            grpc: address(|a| a.grpc),
+            http: address(|a| a.http),
+            name: self.config.node_name(),
+            region: self.config.node.region.to_string(),
+            zone: self.config.node.zone.to_string(),
+            incarnation: self.life.incarnation,
+            process: self.life.process,
+        }
     }
 
     /// Returns when the node cannot go on, with the reason.
     pub async fn failed(&self) -> String {
         self.tasks.stop_token().cancelled().await;
-        self.tasks.panicked().unwrap_or_else(|| "the node was asked to stop".to_owned())
+        let reason = self.tasks.panicked().or_else(|| self.fatal.get().cloned());
+        reason.unwrap_or_else(|| "the node was asked to stop".to_owned())
     }
 
     /// Refuses new work and ends streams, in order; what is in progress is finished or told that it is not.

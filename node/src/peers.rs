@@ -8,17 +8,22 @@
 //! ```
 //!
 //! A node is who its certificate says it is (tls.rs): names are `ensign-node-ID`, signed by the cluster's authority. Nothing is
-//! called or answered before the gate (gate.rs) has seen a configured peer of the same cluster.
+//! called or answered before the gate (gate.rs) has seen a known peer of the same cluster. Who is known follows the catalog
+//! (follow.rs); the settings name those to begin with.
 
 mod channels;
+mod follow;
 mod gate;
+mod listener;
 mod propose;
 mod server;
 mod tls;
 mod transport;
 mod vault;
 
-pub use channels::Peers;
+pub use channels::{PeerEntry, Peers};
+pub use follow::follow;
+pub(crate) use gate::is_refusal;
 pub use gate::{Life, Membership, PeerChannel};
 pub use propose::LeaderLink;
 pub use server::{HolderEndpoint, Services, VaultEndpoint, serve};

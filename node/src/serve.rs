@@ -17,7 +17,7 @@ use crate::cli::ServeArgs;
 use crate::config::Config;
 use crate::files::{NodeFile, write_secret};
 use crate::node::{Addresses, Listeners, Node, NodeSpec};
-use crate::peers::{PeerTls, Peers};
+use crate::peers::{PeerTls, Peers, is_refusal};
 use crate::{door, harden, signals, telemetry};
 
 /// How often a new node asks its peers which cluster it belongs to.
@@ -134,17 +134,24 @@ fn fresh_cluster() -> ClusterId {
 
 /// Asks every peer, again and again, until one knows the cluster.
 async fn ask_peers(config: &Config, tls: &PeerTls, stop: &Stop) -> anyhow::Result<ClusterId> {
-    let peers = Peers::new(config.node_id(), None, &config.cluster.peers, tls)?;
+    let peers = Peers::new(config.node_id(), None, &config.cluster.peers, tls);
     info!("new data directory: asking the peers which cluster this is (or start one node with --bootstrap)");
     let mut asked = 0_u64;
     while !stop.is_cancelled() {
+        let mut unknown = None;
         for peer in peers.others() {
-            if let Some(cluster) = hello(&peers, peer).await? {
-                return Ok(cluster);
+            match hello(&peers, peer).await? {
+                Answer::Cluster(cluster) => return Ok(cluster),
+                Answer::Stranger(why) => unknown = Some(why),
+                Answer::Nothing => {}
             }
         }
         asked += 1;
         if asked.is_multiple_of(20) {
+            // A peer may learn a moment later than the others that this node joined, but not much later.
+            if let Some(why) = unknown {
+                bail!(why);
+            }
             warn!(
                 "no peer knows the cluster yet: is one node started with --bootstrap, and are cluster.peers and the certificates right?"
             );
@@ -154,17 +161,37 @@ async fn ask_peers(config: &Config, tls: &PeerTls, stop: &Stop) -> anyhow::Resul
     bail!("stopped before a peer told which cluster this is")
 }
 
-/// The cluster that `peer` says it belongs to; `None` when it does not answer.
-pub(crate) async fn hello(peers: &Peers, peer: NodeId) -> anyhow::Result<Option<ClusterId>> {
-    let Some(channel) = peers.channel(peer) else { return Ok(None) };
+/// What a peer says to a node that asks which cluster this is.
+pub(crate) enum Answer {
+    /// This one.
+    Cluster(ClusterId),
+    /// It does not know the node, or not yet, and says so.
+    Stranger(String),
+    /// It does not answer, or has no cluster either.
+    Nothing,
+}
+
+/// Asks `peer` which cluster it belongs to.
+///
+/// # Errors
+/// The peer knows this node, and refuses it for good.
+pub(crate) async fn hello(peers: &Peers, peer: NodeId) -> anyhow::Result<Answer> {
+    let Some(channel) = peers.channel(peer) else { return Ok(Answer::Nothing) };
     let mut request = tonic::Request::new(HelloRequest {});
     request.set_timeout(Duration::from_secs(2));
     match PeerClient::new(channel).hello(request).await {
-        Ok(reply) => Ok(ClusterId::try_from(&reply.into_inner().cluster[..]).ok()),
-        Err(status) if matches!(status.code(), tonic::Code::Unauthenticated | tonic::Code::PermissionDenied) => {
-            bail!("node {peer} refuses this node: {}", status.message())
+        Ok(reply) => {
+            let cluster = ClusterId::try_from(&reply.into_inner().cluster[..]);
+            Ok(cluster.map_or(Answer::Nothing, Answer::Cluster))
         }
-        Err(_) => Ok(None),
+        Err(status) if is_refusal(&status) => {
+            let why = format!("node {peer} refuses this node: {}", status.message());
+            if status.code() == tonic::Code::FailedPrecondition {
+                bail!(why);
+            }
+            Ok(Answer::Stranger(why))
+        }
+        Err(_) => Ok(Answer::Nothing),
     }
 }
 

@@ -322,7 +322,7 @@ async fn the_vault_comes_first_and_what_it_lacks_is_put_right() {
     let cluster = Cluster::start().await;
     let catalog = cluster.catalog(1);
     for id in 1..=3 {
-        let record = NodeRecord { id: NodeId(id), peer: String::new(), grpc: String::new(), http: String::new() };
+        let record = NodeRecord { id: NodeId(id), ..NodeRecord::default() };
         catalog.put_node(record).await.unwrap();
     }
     let project = cluster.project().await;
@@ -355,7 +355,7 @@ async fn what_a_crash_left_between_vault_and_catalog_is_put_right_without_a_rest
     let project = cluster.project().await;
     let topic = create(cluster.catalog(1), project, "kept").await.unwrap();
     for id in 1..=3 {
-        let record = NodeRecord { id: NodeId(id), peer: String::new(), grpc: String::new(), http: String::new() };
+        let record = NodeRecord { id: NodeId(id), ..NodeRecord::default() };
         cluster.catalog(1).put_node(record).await.unwrap();
     }
     let all: BTreeSet<_> = (1..=3).map(|id| Custody { node: NodeId(id), project, topic: topic.id }).collect();

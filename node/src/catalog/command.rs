@@ -15,7 +15,7 @@ use super::records::{ApiKey, NodeRecord, Organization, Project, SigningKey, Topi
 /// A change of the catalog.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// Adds a node, or replaces its addresses.
+    /// Adds a node, or replaces what is known of it. A life that is over cannot.
     PutNode(NodeRecord),
     /// Adds an organization.
     CreateOrganization {
@@ -136,6 +136,9 @@ pub enum Refusal {
     /// The topic's state does not allow it.
     #[error("the topic is {0:?}")]
     TopicState(TopicState),
+    /// The node has begun a later life than the one that asks, or another process began the same one.
+    #[error("this life of the node is over")]
+    LifeOver,
     /// The bytes are no command that this version knows.
     #[error("the command cannot be read")]
     Unreadable,

@@ -1,5 +1,6 @@
 //! What can go wrong with a change of the catalog, one enum an operation, said as what the caller can do.
 
+use ensign_proto::NodeId;
 use thiserror::Error;
 
 use super::records::TopicState;
@@ -64,6 +65,26 @@ pub enum ReconcileError {
 /// Why a node was not added.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum PutNodeError {
+    /// Another node has the name.
+    #[error("another node of the cluster is called \"{name}\": set node.name to a name of its own")]
+    NameTaken {
+        /// The name.
+        name: String,
+    },
+    /// The catalog has seen a later life of the node, or another process of this one.
+    #[error(
+        "node {node} is known to the cluster in life {seen} or later, and this is life {shown}: its data directory was lost, copied or \
+         set back to an older state, or two processes run under one node.id. What it promised since may be lost with it, so it \
+         must not take part: stop it, and add the machine under a new node.id with an empty data directory"
+    )]
+    LifeOver {
+        /// The node.
+        node: NodeId,
+        /// What the catalog knows.
+        seen: u64,
+        /// What was shown.
+        shown: u64,
+    },
     /// It may have custody of some topics, which changes nothing by itself; try again.
     #[error(transparent)]
     Vault(#[from] VaultFailure),

@@ -283,7 +283,7 @@ impl Catalog {
         ApiKeyId::new(ms, random)
     }
 
-    /// Adds a node or replaces its addresses. A new node gets custody of every topic first.
+    /// Adds a node or replaces what is known of it. A node that registers for the first time gets custody of every topic first.
     ///
     /// # Errors
     /// See [`PutNodeError`].
@@ -291,14 +291,26 @@ impl Catalog {
         let id = node.id;
         match self.node(id) {
             Some(known) if *known == node => return Ok(()),
-            // It has custody already; only its addresses change.
-            Some(_) => return Ok(plain(self.write(Command::PutNode(node)).await?)?),
-            None => {}
+            // It has custody already.
+            Some(known) if known.incarnation > 0 => return self.write_node(node).await,
+            Some(_) | None => {}
         }
         self.put_custody_of_all(&[id]).await?;
-        plain(self.write(Command::PutNode(node)).await?)?;
+        self.write_node(node).await?;
         // Topics that were made meanwhile did not know of the node; from here on, they do.
         Ok(self.put_custody_of_all(&[id]).await?)
+    }
+
+    async fn write_node(&self, node: NodeRecord) -> Result<(), PutNodeError> {
+        let (id, name, shown) = (node.id, node.name.clone(), node.incarnation);
+        match self.write(Command::PutNode(node)).await? {
+            Err(Refusal::NameTaken) => Err(PutNodeError::NameTaken { name }),
+            Err(Refusal::LifeOver) => {
+                let seen = self.node(id).map_or(shown, |known| known.incarnation);
+                Err(PutNodeError::LifeOver { node: id, seen, shown })
+            }
+            response => Ok(plain(response)?),
+        }
     }
 
     /// Makes an organization.

@@ -119,8 +119,8 @@ pub struct SigningKey {
     pub verifies_until: Option<UnixNanos>,
 }
 
-/// A node of the cluster and where it is reached.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A node of the cluster, where it is reached, and which of its lives is the newest.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NodeRecord {
     /// Its id.
     pub id: NodeId,
@@ -130,4 +130,14 @@ pub struct NodeRecord {
     pub grpc: String,
     /// Host and port for HTTP clients; empty when not told.
     pub http: String,
+    /// Its name, for people; unique in the cluster. Empty in what was written before nodes had names.
+    pub name: String,
+    /// The region it stands in; empty as for the name.
+    pub region: String,
+    /// The zone of the region; empty as for the name.
+    pub zone: String,
+    /// How often its data directory was started, at the newest registration; 0 before the first.
+    pub incarnation: u64,
+    /// What the process of that start drew: tells apart two copies of one directory.
+    pub process: u64,
 }

@@ -54,10 +54,7 @@ impl State {
     /// Applies a command; a refusal has changed nothing.
     pub(super) fn apply(&mut self, command: Command) -> Response {
         match command {
-            Command::PutNode(node) => {
-                self.nodes.insert(node.id, Arc::new(node));
-                Ok(Outcome::Done)
-            }
+            Command::PutNode(node) => self.put_node(node),
             Command::CreateOrganization { id, name, at } => {
                 self.create_organization(Organization { id, name, created: at })
             }
@@ -93,6 +90,22 @@ impl State {
             },
             Command::RetireSigningKey { kid, verifies_until } => self.retire_signing_key(kid, verifies_until),
         }
+    }
+
+    fn put_node(&mut self, new: NodeRecord) -> Response {
+        let taken = |other: &Arc<NodeRecord>| other.id != new.id && other.name == new.name;
+        if !new.name.is_empty() && self.nodes.values().any(taken) {
+            return Err(Refusal::NameTaken);
+        }
+        if let Some(old) = self.nodes.get(&new.id) {
+            // The one that registered first is the node; its twin has a copy of the directory, or the same number by mistake.
+            let twin = new.incarnation == old.incarnation && new.process != old.process;
+            if new.incarnation < old.incarnation || twin {
+                return Err(Refusal::LifeOver);
+            }
+        }
+        self.nodes.insert(new.id, Arc::new(new));
+        Ok(Outcome::Done)
     }
 
     fn create_organization(&mut self, new: Organization) -> Response {

@@ -62,6 +62,19 @@ fn api_key(n: u8, client: u8, owner: u8, works_in: Option<u8>) -> ApiKey {
     }
 }
 
+fn node(id: u64, name: &str, incarnation: u64, process: u64) -> NodeRecord {
+    NodeRecord {
+        id: NodeId(id),
+        peer: format!("{name}:5357"),
+        name: name.to_owned(),
+        region: "eu".to_owned(),
+        zone: "eu-1".to_owned(),
+        incarnation,
+        process,
+        ..NodeRecord::default()
+    }
+}
+
 fn signing_key(n: u8, public: u8) -> SigningKey {
     let public_key = Bytes::from(vec![public; 3]);
     SigningKey { kid: [n; 16], public_key, created: at(n), signs_from: at(n), verifies_until: None }
@@ -75,8 +88,10 @@ fn command() -> impl Strategy<Value = Command> {
         1 => (id(), id()).prop_map(|(n, host)| Command::PutNode(NodeRecord {
             id: NodeId(u64::from(n)),
             peer: format!("host-{host}:5357"),
-            grpc: String::new(),
-            http: String::new(),
+            name: if host == 0 { String::new() } else { format!("node-{host}") },
+            incarnation: u64::from(host),
+            process: u64::from(n),
+            ..NodeRecord::default()
         })),
         1 => (id(), id()).prop_map(|(n, name)| Command::CreateOrganization {
             id: org(n),
@@ -135,6 +150,17 @@ impl Model {
     fn apply(&mut self, command: &Command) -> Result<(), Refusal> {
         match command.clone() {
             Command::PutNode(node) => {
+                let named = |other: &NodeRecord| !node.name.is_empty() && other.name == node.name;
+                if self.nodes.values().any(|other| other.id != node.id && named(other)) {
+                    return Err(Refusal::NameTaken);
+                }
+                let over = |old: &NodeRecord| {
+                    old.incarnation > node.incarnation
+                        || (old.incarnation == node.incarnation && old.process != node.process)
+                };
+                if self.nodes.get(&node.id).is_some_and(over) {
+                    return Err(Refusal::LifeOver);
+                }
                 self.nodes.insert(node.id, node);
             }
             Command::CreateOrganization { id, name, .. } => match self.orgs.iter().find(|org| org.0 == id) {
@@ -367,6 +393,7 @@ fn sample_commands() -> Vec<Command> {
             peer: "a:5357".to_owned(),
             grpc: "a:5356".to_owned(),
             http: "a:8088".to_owned(),
+            ..NodeRecord::default()
         }),
         Command::CreateOrganization { id: org(1), name: "Example".to_owned(), at: at(1) },
         Command::CreateProject(Project {
@@ -403,6 +430,7 @@ fn sample_commands() -> Vec<Command> {
         Command::RevokeApiKey { key: ApiKeyId::from_bytes([1; 16]), at: at(6) },
         Command::AddSigningKey(signing_key(1, 7)),
         Command::RetireSigningKey { kid: [1; 16], verifies_until: at(9) },
+        Command::PutNode(node(2, "b", 3, 30)),
     ]
 }
 
@@ -466,6 +494,37 @@ fn a_destroyed_topic_frees_its_name_but_never_its_group_or_id() {
     let other = NewTopic { id: topic(4), project: project(1), name: name(4), ring: ring(1), replicas, policies, at };
     restored.apply(&entry(52, Command::CreateTopic(other).encode())).unwrap();
     assert_eq!(view.topic(topic(4)).unwrap().group, GroupId(19));
+}
+
+#[test]
+fn a_life_of_a_node_that_is_over_is_refused_also_after_a_restart() {
+    let (mut machine, _) = CatalogMachine::new();
+    let put = |machine: &mut CatalogMachine, incarnation, process| {
+        machine.apply(&entry(1, Command::PutNode(node(2, "b", incarnation, process)).encode()))
+    };
+    put(&mut machine, 5, 50).unwrap();
+    put(&mut machine, 5, 50).unwrap();
+    let (mut restored, view) = CatalogMachine::new();
+    restored.restore(&machine.snapshot()).unwrap();
+    for (incarnation, process) in [(1, 1), (4, 50), (5, 51)] {
+        assert_eq!(put(&mut restored, incarnation, process), Err(Refusal::LifeOver), "{incarnation} {process}");
+    }
+    put(&mut restored, 6, 60).unwrap();
+    assert_eq!((view.node(NodeId(2)).unwrap().incarnation, view.node(NodeId(2)).unwrap().process), (6, 60));
+}
+
+#[test]
+fn a_name_belongs_to_one_node() {
+    let (mut machine, view) = CatalogMachine::new();
+    let mut put = |node| machine.apply(&entry(1, Command::PutNode(node).encode()));
+    put(node(1, "a", 1, 1)).unwrap();
+    assert_eq!(put(node(2, "a", 1, 1)), Err(Refusal::NameTaken));
+    put(node(2, "b", 1, 1)).unwrap();
+    assert_eq!(put(node(2, "a", 2, 2)), Err(Refusal::NameTaken), "nor may a node take it later");
+    // Records of before had no names, all of them.
+    put(NodeRecord { name: String::new(), ..node(3, "c", 0, 0) }).unwrap();
+    put(NodeRecord { name: String::new(), ..node(4, "d", 0, 0) }).unwrap();
+    assert_eq!(view.nodes().len(), 4);
 }
 
 #[test]

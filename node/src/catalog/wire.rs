@@ -137,6 +137,7 @@ fn refusal_number(refusal: Refusal) -> u32 {
         Refusal::IdTaken => 7,
         Refusal::Unreadable => 8,
         Refusal::TopicState(state) => 16 + state_number(state),
+        Refusal::LifeOver => 40,
     }
 }
 
@@ -151,6 +152,7 @@ fn refusal_of(number: u32) -> Result<Refusal, DecodeError> {
         7 => Refusal::IdTaken,
         8 => Refusal::Unreadable,
         17..=19 => Refusal::TopicState(state_of(number - 16)?),
+        40 => Refusal::LifeOver,
         _ => return Err(DecodeError::Invalid("refusal")),
     })
 }

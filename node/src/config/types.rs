@@ -16,6 +16,10 @@ pub struct PeerAddress {
     pub address: String,
 }
 
+/// The name of a node, a region or a zone: lower-case letters, digits, `-`, `_` and `.`, at most 63 of them. May be empty.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Label(String);
+
 /// A span of time, written as `10s`, `500ms`, `1h 30m`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Seconds(Duration);
@@ -42,6 +46,40 @@ pub enum LogFormat {
     Human,
     /// One JSON object a line.
     Json,
+}
+
+impl Label {
+    /// `local`: what a region and a zone are called where nobody named them.
+    pub fn local() -> Self {
+        Self("local".to_owned())
+    }
+
+    /// Its text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for Label {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+        let fits = text.len() <= 63 && text.chars().all(|c| plain(c) || "-_.".contains(c));
+        if text.is_empty() || (fits && text.starts_with(plain) && text.ends_with(plain)) {
+            return Ok(Self(text.to_owned()));
+        }
+        Err(format!(
+            "{text:?} is no name of a node, region or zone: lower-case letters, digits, '-', '_' and '.' inside, at most 63 characters, \
+             for example eu-west-1"
+        ))
+    }
 }
 
 impl Seconds {
@@ -158,7 +196,7 @@ macro_rules! serde_as_text {
     )*};
 }
 
-serde_as_text!(PeerAddress, Seconds, Bytes);
+serde_as_text!(PeerAddress, Label, Seconds, Bytes);
 
 #[cfg(test)]
 mod tests {
@@ -172,6 +210,16 @@ mod tests {
         assert_eq!(Bytes::mib(1024).to_string(), "1GiB");
         for text in ["", "MiB", "-1", "1.5GiB", "99999999999GiB", "1 PiB"] {
             assert!(text.parse::<Bytes>().unwrap_err().contains("is not an amount of bytes"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_label_is_short_and_plain() {
+        for text in ["", "a", "eu-west-1", "rack_7.b", &"x".repeat(63)] {
+            assert_eq!(text.parse::<Label>().unwrap().as_str(), text);
+        }
+        for text in ["A", "eu west", "-a", "a.", "é", "a\n", &"x".repeat(64)] {
+            assert!(text.parse::<Label>().unwrap_err().contains("eu-west-1"), "{text}");
         }
     }
 

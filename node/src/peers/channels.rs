@@ -1,20 +1,50 @@
 //! Connections to peers: two each, opened when first used, re-opened by themselves.
+//!
+//! Who the peers are follows the catalog ([`Peers::update`], called by follow.rs). A connection that is open lives on when its
+//! peer's address or this node's certificate changes; the next one is made with what is known then.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ensign_proto::NodeId;
 use ensign_raft::env::Lane;
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
+use tower::service_fn;
 
-use super::gate::{Gate, Membership, PeerChannel};
-use super::tls::{PeerTls, TlsError};
+use super::gate::{Gate, Life, Membership, PeerChannel};
+use super::tls::{PeerTls, server_name};
 use crate::config::PeerAddress;
 
 const STREAM_WINDOW: u32 = 8 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
+/// How long one address may take, and how long all of a peer's together.
+const ADDRESS_TIMEOUT: Duration = Duration::from_secs(2);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What is known of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerEntry {
+    /// Which.
+    pub id: NodeId,
+    /// Where its peer listener is, as `HOST:PORT`; tried in this order.
+    pub addresses: Vec<String>,
+    /// The newest life of it that the catalog knows.
+    pub life: Option<Life>,
+}
+
+impl From<&PeerAddress> for PeerEntry {
+    fn from(peer: &PeerAddress) -> Self {
+        Self { id: peer.id, addresses: vec![peer.address.clone()], life: None }
+    }
+}
 
 /// The cluster's nodes and the way to each. Clones are cheap and share the connections.
 #[derive(Clone)]
@@ -24,41 +54,58 @@ pub struct Peers {
 
 struct Inner {
     me: NodeId,
-    addresses: Vec<PeerAddress>,
-    channels: BTreeMap<(NodeId, Lane), PeerChannel>,
+    tls: PeerTls,
+    ways: Mutex<BTreeMap<NodeId, Way>>,
     gate: Arc<Gate>,
+}
+
+/// The way to one peer.
+struct Way {
+    addresses: Arc<Mutex<Vec<String>>>,
+    bulk: PeerChannel,
+    control: PeerChannel,
 }
 
 impl fmt::Debug for Peers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Peers")
-            .field("me", &self.inner.me)
-            .field("addresses", &self.inner.addresses)
-            .finish_non_exhaustive()
+        f.debug_struct("Peers").field("me", &self.inner.me).field("others", &self.others()).finish_non_exhaustive()
     }
 }
 
 impl Peers {
-    /// Prepares the connections; opens none yet. Call it within a tokio runtime. A node without a cluster may only say hello.
-    ///
-    /// # Errors
-    /// [`TlsError::Malformed`]: an address or the certificates cannot be used.
-    pub fn new(
-        me: NodeId,
-        own: Option<Membership>,
-        addresses: &[PeerAddress],
-        tls: &PeerTls,
-    ) -> Result<Self, TlsError> {
-        let others = addresses.iter().map(|peer| peer.id).filter(|id| *id != me);
-        let gate = Arc::new(Gate::new(me, own, others));
-        let mut channels = BTreeMap::new();
-        for peer in addresses.iter().filter(|peer| peer.id != me) {
-            for lane in [Lane::Bulk, Lane::Control] {
-                let channel = PeerChannel::new(connect_lazily(peer, tls)?, peer.id, Arc::clone(&gate));
-                channels.insert((peer.id, lane), channel);
+    /// Prepares connections to these nodes; opens none yet. Call it within a tokio runtime. A node without a cluster may only
+    /// say hello.
+    pub fn new(me: NodeId, own: Option<Membership>, seeds: &[PeerAddress], tls: &PeerTls) -> Self {
+        let gate = Arc::new(Gate::new(me, own));
+        let peers = Self { inner: Arc::new(Inner { me, tls: tls.clone(), ways: Mutex::default(), gate }) };
+        peers.update(&seeds.iter().map(PeerEntry::from).collect::<Vec<_>>());
+        peers
+    }
+
+    /// Makes these the peers. A new one is admitted and can be called from here on. One that is not among them any more is
+    /// refused from here on, its open pipes end, and calls to it fail. This node itself is left out, wherever it is named.
+    pub fn update(&self, entries: &[PeerEntry]) {
+        let others: Vec<&PeerEntry> = entries.iter().filter(|entry| entry.id != self.inner.me).collect();
+        self.inner.gate.update(others.iter().map(|entry| (entry.id, entry.life)));
+        let mut ways = self.ways();
+        ways.retain(|known, _| others.iter().any(|entry| entry.id == *known));
+        for entry in others {
+            let way = ways.entry(entry.id).or_insert_with(|| self.way(entry.id));
+            let mut addresses = way.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+            // The one that worked last stays first while it is among them.
+            if !same_set(&addresses, &entry.addresses) {
+                addresses.clone_from(&entry.addresses);
             }
         }
-        Ok(Self { inner: Arc::new(Inner { me, addresses: addresses.to_vec(), channels, gate }) })
+    }
+
+    fn way(&self, peer: NodeId) -> Way {
+        let addresses = Arc::<Mutex<Vec<String>>>::default();
+        let channel = || {
+            let dialer = Dialer { peer, addresses: Arc::clone(&addresses), tls: self.inner.tls.clone() };
+            PeerChannel::new(connect_lazily(dialer), peer, Arc::clone(&self.inner.gate))
+        };
+        Way { bulk: channel(), control: channel(), addresses }
     }
 
     /// This node.
@@ -66,14 +113,9 @@ impl Peers {
         self.inner.me
     }
 
-    /// Every node of the cluster, this one included.
-    pub fn addresses(&self) -> &[PeerAddress] {
-        &self.inner.addresses
-    }
-
-    /// Every other node.
-    pub fn others(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.inner.addresses.iter().map(|peer| peer.id).filter(|id| *id != self.inner.me)
+    /// Every other node, as far as it is known now.
+    pub fn others(&self) -> Vec<NodeId> {
+        self.ways().keys().copied().collect()
     }
 
     /// The control connection to `peer`; `None` for this node and for strangers.
@@ -88,32 +130,72 @@ impl Peers {
 
     /// The connection to `peer` for `lane`.
     pub(super) fn lane(&self, peer: NodeId, lane: Lane) -> Option<PeerChannel> {
-        self.inner.channels.get(&(peer, lane)).cloned()
+        self.ways().get(&peer).map(|way| match lane {
+            Lane::Bulk => way.bulk.clone(),
+            Lane::Control => way.control.clone(),
+        })
     }
 
     /// What calls of peers, and answers to this node's, must pass.
     pub(super) fn gate(&self) -> &Arc<Gate> {
         &self.inner.gate
     }
+
+    fn ways(&self) -> MutexGuard<'_, BTreeMap<NodeId, Way>> {
+        self.inner.ways.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-fn connect_lazily(peer: &PeerAddress, tls: &PeerTls) -> Result<Channel, TlsError> {
-    let malformed = |error: tonic::transport::Error| TlsError::Malformed {
-        what: "the connection to a peer,",
-        path: peer.to_string().into(),
-        message: std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string),
-    };
-    let endpoint = Endpoint::from_shared(format!("https://{}", peer.address))
-        .and_then(|endpoint| endpoint.tls_config(tls.client(peer.id)))
-        .map_err(malformed)?;
-    Ok(endpoint
+fn same_set(one: &[String], other: &[String]) -> bool {
+    one.len() == other.len() && one.iter().all(|address| other.contains(address))
+}
+
+/// Makes a peer's next connection.
+#[derive(Clone)]
+struct Dialer {
+    peer: NodeId,
+    addresses: Arc<Mutex<Vec<String>>>,
+    tls: PeerTls,
+}
+
+impl Dialer {
+    /// Tries every address once. The first that works is tried first the next time.
+    async fn dial(self) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
+        let addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut failure = io::Error::new(io::ErrorKind::NotFound, format!("no address of node {} is known", self.peer));
+        for address in addresses {
+            match tokio::time::timeout(ADDRESS_TIMEOUT, self.connect(&address)).await {
+                Ok(Ok(stream)) => {
+                    let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+                    if let Some(place) = addresses.iter().position(|known| *known == address) {
+                        addresses[..=place].rotate_right(1);
+                    }
+                    return Ok(TokioIo::new(stream));
+                }
+                Ok(Err(error)) => failure = io::Error::new(error.kind(), format!("{address}: {error}")),
+                Err(_) => failure = io::Error::new(io::ErrorKind::TimedOut, format!("{address}: no answer in time")),
+            }
+        }
+        Err(failure)
+    }
+
+    async fn connect(&self, address: &str) -> io::Result<TlsStream<TcpStream>> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        TlsConnector::from(self.tls.client()).connect(server_name(self.peer), stream).await
+    }
+}
+
+fn connect_lazily(dialer: Dialer) -> Channel {
+    // Letters, digits and hyphens: always an authority. The scheme is http because the dialer speaks TLS by itself.
+    let uri = Uri::builder().scheme("http").authority(super::node_name(dialer.peer)).path_and_query("/").build();
+    Endpoint::from(uri.expect("a node's name is an authority"))
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         // A dead peer is noticed by its silence, long before TCP gives up.
         .http2_keep_alive_interval(Duration::from_secs(2))
         .keep_alive_timeout(Duration::from_secs(4))
         .keep_alive_while_idle(true)
-        .connect_timeout(Duration::from_secs(2))
-        .tcp_nodelay(true)
-        .connect_lazy())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .connect_with_connector_lazy(service_fn(move |_: Uri| dialer.clone().dial()))
 }

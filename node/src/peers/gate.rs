@@ -1,4 +1,4 @@
-//! What every call between nodes passes first, in both directions: a certificate of a configured peer, the same cluster, and one
+//! What every call between nodes passes first, in both directions: a certificate of a known peer, the same cluster, and one
 //! process per node.
 //!
 //! ```text
@@ -8,7 +8,10 @@
 //!
 //! One authority may have signed the certificates of several clusters, or of one that was made anew: only the cluster's id tells
 //! old data from new. A life is one process of a node (its incarnation, and a number it drew): a copied data directory, or
-//! one `node.id` given twice, shows as two lives at once. `Hello` alone is answered to nodes that have no cluster yet.
+//! one `node.id` given twice, shows as two lives at once. `Hello` alone is answered to nodes that have no cluster yet, and then only
+//! to those that never had one: who has lived and comes without a cluster has lost its disk.
+//!
+//! Who the peers are, and which lives they had, is told by the catalog and by the settings (channels.rs, follow.rs).
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,6 +24,7 @@ use futures::future::BoxFuture;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use thiserror::Error;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::transport::Channel;
 use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
@@ -29,6 +33,7 @@ use tower::{BoxError, Layer, Service};
 use tracing::error;
 
 use super::tls::node_of;
+use crate::catalog::NodeRecord;
 
 /// Sixteen bytes as a ULID.
 const CLUSTER: HeaderName = HeaderName::from_static("ensign-cluster");
@@ -48,6 +53,14 @@ pub struct Life {
     pub process: u64,
 }
 
+impl Life {
+    /// The newest life that the catalog knows; none of a node that never registered, or did before lives were kept.
+    pub(super) fn of(node: &NodeRecord) -> Option<Self> {
+        let life = Self { incarnation: node.incarnation, process: node.process };
+        (life.incarnation > 0).then_some(life)
+    }
+}
+
 /// What a node shows with every call and every answer, once it has a cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Membership {
@@ -63,7 +76,8 @@ pub(super) enum Stranger {
     #[error("peers must show a certificate that names a node as ensign-node-ID")]
     NoCertificate,
     #[error(
-        "node {peer} is not a peer of node {me}: cluster.peers there does not name it, or it claims to be that node"
+        "node {peer} is not a peer of node {me}: neither the catalog nor cluster.peers there names it (it never joined, or was \
+         removed), or it claims to be that node"
     )]
     NotAPeer { peer: NodeId, me: NodeId },
     #[error("node {peer} does not say which cluster it belongs to: it runs another version, or has joined none")]
@@ -78,6 +92,11 @@ pub(super) enum Stranger {
          the copied or restored data directory, or the wrong node.id; a node that lost its data comes back under a new node.id"
     )]
     Twin { peer: NodeId, seen: u64, shown: u64 },
+    #[error(
+        "node {peer} has lived before (life {seen}), and comes back without its data: what it promised is lost with it, so it may \
+         not vote under this number again. Give it a new node.id (`ensign cluster join` does), and remove node {peer}"
+    )]
+    Wiped { peer: NodeId, seen: u64 },
 }
 
 impl From<&Stranger> for Status {
@@ -85,16 +104,17 @@ impl From<&Stranger> for Status {
         let code = match stranger {
             Stranger::NoCertificate => Code::Unauthenticated,
             Stranger::NotAPeer { .. } => Code::PermissionDenied,
-            Stranger::NoCluster { .. } | Stranger::OtherCluster { .. } | Stranger::Twin { .. } => {
-                Code::FailedPrecondition
-            }
+            Stranger::NoCluster { .. }
+            | Stranger::OtherCluster { .. }
+            | Stranger::Twin { .. }
+            | Stranger::Wiped { .. } => Code::FailedPrecondition,
         };
         Self::new(code, stranger.to_string())
     }
 }
 
 /// Whether a call was refused before any service saw it: a proof that it had no effect.
-pub(super) fn is_refusal(status: &Status) -> bool {
+pub(crate) fn is_refusal(status: &Status) -> bool {
     matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied | Code::FailedPrecondition)
 }
 
@@ -109,12 +129,48 @@ pub(super) struct Gate {
 struct Seen {
     life: Option<Life>,
     complained: Option<Instant>,
+    /// Cancelled when it is no peer any more.
+    gone: CancellationToken,
 }
 
 impl Gate {
-    /// For `me`, which has joined as `own` says or not yet, and these others.
-    pub(super) fn new(me: NodeId, own: Option<Membership>, others: impl Iterator<Item = NodeId>) -> Self {
-        Self { me, own, peers: Mutex::new(others.map(|peer| (peer, Seen::default())).collect()) }
+    /// For `me`, which has joined as `own` says or not yet. It knows nobody at first.
+    pub(super) fn new(me: NodeId, own: Option<Membership>) -> Self {
+        Self { me, own, peers: Mutex::default() }
+    }
+
+    /// Admits these peers and nobody else, and no life of theirs before the one that is told.
+    pub(super) fn update(&self, others: impl Iterator<Item = (NodeId, Option<Life>)>) {
+        let others: BTreeMap<NodeId, Option<Life>> = others.collect();
+        let mut peers = self.lock();
+        peers.retain(|peer, seen| {
+            let stays = others.contains_key(peer);
+            if !stays {
+                seen.gone.cancel();
+            }
+            stays
+        });
+        for (peer, told) in others {
+            let seen = peers.entry(peer).or_default();
+            // Of two processes that began the same life, the catalog says which came first.
+            if let Some(told) = told
+                && seen.life.is_none_or(|life| life.incarnation <= told.incarnation)
+            {
+                seen.life = Some(told);
+            }
+        }
+    }
+
+    /// Cancelled when `peer` is no peer any more; at once for a stranger.
+    pub(super) fn gone(&self, peer: NodeId) -> CancellationToken {
+        self.lock().get(&peer).map_or_else(
+            || {
+                let gone = CancellationToken::new();
+                gone.cancel();
+                gone
+            },
+            |seen| seen.gone.clone(),
+        )
     }
 
     /// Who calls, if the call may go on.
@@ -125,6 +181,10 @@ impl Gate {
         }
         if path != HELLO {
             self.recognize(peer, headers)?;
+        } else if Membership::of(headers).is_none()
+            && let Some(life) = self.lock().get(&peer).and_then(|seen| seen.life)
+        {
+            return Err(Stranger::Wiped { peer, seen: life.incarnation });
         }
         Ok(peer)
     }
@@ -138,7 +198,7 @@ impl Gate {
             return Err(Stranger::OtherCluster { peer, theirs: shown.cluster, me, ours });
         }
         let mut peers = self.lock();
-        let seen = peers.entry(peer).or_default();
+        let seen = peers.get_mut(&peer).ok_or(Stranger::NotAPeer { peer, me: self.me })?;
         match seen.life {
             Some(life) if life == shown.life => Ok(()),
             Some(life) if shown.life.incarnation <= life.incarnation => {
@@ -173,7 +233,7 @@ impl Gate {
 
     #[cfg(test)]
     pub(super) fn note(&self, peer: NodeId, life: Life) {
-        self.lock().entry(peer).or_default().life = Some(life);
+        self.update([(peer, Some(life))].into_iter());
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeId, Seen>> {
@@ -331,11 +391,13 @@ mod tests {
 
     fn gate() -> Gate {
         let own = Membership { cluster: ClusterId::from_bytes([7; 16]), life: Life { incarnation: 1, process: 1 } };
-        Gate::new(NodeId(1), Some(own), [NodeId(2), NodeId(3)].into_iter())
+        let gate = Gate::new(NodeId(1), Some(own));
+        gate.update([(NodeId(2), None), (NodeId(3), None)].into_iter());
+        gate
     }
 
     #[test]
-    fn only_configured_peers_of_this_cluster_pass() {
+    fn only_known_peers_of_this_cluster_pass() {
         let gate = gate();
         let headers = member(7, 1, 5);
         assert_eq!(gate.admit(Some(NodeId(2)), PATH, &headers), Ok(NodeId(2)));
@@ -370,5 +432,53 @@ mod tests {
         admit(6, 60).unwrap();
         assert!(matches!(admit(5, 50), Err(Stranger::Twin { seen: 6, shown: 5, .. })), "a restored directory");
         assert!(gate.admit(Some(NodeId(3)), PATH, &member(7, 1, 1)).is_ok(), "lives are counted by node");
+    }
+
+    #[test]
+    fn a_life_that_the_catalog_tells_counts_as_if_it_had_been_seen() {
+        let gate = gate();
+        let admit = |incarnation, process| gate.admit(Some(NodeId(2)), PATH, &member(7, incarnation, process));
+        let told = |incarnation, process| {
+            gate.update([(NodeId(2), Some(Life { incarnation, process })), (NodeId(3), None)].into_iter());
+        };
+        told(5, 50);
+        assert!(matches!(admit(1, 10), Err(Stranger::Twin { seen: 5, shown: 1, .. })), "a wiped disk");
+        assert!(matches!(admit(5, 51), Err(Stranger::Twin { seen: 5, shown: 5, .. })), "a copied disk");
+        admit(5, 50).unwrap();
+        admit(6, 60).unwrap();
+        // The catalog is behind what was seen here.
+        told(5, 50);
+        assert!(admit(5, 50).is_err());
+        admit(6, 60).unwrap();
+        // Both began life 7, and the other one was first to register.
+        admit(7, 70).unwrap();
+        told(7, 71);
+        assert!(admit(7, 70).is_err());
+        admit(7, 71).unwrap();
+    }
+
+    #[test]
+    fn who_has_lived_and_has_no_cluster_any_more_has_lost_its_disk() {
+        let gate = gate();
+        let nothing = HeaderMap::new();
+        gate.admit(Some(NodeId(2)), PATH, &member(7, 5, 50)).unwrap();
+        let wiped = gate.admit(Some(NodeId(2)), HELLO, &nothing).unwrap_err();
+        assert_eq!(wiped, Stranger::Wiped { peer: NodeId(2), seen: 5 });
+        assert!(wiped.to_string().contains("a new node.id"), "{wiped}");
+        gate.admit(Some(NodeId(3)), HELLO, &nothing).unwrap();
+    }
+
+    #[test]
+    fn peers_come_and_go() {
+        let gate = gate();
+        let headers = member(7, 1, 5);
+        gate.admit(Some(NodeId(3)), PATH, &headers).unwrap();
+        let (stays, leaves) = (gate.gone(NodeId(2)), gate.gone(NodeId(3)));
+        gate.update([(NodeId(2), None), (NodeId(4), None)].into_iter());
+        assert_eq!((stays.is_cancelled(), leaves.is_cancelled()), (false, true));
+        let refused = gate.admit(Some(NodeId(3)), PATH, &headers);
+        assert_eq!(refused, Err(Stranger::NotAPeer { peer: NodeId(3), me: NodeId(1) }));
+        gate.admit(Some(NodeId(4)), PATH, &headers).unwrap();
+        assert!(gate.gone(NodeId(9)).is_cancelled());
     }
 }

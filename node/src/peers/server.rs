@@ -19,13 +19,13 @@ use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::error;
 
 use super::gate::{CallingNode, GateLayer};
+use super::listener::handshakes;
 use super::propose::{propose_refusal, read_refusal};
 use super::tls::PeerTls;
 use super::transport::{LANE, MESSAGE_MAX, accept, lane_of};
@@ -78,10 +78,7 @@ impl fmt::Debug for Services {
 }
 
 /// Serves peers on `listener` until the tasks stop.
-///
-/// # Errors
-/// The certificates cannot be used.
-pub fn serve(listener: TcpListener, tls: &PeerTls, services: Services) -> anyhow::Result<()> {
+pub fn serve(listener: TcpListener, tls: &PeerTls, services: Services) {
     let tasks = services.tasks.clone();
     let more = services.more.clone();
     let gate = Arc::clone(services.peers.gate());
@@ -95,28 +92,21 @@ pub fn serve(listener: TcpListener, tls: &PeerTls, services: Services) -> anyhow
         .add_service(VaultServer::new(shared.clone()))
         .add_service(KeyholderServer::new(shared));
     let server = Server::builder()
-        .tls_config(tls.server())?
         .initial_stream_window_size(8 << 20)
         .initial_connection_window_size(16 << 20)
         .max_frame_size(1 << 20)
         .max_concurrent_streams(4096)
         .http2_keepalive_interval(Some(Duration::from_secs(5)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
-        .tcp_nodelay(true)
         // In front of every service alike, whoever adds one.
         .layer(GateLayer(gate))
         .add_routes(routes);
-    let incoming = TcpListenerStream::new(listener).map(|connection| {
-        connection.inspect(|stream| {
-            let _ = stream.set_nodelay(true);
-        })
-    });
+    let incoming = handshakes(listener, tls.clone(), &tasks).map(Ok::<_, std::io::Error>);
     tasks.spawn("peer-server", |stop| async move {
         if let Err(error) = server.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await {
             error!(%error, "the peer listener failed");
         }
     });
-    Ok(())
 }
 
 #[derive(Clone)]
@@ -159,11 +149,19 @@ impl Peer for Shared {
             .and_then(|name| name.to_str().ok())
             .and_then(lane_of)
             .ok_or_else(|| Status::invalid_argument(format!("{LANE} must be bulk or control")))?;
-        let (pipe, replies) = accept(&self.0.tasks, request.into_inner());
+        // A pipe outlives the call that opened it: it ends with its peer's being one.
+        let gone = self.0.peers.gate().gone(peer);
+        let (pipe, replies) = accept(&self.0.tasks, request.into_inner(), gone.clone());
         self.0.runtime.accept(peer, lane, pipe);
         // Open pipes must not keep a stopping server waiting.
         let stop = self.0.tasks.stop_token().clone();
-        Ok(Response::new(replies.take_until(stop.cancelled_owned()).boxed()))
+        let ended = async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = gone.cancelled() => {}
+            }
+        };
+        Ok(Response::new(replies.take_until(ended).boxed()))
     }
 
     async fn propose(&self, request: Request<ProposeRequest>) -> Result<Response<ProposeReply>, Status> {

@@ -74,6 +74,7 @@ struct Fixture {
     authority: Authority,
     address: String,
     tasks: Tasks,
+    peers: Option<Peers>,
 }
 
 impl Fixture {
@@ -81,7 +82,7 @@ impl Fixture {
         let authority = Authority::generate("test").unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let fixture = Self { authority, address, tasks: Tasks::new() };
+        let fixture = Self { authority, address, tasks: Tasks::new(), peers: None };
         let (clock, rng, tasks) = (Arc::new(SystemClock), Arc::new(OsRng), fixture.tasks.clone());
         let net = MemoryNet::new();
         let runtime = Runtime::new(quick(ME), net.transport(ME), clock.clone(), rng.clone(), tasks.clone());
@@ -102,11 +103,11 @@ impl Fixture {
             tail_bytes: ByteCount(1 << 20),
         });
         let tls = fixture.tls(ME);
-        let peers = Peers::new(ME, Some(member(7, 3)), &fixture.addresses(), &tls).unwrap();
+        let peers = Peers::new(ME, Some(member(7, 3)), &fixture.addresses(), &tls);
         let services = Services {
             node: ME,
             cluster: cluster(7),
-            peers,
+            peers: peers.clone(),
             runtime,
             catalog,
             vault: Arc::new(Doubles),
@@ -114,13 +115,13 @@ impl Fixture {
             more: tonic::service::Routes::new(ForwardService::server(partitions, tasks.clone())),
             tasks,
         };
-        serve(listener, &tls, services).unwrap();
-        fixture
+        serve(listener, &tls, services);
+        Self { peers: Some(peers), ..fixture }
     }
 
     fn tls(&self, node: NodeId) -> PeerTls {
         let issued = self.authority.issue(node).unwrap();
-        PeerTls::from_pem(issued.certificate, issued.private_key, self.authority.certificate())
+        PeerTls::from_pem(issued.certificate, issued.private_key, self.authority.certificate()).unwrap()
     }
 
     fn addresses(&self) -> Vec<PeerAddress> {
@@ -130,7 +131,7 @@ impl Fixture {
 
     /// How `node` reaches node 1, being what it says it is.
     fn as_node(&self, node: u64, own: Option<Membership>) -> Peers {
-        Peers::new(NodeId(node), own, &self.addresses(), &self.tls(NodeId(node))).unwrap()
+        Peers::new(NodeId(node), own, &self.addresses(), &self.tls(NodeId(node)))
     }
 }
 
@@ -176,20 +177,20 @@ async fn every_method_of_the_peer_port_refuses_strangers() {
     let fixture = Fixture::start().await;
     let methods = methods();
     assert!(methods.len() >= 8, "{methods:?}");
-    // A node that the authority has certified, but that the configuration does not name; and one that claims to be the callee.
+    // A node that the authority has certified, but that nobody named; and one that claims to be the callee.
     for stranger in [9, 1] {
         let mut addresses = fixture.addresses();
         addresses[1].id = NodeId(stranger);
         let others = [PeerAddress { id: ME, ..addresses[0].clone() }];
         let caller = if stranger == 1 { NodeId(2) } else { NodeId(stranger) };
-        let peers = Peers::new(caller, Some(member(7, 1)), &others, &fixture.tls(NodeId(stranger))).unwrap();
+        let peers = Peers::new(caller, Some(member(7, 1)), &others, &fixture.tls(NodeId(stranger)));
         for method in &methods {
             let status = call(&peers, method).await.unwrap_err();
             assert_eq!(status.code(), Code::PermissionDenied, "{method}: {status:?}");
             assert!(status.message().contains("is not a peer of node 1"), "{method}: {status:?}");
         }
     }
-    // The same calls of a configured peer get past the gate, so what was refused above is really served here.
+    // The same calls of a known peer get past the gate, so what was refused above is really served here.
     let peer = fixture.as_node(2, Some(member(7, 1)));
     for method in &methods {
         let status = call(&peer, method).await.err();
@@ -249,5 +250,66 @@ async fn a_second_process_of_a_node_is_noticed() {
     let status = call(&fixture.as_node(2, Some(twin)), propose).await.unwrap_err();
     assert!(status.message().contains("two processes run as node 2"), "{status:?}");
     assert!(is_refusal(&status));
+    fixture.tasks.shut_down(std::time::Duration::from_secs(5)).await;
+}
+
+impl Fixture {
+    fn peers(&self) -> &Peers {
+        self.peers.as_ref().unwrap()
+    }
+
+    /// What node 1 is told of node 2 and of others.
+    fn entries(&self, ids: &[u64]) -> Vec<PeerEntry> {
+        let entry = |id: &u64| PeerEntry::from(&PeerAddress { id: NodeId(*id), address: self.address.clone() });
+        ids.iter().map(entry).collect()
+    }
+}
+
+const READ_INDEX: &str = "/ensign.peer.v1.Peer/ReadIndex";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_is_a_peer_from_when_it_is_told_until_it_is_told_otherwise() {
+    let fixture = Fixture::start().await;
+    let joined = Peers::new(NodeId(3), Some(member(7, 1)), &fixture.addresses()[..1], &fixture.tls(NodeId(3)));
+    assert_eq!(call(&joined, READ_INDEX).await.unwrap_err().code(), Code::PermissionDenied);
+    fixture.peers().update(&fixture.entries(&[1, 2, 3]));
+    assert_eq!(fixture.peers().others(), [NodeId(2), NodeId(3)]);
+    assert!(fixture.peers().channel(NodeId(3)).is_some());
+    call(&joined, READ_INDEX).await.unwrap();
+
+    // An open pipe is a call that was admitted: it must not outlive the peer's being one.
+    let transport = PipeTransport::new(joined.clone(), fixture.tasks.clone());
+    let mut pipe = transport.connect(ME, Lane::Control).await.unwrap();
+    fixture.peers().update(&fixture.entries(&[1, 2]));
+    while pipe.incoming.recv().await.is_some() {}
+    assert_eq!(call(&joined, READ_INDEX).await.unwrap_err().code(), Code::PermissionDenied);
+    assert!(fixture.peers().channel(NodeId(3)).is_none());
+    fixture.tasks.shut_down(std::time::Duration::from_secs(5)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_moved_is_found_at_its_new_address() {
+    let fixture = Fixture::start().await;
+    // A port that nobody listens on.
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let seeds = [PeerAddress { id: ME, address: gone.clone() }];
+    let peers = Peers::new(NodeId(2), Some(member(7, 1)), &seeds, &fixture.tls(NodeId(2)));
+    assert!(call(&peers, HELLO).await.is_err());
+    peers.update(&[PeerEntry { id: ME, addresses: vec![gone, fixture.address.clone()], life: None }]);
+    call(&peers, HELLO).await.unwrap();
+    fixture.tasks.shut_down(std::time::Duration::from_secs(5)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wiped_node_is_refused_by_peers_that_have_never_met_it() {
+    let fixture = Fixture::start().await;
+    // The peer has restarted: what it knows of node 2, the catalog has told it.
+    let life = Some(Life { incarnation: 9, process: 90 });
+    fixture.peers().update(&[PeerEntry { life, ..fixture.entries(&[2])[0].clone() }]);
+    let status = call(&fixture.as_node(2, None), HELLO).await.unwrap_err();
+    assert!(is_refusal(&status) && status.message().contains("comes back without its data"), "{status:?}");
+    let status = call(&fixture.as_node(2, Some(member(7, 1))), READ_INDEX).await.unwrap_err();
+    assert!(status.message().contains("life 9 of it was seen already, and this is life 1"), "{status:?}");
+    call(&fixture.as_node(2, Some(member(7, 10))), READ_INDEX).await.unwrap();
     fixture.tasks.shut_down(std::time::Duration::from_secs(5)).await;
 }

@@ -11,6 +11,7 @@ use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Status, Streaming};
 
@@ -46,16 +47,16 @@ impl PipeTransport {
 impl Transport for PipeTransport {
     fn connect(&self, peer: NodeId, lane: Lane) -> BoxFuture<'static, Result<Pipe, TransportError>> {
         let channel = self.peers.lane(peer, lane);
-        let tasks = self.tasks.clone();
+        let (tasks, gone) = (self.tasks.clone(), self.peers.gate().gone(peer));
         Box::pin(async move {
             let failed = |cause: String| TransportError { peer, cause };
-            let channel = channel.ok_or_else(|| failed("it is not in cluster.peers".to_owned()))?;
+            let channel = channel.ok_or_else(|| failed("it is no node of this cluster".to_owned()))?;
             let mut client = PeerClient::new(channel).max_decoding_message_size(MESSAGE_MAX);
             let (outgoing, pipe_rx) = mpsc::channel::<Bytes>(PIPE_MESSAGES);
             let mut request = Request::new(messages(pipe_rx));
             request.metadata_mut().insert(LANE, MetadataValue::from_static(lane_name(lane)));
             let replies = client.pipe(request).await.map_err(|status| failed(status.message().to_owned()))?;
-            Ok(Pipe { outgoing, incoming: pump(&tasks, replies.into_inner()) })
+            Ok(Pipe { outgoing, incoming: pump(&tasks, replies.into_inner(), gone) })
         })
     }
 }
@@ -77,17 +78,18 @@ pub(super) fn lane_of(name: &str) -> Option<Lane> {
 pub(super) fn accept(
     tasks: &Tasks,
     incoming: Streaming<PipeMessage>,
+    gone: CancellationToken,
 ) -> (Pipe, impl tokio_stream::Stream<Item = Result<PipeMessage, Status>> + use<>) {
     let (outgoing, pipe_rx) = mpsc::channel::<Bytes>(PIPE_MESSAGES);
-    (Pipe { outgoing, incoming: pump(tasks, incoming) }, messages(pipe_rx).map(Ok))
+    (Pipe { outgoing, incoming: pump(tasks, incoming, gone) }, messages(pipe_rx).map(Ok))
 }
 
 fn messages(pipe: mpsc::Receiver<Bytes>) -> impl tokio_stream::Stream<Item = PipeMessage> {
     ReceiverStream::new(pipe).map(|data| PipeMessage { data })
 }
 
-/// Moves a stream's messages into a channel until either side ends.
-fn pump(tasks: &Tasks, mut stream: Streaming<PipeMessage>) -> mpsc::Receiver<Bytes> {
+/// Moves a stream's messages into a channel until either side ends, or the peer is `gone`.
+fn pump(tasks: &Tasks, mut stream: Streaming<PipeMessage>, gone: CancellationToken) -> mpsc::Receiver<Bytes> {
     let (tx, rx) = mpsc::channel(PIPE_MESSAGES);
     tasks.spawn("peer-pipe", |stop| async move {
         let pumping = async {
@@ -97,7 +99,7 @@ fn pump(tasks: &Tasks, mut stream: Streaming<PipeMessage>) -> mpsc::Receiver<Byt
                 }
             }
         };
-        stop.run_until_cancelled(pumping).await;
+        stop.run_until_cancelled(gone.run_until_cancelled(pumping)).await;
     });
     rx
 }

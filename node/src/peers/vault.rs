@@ -70,7 +70,7 @@ impl VaultPeer for VaultCalls {
         }
         let channel = self.peers.channel(node);
         async move {
-            let channel = channel.ok_or_else(|| LinkError::new(format!("node {node} is not in cluster.peers")))?;
+            let channel = channel.ok_or_else(|| LinkError::new(format!("node {node} is no node of this cluster")))?;
             let reply = VaultClient::new(channel).call(timed(request, CALL_TIMEOUT)).await;
             reply.map(tonic::Response::into_inner).map_err(|status| LinkError::new(status.message()))
         }
@@ -87,7 +87,9 @@ impl VaultCalls {
     /// The holder of another node.
     fn holder_of(&self, node: NodeId) -> Result<KeyholderClient<PeerChannel>, LinkError> {
         let channel = self.peers.channel(node);
-        channel.map(KeyholderClient::new).ok_or_else(|| LinkError::new(format!("node {node} is not in cluster.peers")))
+        channel
+            .map(KeyholderClient::new)
+            .ok_or_else(|| LinkError::new(format!("node {node} is no node of this cluster")))
     }
 }
 

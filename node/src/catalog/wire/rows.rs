@@ -25,6 +25,17 @@ pub(super) struct NodeRow {
     pub(super) grpc: String,
     #[prost(string, tag = "4")]
     pub(super) http: String,
+    // Empty or zero, all five, in what was written before nodes had names and lives.
+    #[prost(string, tag = "40")]
+    pub(super) name: String,
+    #[prost(string, tag = "41")]
+    pub(super) region: String,
+    #[prost(string, tag = "42")]
+    pub(super) zone: String,
+    #[prost(uint64, tag = "43")]
+    pub(super) incarnation: u64,
+    #[prost(uint64, tag = "44")]
+    pub(super) process: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -231,13 +242,33 @@ pub(super) fn raw(id: &[u8; 16]) -> Bytes {
 
 impl From<&NodeRecord> for NodeRow {
     fn from(node: &NodeRecord) -> Self {
-        Self { id: node.id.0, peer: node.peer.clone(), grpc: node.grpc.clone(), http: node.http.clone() }
+        Self {
+            id: node.id.0,
+            peer: node.peer.clone(),
+            grpc: node.grpc.clone(),
+            http: node.http.clone(),
+            name: node.name.clone(),
+            region: node.region.clone(),
+            zone: node.zone.clone(),
+            incarnation: node.incarnation,
+            process: node.process,
+        }
     }
 }
 
 impl From<NodeRow> for NodeRecord {
     fn from(row: NodeRow) -> Self {
-        Self { id: NodeId(row.id), peer: row.peer, grpc: row.grpc, http: row.http }
+        Self {
+            id: NodeId(row.id),
+            peer: row.peer,
+            grpc: row.grpc,
+            http: row.http,
+            name: row.name,
+            region: row.region,
+            zone: row.zone,
+            incarnation: row.incarnation,
+            process: row.process,
+        }
     }
 }
 
