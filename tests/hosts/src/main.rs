@@ -1,0 +1,160 @@
+//! `hosts`: clusters of real processes under faults, and what became of the promises. See `hosts --help`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use ensign_hosts::cluster::{Mechanism, Plan};
+use ensign_hosts::links::namespaces;
+use ensign_hosts::scenario::failover::{self, Failover};
+use ensign_hosts::scenario::ledger::{self, Ledger};
+use ensign_hosts::scenario::links;
+use ensign_hosts::scenario::rolling::{self, Rolling};
+use rand::TryRng as _;
+
+/// Starts clusters of real `ensign serve` processes, lets hosts and links fail, and judges what clients saw.
+#[derive(Debug, Parser)]
+#[command(after_help = "Examples:
+  cargo run --release -p ensign-hosts -- ledger --minutes 20 --nodes 5
+  cargo run --release -p ensign-hosts -- ledger --minutes 2 --seed 42 --links netns
+  cargo run --release -p ensign-hosts -- failover --rounds 5
+
+The server is target/release/ensign, unless --binary names another: build it with `cargo build --release`.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Publish and subscribe under random kills, pauses and partitions; then compare what was acked with what is there.
+    Ledger {
+        #[command(flatten)]
+        cluster: ClusterArgs,
+        /// How many minutes faults go on.
+        #[arg(long, default_value_t = 2.0)]
+        minutes: f64,
+        /// What the faults are drawn from; printed, and another one each time unless it is given.
+        #[arg(long)]
+        seed: Option<u64>,
+        /// Events a second of each publisher.
+        #[arg(long, default_value_t = 100)]
+        rate: u32,
+        #[command(flatten)]
+        pyensign: PyEnsignArgs,
+    },
+    /// Measure how long acks stay away when a leader is killed, and when it is asked to stop.
+    Failover {
+        #[command(flatten)]
+        cluster: ClusterArgs,
+        /// How often each is measured.
+        #[arg(long, default_value_t = 3)]
+        rounds: u32,
+        /// Events a second of each publisher, of which each node has one.
+        #[arg(long, default_value_t = 500)]
+        rate: u32,
+    },
+    /// Restart every node in turn, under load.
+    Rolling {
+        #[command(flatten)]
+        cluster: ClusterArgs,
+        /// How often every node is restarted.
+        #[arg(long, default_value_t = 1)]
+        rounds: u32,
+        /// Events a second of each publisher.
+        #[arg(long, default_value_t = 200)]
+        rate: u32,
+        #[command(flatten)]
+        pyensign: PyEnsignArgs,
+    },
+    /// Check that links do what they are told, without a cluster.
+    Links {
+        /// How links are made.
+        #[arg(long, value_enum, default_value = "proxy")]
+        links: Mechanism,
+    },
+    /// Say whether this machine can make network namespaces with links that can be cut.
+    CanNetns,
+}
+
+#[derive(Debug, Args)]
+struct ClusterArgs {
+    /// How many nodes.
+    #[arg(long, default_value_t = 3)]
+    nodes: u64,
+    /// How the links between nodes are made.
+    #[arg(long, value_enum, default_value = "proxy")]
+    links: Mechanism,
+    /// The server.
+    #[arg(long, default_value = "target/release/ensign")]
+    binary: PathBuf,
+}
+
+impl ClusterArgs {
+    fn plan(self) -> Plan {
+        let Self { nodes, links, binary } = self;
+        Plan { binary, nodes, mechanism: links, timing: "lan", more: std::collections::BTreeMap::new() }
+    }
+}
+
+#[derive(Debug, Args)]
+struct PyEnsignArgs {
+    /// A Python with PyEnsign; `.ci/run pyensign` makes this one.
+    #[arg(long, default_value = "target/ci/venv/bin/python")]
+    python: PathBuf,
+    /// Our client only.
+    #[arg(long)]
+    without_pyensign: bool,
+}
+
+impl PyEnsignArgs {
+    fn python(self) -> Option<PathBuf> {
+        (!self.without_pyensign).then_some(self.python)
+    }
+}
+
+impl Command {
+    /// How many namespaces it needs, if it needs any.
+    fn hosts(&self) -> Option<u64> {
+        let (links, nodes) = match self {
+            Self::Ledger { cluster, .. } | Self::Failover { cluster, .. } | Self::Rolling { cluster, .. } => {
+                (cluster.links, cluster.nodes)
+            }
+            Self::Links { links } => (*links, 2),
+            Self::CanNetns => return None,
+        };
+        (links == Mechanism::Netns).then_some(nodes)
+    }
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let cli = Cli::parse();
+    if let Some(nodes) = cli.command.hosts().filter(|_| !namespaces::in_hub()) {
+        return namespaces::run_in_hub(nodes);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(run(cli.command))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Ledger { cluster, minutes, seed, rate, pyensign } => {
+            let seed = match seed {
+                Some(seed) => seed,
+                None => rand::rngs::SysRng.try_next_u64()? % 1_000_000,
+            };
+            let length = Duration::from_secs_f64(minutes * 60.0);
+            ledger::run(Ledger { plan: cluster.plan(), length, seed, python: pyensign.python(), rate }).await
+        }
+        Command::Failover { cluster, rounds, rate } => {
+            failover::run(Failover { plan: cluster.plan(), rounds, rate }).await
+        }
+        Command::Rolling { cluster, rounds, rate, pyensign } => {
+            rolling::run(Rolling { plan: cluster.plan(), rounds, rate, python: pyensign.python() }).await
+        }
+        Command::Links { links } => links::run(links).await,
+        Command::CanNetns => namespaces::check(),
+    }
+}

@@ -1,0 +1,15 @@
+//! What is run, from its start to its verdict.
+
+pub mod failover;
+pub mod ledger;
+pub mod links;
+pub mod rolling;
+
+use std::io::Write as _;
+
+/// Says a line at once: whoever watches a run of twenty minutes wants to know where it is.
+pub(crate) fn say(line: impl AsRef<str>) {
+    let mut out = std::io::stdout().lock();
+    // A closed pipe is no reason to stop a run.
+    let _ = writeln!(out, "{}", line.as_ref()).and_then(|()| out.flush());
+}
