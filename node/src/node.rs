@@ -3,7 +3,8 @@
 //! ```text
 //! start: lock the data directory ─> open logs ─> count this life ─> raft ─> vault, catalog ─> keys, identity, partitions ─> peers
 //! serve: gRPC and HTTP for clients
-//! drain: streams end, the lease is given back          close: leaderships move, groups stop, logs close, LOCK goes
+//! hand over: leaderships move, clients are served on     drain: streams end
+//! close: what is led still moves, groups stop, the lease is given back, logs close, LOCK goes
 //! ```
 
 use std::fmt;
@@ -511,6 +512,15 @@ impl Node {
         self.tasks.stop_token().cancelled().await;
         let reason = self.tasks.panicked().or_else(|| self.fatal.get().cloned());
         reason.unwrap_or_else(|| "the node was asked to stop".to_owned())
+    }
+
+    /// Hands over every leadership while clients are still served, so that none of them waits for an election: what they publish from
+    /// now on is passed on to the new leaders. A balancer is told first, by `/readyz`.
+    pub async fn hand_over(&self) {
+        let what = "this node is asked to stop: it hands its leaderships over";
+        self.health.trouble("stopping", Some(what.to_owned()));
+        let deadline: Duration = self.config.shutdown.deadline.into();
+        self.runtime.hand_over(deadline / 2).await;
     }
 
     /// Refuses new work and ends streams, in order; what is in progress is finished or told that it is not.

@@ -99,6 +99,9 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
             }
         } => Some(failure),
     };
+    if failure.is_none() {
+        node.hand_over().await;
+    }
     node.drain().await;
     node.close().await;
     failure.map_or(Ok(()), |failure| Err(anyhow::anyhow!(failure)))

@@ -229,11 +229,11 @@ impl Replica {
         }
     }
 
-    /// Where leadership should go when this node leaves: to the voter that misses least.
-    pub(crate) fn successor(&self) -> Option<NodeId> {
+    /// Where leadership should go when this node leaves: to the voter that misses least, of those that `may` take it.
+    pub(crate) fn successor(&self, may: impl Fn(NodeId) -> bool) -> Option<NodeId> {
         let raft = self.raft().filter(|_| self.leads())?;
         let matched = matched(&raft);
-        let others = raft.voter_ids().map(NodeId).filter(|voter| *voter != self.config.node);
+        let others = raft.voter_ids().map(NodeId).filter(|voter| *voter != self.config.node && may(*voter));
         others.max_by_key(|voter| matched.get(voter).copied())
     }
 

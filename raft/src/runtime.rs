@@ -8,6 +8,7 @@ use std::time::Duration;
 use ensign_proto::{GroupId, NodeId};
 use ensign_storage::GroupLog;
 use futures::future::join_all;
+use futures::{StreamExt as _, stream};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{info, warn};
@@ -17,13 +18,16 @@ use crate::config::{GroupSpec, RuntimeConfig};
 use crate::env::{Clock, Lane, Pipe, Rng, Tasks, Transport};
 use crate::errors::StartError;
 use crate::group::{Group, GroupStatus};
-use crate::liveness::Liveness;
+use crate::liveness::{Liveness, PeerState};
 use crate::machine::StateMachine;
 use crate::metrics;
 use crate::net::{self, Local, Peers};
 use crate::replica::Replica;
 use crate::supervise;
 use crate::types::AsyncRuntime;
+
+/// Leaderships that are handed over at once: a node that leads a thousand groups asks for a thousand elections.
+const HAND_OVERS: usize = 64;
 
 /// Runs a node's groups over one transport. Clones are cheap and share it.
 #[derive(Clone)]
@@ -194,6 +198,13 @@ impl Runtime {
         running.iter().map(|replica| replica.status()).collect()
     }
 
+    /// Hands over what this node leads, to whoever misses least. Its groups run on, and it serves as one that follows: whoever asks
+    /// it to append is told who leads. Returns once all are handed over, or at the deadline. Cancel safe; may be called again.
+    pub async fn hand_over(&self, deadline: Duration) {
+        let replicas: Vec<_> = self.inner.local.registry.lock().running.values().cloned().collect();
+        hand_over(&replicas, &self.inner.local.liveness, deadline).await;
+    }
+
     /// Hands leaderships over, then stops every group; what is not done by `deadline` is cut short.
     pub async fn shut_down(&self, deadline: Duration) {
         let end = Instant::now() + deadline;
@@ -202,19 +213,34 @@ impl Runtime {
             groups.stopping = true;
             groups.running.values().cloned().collect()
         };
-        let hand_over = join_all(replicas.iter().map(|replica| async move {
-            let Some(to) = replica.successor() else { return };
-            match replica.transfer_leader(to).await {
-                Ok(()) => info!(group = %replica.id, %to, "handed leadership over"),
-                Err(error) => warn!(group = %replica.id, %error, "leadership was not handed over"),
-            }
-        }));
         // Half of the time at most: a group whose peers are gone must still be closed in order.
-        let _ = timeout(deadline / 2, hand_over).await;
+        hand_over(&replicas, &self.inner.local.liveness, deadline / 2).await;
         let stops = join_all(replicas.iter().map(|replica| self.stop(replica.id)));
         if timeout_at(end, stops).await.is_err() {
             warn!("some groups were still stopping at the deadline");
         }
         self.inner.tasks.shut_down(end.saturating_duration_since(Instant::now())).await;
     }
+}
+
+/// First the groups that the others ask before they can take over: the vault hands out the keys that a partition's new leader seals with.
+async fn hand_over(replicas: &[Arc<Replica>], liveness: &Liveness, deadline: Duration) {
+    let (partitions, system): (Vec<_>, Vec<_>) =
+        replicas.iter().partition(|replica| replica.id >= GroupId::FIRST_PARTITION);
+    let one = |replica: &Arc<Replica>| {
+        let replica = Arc::clone(replica);
+        async move {
+            let Some(to) = replica.successor(|node| liveness.state(node) != PeerState::Dead) else { return };
+            match replica.transfer_leader(to).await {
+                Ok(()) => info!(group = %replica.id, %to, "handed leadership over"),
+                Err(error) => warn!(group = %replica.id, %error, "leadership was not handed over"),
+            }
+        }
+    };
+    let all = async {
+        for groups in [system, partitions] {
+            stream::iter(groups).for_each_concurrent(HAND_OVERS, one).await;
+        }
+    };
+    let _ = timeout(deadline, all).await;
 }

@@ -132,6 +132,23 @@ async fn shutting_down_hands_leadership_over_first() {
 }
 
 #[tokio::test]
+async fn a_node_that_hands_over_leads_nothing_and_runs_on() {
+    let cluster = Cluster::start(3).await;
+    cluster.propose("a").await;
+    let old = cluster.leader().await;
+    cluster.node(old).runtime.hand_over(std::time::Duration::from_secs(5)).await;
+    let status = cluster.node(old).group.status();
+    assert_eq!(status.health, Health::Running);
+    assert!(!status.leadership.leads(old), "{status:?}");
+    // It follows, and knows whom to send a proposal to.
+    let refused = cluster.node(old).group.propose(None, Bytes::new()).await;
+    assert!(matches!(refused, Err(ProposeError::NotLeader { leader: Some(new) }) if new != old), "{refused:?}");
+    cluster.propose("b").await;
+    // Once more is no harm, where there is nothing to hand over.
+    cluster.node(old).runtime.hand_over(std::time::Duration::from_secs(5)).await;
+}
+
+#[tokio::test]
 async fn a_replica_that_misses_what_was_purged_gets_the_snapshot() {
     let mut cluster = Cluster::start(3).await;
     cluster.propose("a").await;
