@@ -84,7 +84,7 @@ def report(waiting):
             say(f"ack {number}")
             del waiting[number]
         elif event.nacked():
-            say(f"nack {number} {event.error if hasattr(event, 'error') else 'nacked'}")
+            say(f"nack {number} {' '.join(str(event.error).split())}")
             del waiting[number]
     # The SDK forgets nothing that was never answered; neither a stream that broke nor we will ever hear of the oldest again.
     while len(waiting) > 20_000:

@@ -33,7 +33,7 @@ pub struct Plan {
     pub mechanism: Mechanism,
     /// `cluster.timing` of every node.
     pub timing: &'static str,
-    /// More settings of each node: lines of TOML that come after all others, so they begin with a section.
+    /// More settings of each node: lines of TOML for its section `[node]`.
     pub more: BTreeMap<Node, String>,
 }
 
@@ -122,7 +122,13 @@ impl Cluster {
             std::fs::write(folder.join("node.key"), private_key)?;
             let peers: Vec<String> = addresses
                 .iter()
-                .map(|(to, real)| format!("\"{to}={}\"", seen_from.get(&(*node, *to)).unwrap_or(&real.peers)))
+                .map(|(to, real)| match (plan.mechanism, seen_from.get(&(*node, *to))) {
+                    (_, Some(through)) => format!("\"{to}={through}\""),
+                    // What a node says of itself is told to all, and tried first; what each has in its own settings comes after. Nobody
+                    // listens here, so that everybody goes through the proxy.
+                    (Mechanism::Proxy, None) => format!("\"{to}=127.213.0.{to}:9\""),
+                    (Mechanism::Netns, None) => format!("\"{to}={}\"", real.peers),
+                })
                 .collect();
             let settings = settings(*node, &root, own, &peers.join(", "), &plan);
             std::fs::write(folder.join("ensign.toml"), settings)?;
@@ -335,18 +341,18 @@ fn settings(node: Node, root: &Path, own: &Addresses, peers: &str, plan: &Plan) 
     let folder = root.join(format!("node-{node}"));
     let plaintext = IpAddr::is_loopback(&own.grpc.ip());
     format!(
-        "[node]\nid = {node}\ndata_dir = \"{folder}/data\"\nroot_key = \"{root}/root.key\"\n\
+        "[node]\nid = {node}\ndata_dir = \"{folder}/data\"\nroot_key = \"{root}/root.key\"\n{more}\
          [listen]\ngrpc = \"{}\"\nhttp = \"{}\"\nmetrics = \"{}\"\npeers = \"{}\"\nplaintext = {}\n\
          [cluster]\npeers = [{peers}]\ncertificate = \"{folder}/node.pem\"\nprivate_key = \"{folder}/node.key\"\n\
          authority = \"{root}/ca.pem\"\ntiming = \"{}\"\n\
-         [storage]\nprefill = \"64MiB\"\ntail_cache = \"64MiB\"\n{}\n",
+         [storage]\nprefill = \"64MiB\"\ntail_cache = \"64MiB\"\n",
         own.grpc,
         own.http,
         own.metrics,
         own.peers,
         !plaintext,
         plan.timing,
-        plan.more.get(&node).map_or("", String::as_str),
+        more = plan.more.get(&node).map_or("", String::as_str),
         folder = folder.display(),
         root = root.display(),
     )

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use ensign_hosts::cluster::{Mechanism, Plan};
 use ensign_hosts::links::namespaces;
-use ensign_hosts::scenario::failover::{self, Failover};
+use ensign_hosts::scenario::failover::{self, Failover, Limits};
 use ensign_hosts::scenario::ledger::{self, Ledger};
 use ensign_hosts::scenario::links;
 use ensign_hosts::scenario::rolling::{self, Rolling};
@@ -54,6 +54,9 @@ enum Command {
         /// Events a second of each publisher, of which each node has one.
         #[arg(long, default_value_t = 500)]
         rate: u32,
+        /// Print figures that are beyond their limits, and do not fail for it: for machines that do other work as well.
+        #[arg(long)]
+        report_only: bool,
     },
     /// Restart every node in turn, under load.
     Rolling {
@@ -76,6 +79,12 @@ enum Command {
     },
     /// Say whether this machine can make network namespaces with links that can be cut.
     CanNetns,
+    /// One side of `links`.
+    #[command(hide = true)]
+    ProbeAnswer { listen: std::net::SocketAddr },
+    /// The other side of `links`.
+    #[command(hide = true)]
+    ProbeCall { to: std::net::SocketAddr },
 }
 
 #[derive(Debug, Args)]
@@ -122,7 +131,7 @@ impl Command {
                 (cluster.links, cluster.nodes)
             }
             Self::Links { links } => (*links, 2),
-            Self::CanNetns => return None,
+            Self::CanNetns | Self::ProbeAnswer { .. } | Self::ProbeCall { .. } => return None,
         };
         (links == Mechanism::Netns).then_some(nodes)
     }
@@ -148,13 +157,16 @@ async fn run(command: Command) -> anyhow::Result<()> {
             let length = Duration::from_secs_f64(minutes * 60.0);
             ledger::run(Ledger { plan: cluster.plan(), length, seed, python: pyensign.python(), rate }).await
         }
-        Command::Failover { cluster, rounds, rate } => {
-            failover::run(Failover { plan: cluster.plan(), rounds, rate }).await
+        Command::Failover { cluster, rounds, rate, report_only } => {
+            let limits = if report_only { Limits::Printed } else { Limits::Enforced };
+            failover::run(Failover { plan: cluster.plan(), rounds, rate, limits }).await
         }
         Command::Rolling { cluster, rounds, rate, pyensign } => {
             rolling::run(Rolling { plan: cluster.plan(), rounds, rate, python: pyensign.python() }).await
         }
         Command::Links { links } => links::run(links).await,
         Command::CanNetns => namespaces::check(),
+        Command::ProbeAnswer { listen } => links::answer(listen).await,
+        Command::ProbeCall { to } => links::call(to).await,
     }
 }

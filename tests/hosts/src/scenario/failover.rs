@@ -31,6 +31,17 @@ pub struct Failover {
     pub rounds: u32,
     /// Events a second of each publisher; there is one for each node, connected to it.
     pub rate: u32,
+    /// What a figure beyond its limit means.
+    pub limits: Limits,
+}
+
+/// What a figure beyond its limit means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limits {
+    /// The run fails.
+    Enforced,
+    /// It is printed: a machine that does other work as well proves nothing about time. Broken promises fail all the same.
+    Printed,
 }
 
 /// One measurement.
@@ -115,6 +126,9 @@ async fn measure(failover: &Failover, cluster: &mut Cluster) -> anyhow::Result<(
         say(format!("{what} {figure:.0?}, which is {ratio:.2} of the limit of {limit:?}"));
     }
     say(format!("{} events acked: 0 lost, 0 duplicated, 0 reordered", pulse.acks()));
+    if failover.limits == Limits::Printed {
+        return Ok(());
+    }
     ensure!(resumed <= KILLED_LIMIT, "acks stayed away for {resumed:?} after a kill -9");
     ensure!(late <= STOPPED_LIMIT, "an ack came {late:?} after its event while the leader was stopping");
     Ok(())

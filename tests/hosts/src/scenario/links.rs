@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, timeout};
 
@@ -27,15 +29,34 @@ struct Probe {
     lines: tokio::io::Lines<BufReader<tokio::process::ChildStdout>>,
 }
 
-/// Listens on `argv[1]` and repeats; or connects to `argv[2]` and passes lines on both ways. In Python, which both mechanisms run alike.
-const ANSWER: &str = "import socket,sys\n\
-s=socket.create_server((sys.argv[1],int(sys.argv[2])))\nprint('up',flush=True)\n\
-while True:\n c,_=s.accept()\n f=c.makefile('rw')\n for l in f:\n  f.write(l);f.flush()\n";
-const CALL: &str = "import socket,sys,threading\n\
-c=socket.create_connection((sys.argv[1],int(sys.argv[2])))\nf=c.makefile('rw')\n\
-def back():\n for l in f: print(l,end='',flush=True)\n\
-threading.Thread(target=back,daemon=True).start()\n\
-for l in sys.stdin: f.write(l);f.flush()\n";
+/// The other side of the probe: repeats every line of every connection, one connection after the other. Never returns in success.
+///
+/// # Errors
+/// The address cannot be listened on.
+pub async fn answer(listen: SocketAddr) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(listen).await?;
+    say("up");
+    loop {
+        let (stream, _) = listener.accept().await?;
+        let (mut read, mut write) = stream.into_split();
+        // Its end, in whatever way, is the caller's business.
+        let _ = tokio::io::copy(&mut read, &mut write).await;
+    }
+}
+
+/// The probe's own side: what it reads goes there, what comes back it says.
+///
+/// # Errors
+/// The address cannot be connected to, or the connection breaks.
+pub async fn call(to: SocketAddr) -> anyhow::Result<()> {
+    let (mut read, mut write) = TcpStream::connect(to).await?.into_split();
+    let (mut stdin, mut stdout) = (tokio::io::stdin(), tokio::io::stdout());
+    tokio::select! {
+        sent = tokio::io::copy(&mut stdin, &mut write) => sent?,
+        heard = tokio::io::copy(&mut read, &mut stdout) => heard?,
+    };
+    Ok(())
+}
 
 impl Probe {
     async fn start(
@@ -43,17 +64,18 @@ impl Probe {
         listen: SocketAddr,
         through: SocketAddr,
     ) -> anyhow::Result<Self> {
-        let python = |node: u64, script: &str, address: SocketAddr| {
-            let words: Vec<String> = command(node).into_iter().chain(["python3".to_owned()]).collect();
+        let this = std::env::current_exe()?.display().to_string();
+        let side = |node: u64, name: &str, address: SocketAddr| {
+            let words: Vec<String> = command(node).into_iter().chain([this.clone()]).collect();
             let mut command = Command::new(&words[0]);
-            command.args(&words[1..]).args(["-c", script, &address.ip().to_string(), &address.port().to_string()]);
-            command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).kill_on_drop(true);
+            command.args(&words[1..]).args([name, &address.to_string()]);
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
             command
         };
-        let mut answerer = python(2, ANSWER, listen).spawn().context("cannot run python3")?;
+        let mut answerer = side(2, "probe-answer", listen).spawn().context("cannot start the probe")?;
         let mut up = BufReader::new(answerer.stdout.take().context("piped")?).lines();
         timeout(SURELY, up.next_line()).await.context("the probe does not start")??;
-        let mut caller = python(1, CALL, through).spawn().context("cannot run python3")?;
+        let mut caller = side(1, "probe-call", through).spawn().context("cannot start the probe")?;
         let lines = BufReader::new(caller.stdout.take().context("piped")?).lines();
         Ok(Self { _answerer: answerer, caller, lines })
     }
