@@ -27,7 +27,7 @@ use std::time::Duration;
 use ensign_proto::pb::vault::v1 as pb;
 use ensign_proto::{Algorithm, ClusterId, GroupId, KeyVersion, LogIndex, NodeId, ProjectId, RingId, SessionId, Term};
 use ensign_raft::env::{BootTime, Clock, Stop, Tasks};
-use ensign_raft::{Committed, Group, GroupSpec, Leadership, ProposeError, ReadError, Runtime, StartError};
+use ensign_raft::{Committed, Group, GroupSpec, Leadership, Mode, ProposeError, ReadError, Runtime, StartError};
 use ensign_storage::GroupLog;
 use thiserror::Error;
 use tokio::sync::{Notify, watch};
@@ -147,7 +147,8 @@ impl Vault {
         tasks: &Tasks,
     ) -> Result<Self, VaultStartError> {
         config.lease.check(config.election_max)?;
-        let spec = GroupSpec { id: GroupId::VAULT, voters: config.voters.clone(), initialize: config.create };
+        let mode = if config.create { Mode::Found } else { Mode::Member };
+        let spec = GroupSpec { id: GroupId::VAULT, voters: config.voters.clone(), mode };
         let group = runtime.start(spec, log, VaultMachine::default()).await?;
         let vault = Self(Arc::new(Inner {
             group,

@@ -20,7 +20,7 @@ use ensign_keyvault::{
 };
 use ensign_proto::{ByteCount, ClusterId, GroupId, NodeId};
 use ensign_raft::env::{Clock, OsRng, Rng, SystemClock, Tasks};
-use ensign_raft::{Group, GroupSpec, Runtime, RuntimeConfig};
+use ensign_raft::{Group, GroupSpec, Mode, Runtime, RuntimeConfig};
 use ensign_storage::{DataDir, Disk, FrameLog, LogConfig, NodeLog as _, OpenError, Writer};
 use tokio::net::TcpListener;
 use tonic::service::Routes;
@@ -213,7 +213,8 @@ impl Node {
         let vault_client = VaultClient::new(link, cluster, me, &Entropy::kernel());
 
         let (machine, view) = CatalogMachine::new();
-        let catalog_spec = GroupSpec { id: GroupId::CATALOG, voters: voters.clone(), initialize };
+        let mode = if initialize { Mode::Found } else { Mode::Member };
+        let catalog_spec = GroupSpec { id: GroupId::CATALOG, voters: voters.clone(), mode };
         let catalog_group = runtime
             .start(catalog_spec, log.log.group(GroupId::CATALOG), machine)
             .await

@@ -12,7 +12,7 @@ use ensign_node::catalog::{
 use ensign_proto::{GroupId, LogIndex, NodeId, ProjectId, RingId, TopicId, TopicName};
 use ensign_raft::env::{Clock as _, SeededRng, SystemClock, Tasks};
 use ensign_raft::testing::{MemoryNet, quick};
-use ensign_raft::{Group, GroupSpec, ProposeError, Runtime};
+use ensign_raft::{Group, GroupSpec, Mode, ProposeError, Runtime};
 use ensign_storage::{EntryId, MemoryLog, NodeLog as _};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -163,7 +163,7 @@ impl Cluster {
         let runtime = Runtime::new(quick(id), transport, clock.clone(), rng.clone(), Tasks::new());
         self.net.attach(&runtime);
         let (machine, view) = CatalogMachine::new();
-        let spec = GroupSpec { id: GroupId::CATALOG, voters: (1..=3).map(NodeId).collect(), initialize: true };
+        let spec = GroupSpec { id: GroupId::CATALOG, voters: (1..=3).map(NodeId).collect(), mode: Mode::Found };
         let group = runtime.start(spec, log.group(GroupId::CATALOG), machine).await.expect("the group starts");
         let catalog = Catalog::new(CatalogParts {
             me: id,

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use ensign_proto::{GroupId, NodeId};
 use ensign_raft::env::{OsRng, SystemClock, Tasks};
 use ensign_raft::testing::MemoryNet;
-use ensign_raft::{CommittedEntry, Group, GroupSpec, RestoreError, Runtime, RuntimeConfig, StateMachine};
+use ensign_raft::{CommittedEntry, Group, GroupSpec, Mode, RestoreError, Runtime, RuntimeConfig, StateMachine};
 use ensign_storage::{MemoryLog, NodeLog as _};
 use tokio::time::Instant;
 
@@ -47,7 +47,7 @@ async fn main() {
         let runtime =
             Runtime::new(RuntimeConfig::new(node), transport, Arc::new(SystemClock), Arc::new(OsRng), Tasks::new());
         net.attach(&runtime);
-        let spec = GroupSpec { id: GroupId(16), voters: voters.clone(), initialize: true };
+        let spec = GroupSpec { id: GroupId(16), voters: voters.clone(), mode: Mode::Found };
         let log = MemoryLog::new().group(GroupId(16));
         groups.push(runtime.start(spec, log, Counter(0)).await.expect("the group starts"));
     }

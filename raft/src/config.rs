@@ -59,6 +59,8 @@ pub struct Limits {
     pub checkpoint: ByteCount,
     /// Applied entries after which a machine is asked for a checkpoint.
     pub checkpoint_entries: u64,
+    /// What this node sends a second to replicas that do not vote, over all groups; see `Runtime::limit_learners`.
+    pub learners: ByteCount,
 }
 
 impl Default for Limits {
@@ -71,6 +73,7 @@ impl Default for Limits {
             snapshot: ByteCount(256 << 20),
             checkpoint: ByteCount(64 << 20),
             checkpoint_entries: 8192,
+            learners: ByteCount(64 << 20),
         }
     }
 }
@@ -91,6 +94,9 @@ pub struct RuntimeConfig {
     /// Plants the bug that `enable_leader_restore` is, for the simulation that must find it.
     #[cfg(feature = "planted-bugs")]
     pub planted_leader_restore: bool,
+    /// Plants a replica that founds the group anew instead of waiting to be added.
+    #[cfg(feature = "planted-bugs")]
+    pub planted_refound: bool,
 }
 
 /// Where reads that may block on the disk run.
@@ -114,6 +120,8 @@ impl RuntimeConfig {
             disk_reads: DiskReads::Pool,
             #[cfg(feature = "planted-bugs")]
             planted_leader_restore: false,
+            #[cfg(feature = "planted-bugs")]
+            planted_refound: false,
         }
     }
 }
@@ -123,8 +131,20 @@ impl RuntimeConfig {
 pub struct GroupSpec {
     /// Its number, the same on every node.
     pub id: GroupId,
-    /// Its first voters; ignored once the group has a stored membership.
+    /// Its first voters; ignored once the group has a stored membership, and by a [`Mode::Member`].
     pub voters: BTreeSet<NodeId>,
-    /// Whether this node may create the group. Every voter may say so, as long as all name the same voters.
-    pub initialize: bool,
+    /// What this node does with an empty log.
+    pub mode: Mode,
+}
+
+/// What a replica may do while its log is empty. A log with a membership in it says all by itself, in either mode.
+///
+/// A group is founded once. Who founds it again, on a disk that was wiped or re-created, makes a second history under the
+/// same number; so [`Mode::Found`] is only for a replica that is certain never to have held anything of this group before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Creates the group if no other voter does. Every first voter may, as long as all name the same voters.
+    Found,
+    /// Waits until a leader adds it, and never creates anything.
+    Member,
 }

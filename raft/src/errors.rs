@@ -1,5 +1,6 @@
 //! What can go wrong, said as what the caller can do next.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ensign_proto::{ByteCount, GroupId, LogIndex, NodeId};
@@ -134,6 +135,61 @@ pub enum TransferError {
     /// The group does not run here.
     #[error("the group is stopped on this node")]
     Stopped,
+}
+
+/// Why the members of a group were not changed. Every variant but `OutcomeUnknown` proves that nothing was appended.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum MembershipError {
+    /// Only the leader changes members; ask `leader`, or here again once one is known.
+    #[error("not the leader (leader: {leader:?})")]
+    NotLeader {
+        /// The leader, as far as this node knows.
+        leader: Option<NodeId>,
+    },
+    /// An earlier change is still on its way. Retry once it is settled.
+    #[error("another change of the group's members is on its way")]
+    InProgress,
+    /// The voters are not those that the caller expected: look again, and decide again.
+    #[error("the group's voters are {voters:?} by now")]
+    Changed {
+        /// The voters as they are; in the middle of a change, those that it leads to.
+        voters: BTreeSet<NodeId>,
+    },
+    /// A new voter must be a learner first.
+    #[error("node {node} is no member of the group: add it as a learner first")]
+    LearnerMissing {
+        /// The node.
+        node: NodeId,
+    },
+    /// A new voter must have caught up first: retry when it has.
+    #[error("node {node} misses {missing} entries: it votes only once it has caught up")]
+    Behind {
+        /// The node.
+        node: NodeId,
+        /// How many entries it is not known to hold.
+        missing: u64,
+    },
+    /// A voter is not removed as a learner: change the voters.
+    #[error("node {node} is a voter of the group")]
+    IsVoter {
+        /// The node.
+        node: NodeId,
+    },
+    /// A group has at least one voter.
+    #[error("a group without voters could never do anything again")]
+    NoVoters,
+    /// The change may have been appended and may yet be committed, in part or whole: look at the members, and decide again.
+    #[error("the change was not confirmed in time; it may still happen")]
+    OutcomeUnknown,
+    /// The group does not run here.
+    #[error("the group is stopped on this node")]
+    Stopped,
+    /// This replica's storage failed.
+    #[error("this replica is fenced: {cause}")]
+    Fenced {
+        /// The first failure.
+        cause: Arc<str>,
+    },
 }
 
 /// Why a log was not compacted.

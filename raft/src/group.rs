@@ -15,8 +15,9 @@ use ensign_storage::EntryId;
 use futures::future::BoxFuture;
 use tokio::sync::watch;
 
-use crate::errors::{CompactError, ProposeError, ReadError, TransferError};
+use crate::errors::{CompactError, MembershipError, ProposeError, ReadError, TransferError};
 use crate::machine::{CommittedEntry, StateMachine};
+use crate::membership::Members;
 use crate::replica::Replica;
 
 /// Who leads, as far as this node knows.
@@ -227,6 +228,50 @@ impl<S: StateMachine> Group<S> {
     /// See [`TransferError`]; a failed transfer leaves the group able to elect.
     pub async fn transfer_leader(&self, to: NodeId) -> Result<(), TransferError> {
         self.replica.transfer_leader(to).await
+    }
+
+    /// Who belongs to the group, by the newest membership in this replica's log; it may not be committed yet.
+    /// Nobody, on a replica that waits to be added.
+    pub fn members(&self) -> Members {
+        self.replica.membership()
+    }
+
+    /// On the leader: lets `node` receive the log without a vote, and returns once that is committed, not once it has caught
+    /// up: [`GroupStatus::matched`] tells how far it is. The node runs the group as [`Mode::Member`](crate::Mode), or will.
+    /// Does nothing for a member. Dropping the future may or may not have done it.
+    ///
+    /// # Errors
+    /// See [`MembershipError`].
+    pub async fn add_learner(&self, node: NodeId) -> Result<(), MembershipError> {
+        self.replica.add_learner(node).await
+    }
+
+    /// On the leader: sends `node`, which does not vote, nothing more. Does nothing for who is no member.
+    ///
+    /// # Errors
+    /// See [`MembershipError`].
+    pub async fn remove_learner(&self, node: NodeId) -> Result<(), MembershipError> {
+        self.replica.remove_learner(node).await
+    }
+
+    /// On the leader: makes `voters` the voters in place of `expected`, by joint consensus (Raft §6): from the first entry on,
+    /// what commits needs a majority of both. Returns once the new voters are alone. Who no longer votes is removed, and not
+    /// kept as a learner. New voters must be learners that have caught up.
+    ///
+    /// A leader that is not among `voters` hands leadership to one that is, and answers `NotLeader`: repeat it there.
+    /// A change that was cut short, by a crash or a dropped future, leaves [`Members::outgoing`] voting too. To end it, change
+    /// the voters again: with `expected` and `voters` both [`Members::voters`], it is just completed.
+    ///
+    /// Which members are alive is not looked at: whoever drives changes must not leave a majority of dead voters.
+    ///
+    /// # Errors
+    /// See [`MembershipError`].
+    pub async fn change_voters(
+        &self,
+        expected: &BTreeSet<NodeId>,
+        voters: BTreeSet<NodeId>,
+    ) -> Result<(), MembershipError> {
+        self.replica.change_voters(expected, voters).await
     }
 
     /// Takes a snapshot of the applied state, stores it, and drops the log behind it but for `keep_entries`.

@@ -22,6 +22,7 @@ mod errors;
 mod group;
 mod liveness;
 mod machine;
+mod membership;
 mod metrics;
 mod net;
 mod propose;
@@ -32,14 +33,16 @@ mod store;
 mod supervise;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod throttle;
 mod types;
 
 #[cfg(test)]
 mod suite;
 
-pub use config::{DiskReads, GroupSpec, Limits, RuntimeConfig, Timing};
-pub use errors::{CompactError, ProposeError, ReadError, RestoreError, StartError, TransferError};
+pub use config::{DiskReads, GroupSpec, Limits, Mode, RuntimeConfig, Timing};
+pub use errors::{CompactError, MembershipError, ProposeError, ReadError, RestoreError, StartError, TransferError};
 pub use group::{Committed, Group, GroupStatus, Health, Leadership, Pending};
 pub use liveness::{Liveness, PeerLiveness, PeerState};
 pub use machine::{CommittedEntry, PROPOSAL_ROOM, StateMachine};
+pub use membership::Members;
 pub use runtime::Runtime;

@@ -14,14 +14,15 @@ use openraft::async_runtime::watch::WatchReceiver as _;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use crate::apply::{AnyMachine, Progress, index_or_zero};
 use crate::config::RuntimeConfig;
 use crate::errors::{CompactError, ProposeError, TransferError};
 use crate::group::{Committed, GroupStatus, Health, Leadership};
+use crate::membership::Members;
 use crate::metrics;
-use crate::types::{LogId, Raft};
+use crate::types::{LogId, Raft, StoredMembership};
 
 /// What a machine answered, with its type erased.
 pub(crate) type Response = Box<dyn Any + Send>;
@@ -43,6 +44,9 @@ pub(crate) struct Replica {
     /// Cancelled when it is fenced.
     pub(crate) fence: CancellationToken,
     pub(crate) restarts: AtomicU64,
+    /// Held by a change of the members: one at a time.
+    pub(crate) changing: tokio::sync::Mutex<()>,
+    members: Mutex<Members>,
     progress: Mutex<Progress>,
     raft: Mutex<Option<Raft>>,
     leadership: watch::Sender<Leadership>,
@@ -79,6 +83,8 @@ impl Replica {
             ended: CancellationToken::new(),
             fence: CancellationToken::new(),
             restarts: AtomicU64::new(0),
+            changing: tokio::sync::Mutex::default(),
+            members: Mutex::default(),
             progress: Mutex::default(),
             raft: Mutex::default(),
             leadership: watch::Sender::default(),
@@ -114,6 +120,32 @@ impl Replica {
             }
             changed
         });
+    }
+
+    /// Keeps the members at hand for those who must not wait for the core.
+    pub(crate) fn note_members(&self, stored: &StoredMembership) {
+        let now = Members::of(stored);
+        let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        if *members == now {
+            return;
+        }
+        let me = self.config.node;
+        if members.contains(me) && !now.contains(me) {
+            warn!(group = %self.id, "this node was removed from the group; its replica takes no further part");
+        } else if *members == Members::default() && !now.contains(me) {
+            info!(group = %self.id, "the stored membership does not name this node: it was removed, or is being added; it does not vote");
+        }
+        *members = now;
+    }
+
+    /// The newest membership that this replica's core has told of.
+    pub(crate) fn membership(&self) -> Members {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether `node` gets the log without having a vote, so that nothing that was acknowledged waits for it.
+    pub(crate) fn is_learner(&self, node: NodeId) -> bool {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner).learners.contains(&node)
     }
 
     pub(crate) fn set_raft(&self, raft: Option<Raft>) {
@@ -203,11 +235,11 @@ impl Replica {
         self.raft().ok_or(Absent::Recovering)
     }
 
-    fn leads(&self) -> bool {
+    pub(crate) fn leads(&self) -> bool {
         self.leadership.borrow().leads(self.config.node)
     }
 
-    fn leader(&self) -> Option<NodeId> {
+    pub(crate) fn leader(&self) -> Option<NodeId> {
         self.leadership.borrow().leader
     }
 
@@ -304,7 +336,7 @@ impl Replica {
     }
 }
 
-fn matched(raft: &Raft) -> BTreeMap<NodeId, LogIndex> {
+pub(crate) fn matched(raft: &Raft) -> BTreeMap<NodeId, LogIndex> {
     let metrics = raft.metrics();
     let metrics = metrics.borrow_watched();
     let replication = metrics.replication.iter().flatten();

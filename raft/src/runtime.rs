@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ensign_proto::{GroupId, NodeId};
+use ensign_proto::{ByteCount, GroupId, NodeId};
 use ensign_storage::GroupLog;
 use futures::future::join_all;
 use futures::{StreamExt as _, stream};
@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{info, warn};
 
 use crate::apply::Shared;
-use crate::config::{GroupSpec, RuntimeConfig};
+use crate::config::{GroupSpec, Mode, RuntimeConfig};
 use crate::env::{Clock, Lane, Pipe, Rng, Tasks, Transport};
 use crate::errors::StartError;
 use crate::group::{Group, GroupStatus};
@@ -117,6 +117,12 @@ impl Runtime {
         self.inner.local.liveness.watch_only(&self.inner.peers, &peers);
     }
 
+    /// From now on sends at most so many bytes a second to replicas that do not vote, over all groups: what rebuilds a replica
+    /// must not starve what clients wait for. Voters, votes and heartbeats are never slowed down.
+    pub fn limit_learners(&self, bytes_per_second: ByteCount) {
+        self.inner.peers.throttle.set_rate(bytes_per_second);
+    }
+
     /// Serves a pipe that `peer` opened; the caller has authenticated `peer`. Returns at once.
     pub fn accept(&self, peer: NodeId, lane: Lane, pipe: Pipe) {
         let local = Arc::clone(&self.inner.local);
@@ -140,8 +146,8 @@ impl Runtime {
         machine: S,
     ) -> Result<Group<S>, StartError> {
         self.inner.config.timing.check()?;
-        if spec.initialize && !spec.voters.contains(&self.node()) {
-            return Err(StartError::Invalid { what: format!("group {} is created by one of its voters", spec.id) });
+        if spec.mode == Mode::Found && !spec.voters.contains(&self.node()) {
+            return Err(StartError::Invalid { what: format!("group {} is founded by one of its voters", spec.id) });
         }
         let machine = Arc::new(Mutex::new(machine));
         let replica = Arc::new(Replica::new(

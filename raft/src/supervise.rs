@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use ensign_proto::{GroupId, LogIndex, NodeId, Term};
 use openraft::async_runtime::watch::WatchReceiver as _;
-use openraft::{Config, SnapshotPolicy};
+use openraft::{Config, ServerState, SnapshotPolicy};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{info, warn};
 
 use crate::apply::Applier;
-use crate::config::{GroupSpec, RuntimeConfig};
+use crate::config::{GroupSpec, Mode, RuntimeConfig};
 use crate::errors::StartError;
 use crate::group::Leadership;
 use crate::metrics;
@@ -127,7 +127,7 @@ async fn start_core(replica: &Arc<Replica>, peers: &Arc<Peers>, spec: &GroupSpec
         .map_err(|error| failed(replica.storage_failed(&error).to_string()))?;
     let applier = Applier::take_over(Arc::clone(replica));
     applier.recover().await.map_err(|error| failed(replica.storage_failed(&error).to_string()))?;
-    let factory = Factory::new(Arc::clone(peers), spec.id);
+    let factory = Factory::new(Arc::clone(peers), Arc::clone(replica));
     let store = Store::new(Arc::clone(replica));
     let node = replica.config.node.0;
     let raft = Raft::new(node, settings, factory, store, applier).await;
@@ -137,8 +137,21 @@ async fn start_core(replica: &Arc<Replica>, peers: &Arc<Peers>, spec: &GroupSpec
 /// When this node creates the group if nobody else did: one voter at once, so that the others do not stand for election
 /// against it; each other one in turn, in case those before it are down.
 fn initialize_at(replica: &Replica, spec: &GroupSpec) -> Option<Instant> {
+    if plants_refounding(&replica.config) {
+        return Some(Instant::now());
+    }
     let rank = founding_rank(spec, replica.config.node)?;
-    spec.initialize.then(|| Instant::now() + replica.config.timing.election_max * 2 * rank)
+    (spec.mode == Mode::Found).then(|| Instant::now() + replica.config.timing.election_max * 2 * rank)
+}
+
+#[cfg(not(feature = "planted-bugs"))]
+fn plants_refounding(_config: &RuntimeConfig) -> bool {
+    false
+}
+
+#[cfg(feature = "planted-bugs")]
+fn plants_refounding(config: &RuntimeConfig) -> bool {
+    config.planted_refound
 }
 
 /// This node's turn in creating the group, from 0. Who creates a group leads it first, so partitions take turns, and their
@@ -159,7 +172,10 @@ async fn observe(replica: &Arc<Replica>, raft: &Raft, spec: &GroupSpec) {
     loop {
         let (term, leader) = {
             let now = server.borrow_and_update();
-            (now.vote.leader_id.term, now.current_leader)
+            replica.note_members(&now.membership_config);
+            // A leader that was removed and has stepped down goes on naming itself until it hears of another one.
+            let leader = now.current_leader.filter(|leader| *leader != node.0 || now.state == ServerState::Leader);
+            (now.vote.leader_id.term, leader)
         };
         let leads = leader == Some(node.0);
         let ready = leads && replica.progress().applied.is_some_and(|id| id.leader_id.term == term);
@@ -199,7 +215,7 @@ mod tests {
     use super::*;
 
     fn ranks(group: GroupId) -> [Option<u32>; 4] {
-        let spec = GroupSpec { id: group, voters: [2, 5, 9].map(NodeId).into(), initialize: true };
+        let spec = GroupSpec { id: group, voters: [2, 5, 9].map(NodeId).into(), mode: Mode::Found };
         [2, 5, 9, 7].map(|node| founding_rank(&spec, NodeId(node)))
     }
 

@@ -15,7 +15,8 @@ use ensign_proto::{ByteCount, LogIndex, NodeId};
 use ensign_raft::env::{SeededRng, SystemClock, Tasks};
 use ensign_raft::testing::{Journal, MemoryNet, quick};
 use ensign_raft::{
-    CommittedEntry, Group, GroupSpec, Health, ProposeError, ReadError, RestoreError, Runtime, StartError, StateMachine,
+    CommittedEntry, Group, GroupSpec, Health, Mode, ProposeError, ReadError, RestoreError, Runtime, StartError,
+    StateMachine,
 };
 use ensign_storage::{Done, Entry, EntryId, GroupLog, GroupState, LogError, MemoryLog, NodeLog as _};
 use tokio::sync::mpsc;
@@ -111,7 +112,7 @@ fn alone() -> (Runtime, Tasks) {
 }
 
 fn spec() -> GroupSpec {
-    GroupSpec { id: GROUP, voters: BTreeSet::from([NodeId(1)]), initialize: true }
+    GroupSpec { id: GROUP, voters: BTreeSet::from([NodeId(1)]), mode: Mode::Found }
 }
 
 async fn ready<S: StateMachine>(group: &Group<S>) {

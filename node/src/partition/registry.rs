@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ensign_proto::{ByteCount, ClusterId, GroupId, NodeId, PartitionContext, TopicId};
 use ensign_raft::env::{Clock, Rng, Stop, Tasks};
-use ensign_raft::{GroupSpec, Runtime, StartError};
+use ensign_raft::{GroupSpec, Mode, Runtime, StartError};
 use ensign_storage::NodeLog;
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
@@ -248,7 +248,7 @@ impl Partitions {
         };
         let tail = Tail::new(Arc::clone(&self.inner.budget));
         let machine = PartitionMachine::new(context, Arc::clone(&tail));
-        let spec = GroupSpec { id: topic.group, voters: parts.catalog.replicas_of(topic), initialize: true };
+        let spec = GroupSpec { id: topic.group, voters: parts.catalog.replicas_of(topic), mode: Mode::Found };
         let group = parts.runtime.start(spec, parts.log.group(topic.group), machine).await?;
         let (admission, admitted) = watch::channel(admission);
         let (batcher, task) = BatcherParts {

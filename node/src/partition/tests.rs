@@ -15,7 +15,7 @@ use ensign_proto::{
 };
 use ensign_raft::env::{Clock as _, OsRng, SystemClock, Tasks};
 use ensign_raft::testing::{MemoryNet, quick};
-use ensign_raft::{Group, GroupSpec, Runtime};
+use ensign_raft::{Group, GroupSpec, Mode, Runtime};
 use ensign_storage::{MemoryLog, NodeLog};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -102,7 +102,7 @@ impl Cluster {
             // A tail this small makes readers go to the log.
             let tail = Tail::new(TailBudget::new(ByteCount(64 << 10), ByteCount(16 << 10)));
             let machine = PartitionMachine::new(context(), Arc::clone(&tail));
-            let spec = GroupSpec { id: GROUP, voters: voters.clone(), initialize: true };
+            let spec = GroupSpec { id: GROUP, voters: voters.clone(), mode: Mode::Found };
             let group = runtime.start(spec, MemoryLog::new().group(GROUP), machine).await.unwrap();
             let (admission, admitted) = watch::channel(Admission::Open);
             let (batcher, task) = BatcherParts {

@@ -25,6 +25,7 @@ use crate::codec;
 use crate::env::Lane;
 use crate::net::conn::{Broken, Conn, Peers};
 use crate::net::message::{Answer, Refusal, Request, SnapshotPart};
+use crate::replica::Replica;
 use crate::types::{AppendRequest, Snapshot, Types, Vote};
 
 /// How long a follower may take to make appended entries durable before the stream is given up.
@@ -42,16 +43,22 @@ const UNKNOWN_GROUP_PAUSE: Duration = Duration::from_millis(20);
 /// Makes the clients of one group.
 pub(crate) struct Factory {
     peers: Arc<Peers>,
-    group: GroupId,
+    replica: Arc<Replica>,
 }
 
 impl Factory {
-    pub(crate) fn new(peers: Arc<Peers>, group: GroupId) -> Self {
-        Self { peers, group }
+    pub(crate) fn new(peers: Arc<Peers>, replica: Arc<Replica>) -> Self {
+        Self { peers, replica }
     }
 
     fn client(&self, target: u64, lane: Lane) -> Client {
-        Client { peers: Arc::clone(&self.peers), group: self.group, target: NodeId(target), append_lane: lane }
+        Client {
+            peers: Arc::clone(&self.peers),
+            group: self.replica.id,
+            replica: Arc::clone(&self.replica),
+            target: NodeId(target),
+            append_lane: lane,
+        }
     }
 }
 
@@ -71,6 +78,7 @@ impl RaftNetworkFactory<Types> for Factory {
 pub(crate) struct Client {
     peers: Arc<Peers>,
     group: GroupId,
+    replica: Arc<Replica>,
     target: NodeId,
     append_lane: Lane,
 }
@@ -156,6 +164,9 @@ impl Client {
                 offset: offset as u64,
                 data: data.slice(offset..end),
             };
+            if self.replica.is_learner(self.target) {
+                self.peers.throttle.take(part.data.len() as u64).await;
+            }
             let patience = if last { SNAPSHOT_INSTALL_DEADLINE } else { SNAPSHOT_PART_DEADLINE };
             let call = conn.call(self.group, Request::Snapshot(part)).await.map_err(unreachable)?;
             match timeout(patience, call).await {
@@ -278,6 +289,12 @@ impl Client {
             unanswered: 0,
             share,
             in_flight: Arc::clone(&link.in_flight),
+            pace: (self.append_lane == Lane::Bulk).then(|| Pace {
+                peers: Arc::clone(&self.peers),
+                replica: Arc::clone(&self.replica),
+                target: self.target,
+            }),
+            paced: false,
             deadline,
             channel: Channel { conn, group: self.group, stream },
         })
@@ -310,8 +327,28 @@ struct Appends<S> {
     unanswered: u64,
     share: u64,
     in_flight: Arc<Semaphore>,
+    /// Absent for heartbeats.
+    pace: Option<Pace>,
+    /// The next request has waited for its pace.
+    paced: bool,
     deadline: Duration,
     channel: Channel,
+}
+
+/// Slows down what goes to a learner.
+struct Pace {
+    peers: Arc<Peers>,
+    replica: Arc<Replica>,
+    target: NodeId,
+}
+
+impl Pace {
+    /// Waits until `bytes` more may go to the target. A learner that gets its vote meanwhile waits for no more after this.
+    async fn admit(&self, bytes: u64) {
+        if bytes > 0 && self.replica.is_learner(self.target) {
+            self.peers.throttle.take(bytes).await;
+        }
+    }
 }
 
 /// What a request takes of the room in flight. Never more than there is, so that the largest can still go.
@@ -336,7 +373,7 @@ impl<S: Stream<Item = AppendRequest> + Unpin> Appends<S> {
                     this.unanswered -= cost;
                     return Some(this.yielded(answer));
                 }
-                permit = Arc::clone(&this.in_flight).acquire_many_owned(room), if fits => {
+                permit = admitted(this.pace.as_ref(), &mut this.paced, &this.in_flight, room), if fits => {
                     let Ok(permit) = permit else { return None };
                     if let Err(broken) = this.send(permit).await {
                         return Some((Err(unreachable(broken)), None));
@@ -358,6 +395,7 @@ impl<S: Stream<Item = AppendRequest> + Unpin> Appends<S> {
 
     async fn send(&mut self, permit: OwnedSemaphorePermit) -> Result<(), Broken> {
         let Some((request, cost)) = self.next.take() else { return Ok(()) };
+        self.paced = false;
         let stream = self.channel.stream;
         let call = self.channel.conn.call(self.channel.group, Request::Append { stream, request }).await?;
         let answer = timeout(self.deadline, call);
@@ -384,6 +422,20 @@ impl<S: Stream<Item = AppendRequest> + Unpin> Appends<S> {
             Err(_elapsed) => (Err(unreachable("no answer in time")), None),
         }
     }
+}
+
+/// Room in flight, after the pace of a learner: what waits for its pace takes no room from others.
+async fn admitted(
+    pace: Option<&Pace>,
+    paced: &mut bool,
+    in_flight: &Arc<Semaphore>,
+    room: u32,
+) -> Result<OwnedSemaphorePermit, tokio::sync::AcquireError> {
+    if let Some(pace) = pace.filter(|_| !*paced) {
+        pace.admit(room.into()).await;
+        *paced = true;
+    }
+    Arc::clone(in_flight).acquire_many_owned(room).await
 }
 
 async fn next<S: Stream + Unpin>(input: &mut Option<S>) -> Option<S::Item> {

@@ -18,6 +18,7 @@ use crate::config::{RuntimeConfig, Timing};
 use crate::env::{Lane, Pipe, Rng, Tasks, Transport};
 use crate::metrics;
 use crate::net::message::{self, Answer, Body, Frame, Message, NO_CALL, PART_MAX, Request};
+use crate::throttle::Throttle;
 
 /// Messages that wait for the pipe; more wait in their senders.
 const QUEUE: usize = 1024;
@@ -43,6 +44,8 @@ pub(crate) struct Peers {
     rng: Arc<dyn Rng>,
     tasks: Tasks,
     links: Mutex<BTreeMap<(NodeId, Lane), Arc<Link>>>,
+    /// What goes to learners, of all groups and to all peers.
+    pub(crate) throttle: Throttle,
 }
 
 /// One peer's one lane.
@@ -63,7 +66,8 @@ struct Slot {
 
 impl Peers {
     pub(crate) fn new(config: RuntimeConfig, transport: Arc<dyn Transport>, rng: Arc<dyn Rng>, tasks: Tasks) -> Self {
-        Self { config, transport, rng, tasks, links: Mutex::default() }
+        let throttle = Throttle::new(config.limits.learners);
+        Self { config, transport, rng, tasks, links: Mutex::default(), throttle }
     }
 
     pub(crate) fn link(&self, peer: NodeId, lane: Lane) -> Arc<Link> {

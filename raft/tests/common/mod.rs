@@ -1,7 +1,7 @@
 //! A cluster in one process, over the network in memory and logs in memory.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use bytes::Bytes;
 use ensign_proto::{GroupId, LogIndex, NodeId};
 use ensign_raft::env::{SeededRng, SystemClock, Tasks};
 use ensign_raft::testing::{Journal, MemoryNet, quick};
-use ensign_raft::{Group, GroupSpec, ProposeError, Runtime, RuntimeConfig};
+use ensign_raft::{Group, GroupSpec, Mode, ProposeError, Runtime, RuntimeConfig};
 use ensign_storage::{MemoryLog, NodeLog as _};
 
 pub(crate) const GROUP: GroupId = GroupId(16);
@@ -43,6 +43,7 @@ impl Cluster {
         cluster
     }
 
+    /// Starts a node, with the log that it left. One that is not a founder waits to be added.
     pub(crate) async fn start_node(&mut self, id: NodeId, log: MemoryLog) {
         self.lives += 1;
         let config = RuntimeConfig { incarnation: self.lives, ..quick(id) };
@@ -50,7 +51,10 @@ impl Cluster {
         let transport = self.net.transport(id);
         let runtime = Runtime::new(config, transport, Arc::new(SystemClock), rng, Tasks::new());
         self.net.attach(&runtime);
-        let spec = GroupSpec { id: GROUP, voters: self.ids.iter().copied().collect(), initialize: true };
+        let founds = self.ids.contains(&id);
+        let (voters, mode) =
+            if founds { (self.ids.iter().copied().collect(), Mode::Found) } else { (BTreeSet::new(), Mode::Member) };
+        let spec = GroupSpec { id: GROUP, voters, mode };
         let group = runtime.start(spec, log.group(GROUP), self.machine.clone()).await.expect("the group starts");
         self.nodes.insert(id, Node { runtime, group, log });
     }

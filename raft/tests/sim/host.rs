@@ -8,7 +8,7 @@ use bytes::Bytes;
 use ensign_proto::{GroupId, NodeId};
 use ensign_raft::env::{BootTime, Clock, Lane, Pipe, Rng, SeededRng, Tasks, Transport, TransportError, UnixNanos};
 use ensign_raft::testing::Journal;
-use ensign_raft::{DiskReads, Group, GroupSpec, Limits, Runtime, RuntimeConfig, Timing};
+use ensign_raft::{DiskReads, Group, GroupSpec, Limits, Mode, Runtime, RuntimeConfig, Timing};
 use ensign_storage::frame::Plant;
 use ensign_storage::{FaultDisk, FrameLog, LogConfig, LogError, NodeLog as _, OpenError, Writer};
 use futures::FutureExt as _;
@@ -90,7 +90,7 @@ pub(crate) async fn run(world: World, node: NodeId, voters: Vec<NodeId>, seed: u
         }
     });
 
-    let spec = GroupSpec { id: GROUP, voters: voters.into_iter().collect(), initialize: true };
+    let spec = GroupSpec { id: GROUP, voters: voters.into_iter().collect(), mode: Mode::Found };
     let group = match runtime.start(spec, log.group(GROUP), Journal::with_checkpoints()).await {
         Ok(group) => group,
         Err(error) => return failed_start(&disk, error).await,
