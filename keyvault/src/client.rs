@@ -144,6 +144,17 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// The most custody records that one commit of the vault takes.
+pub const CUSTODY_BATCH_MAX: usize = crate::machine::CUSTODIES_MAX;
+
+fn custodies_to(records: &[(NodeId, PartitionContext)]) -> pb::CustodiesRequest {
+    let record = |(node, ctx): &(NodeId, PartitionContext)| pb::CustodyRequest {
+        node: node.0,
+        context: Some(wire::context_to(ctx)),
+    };
+    pb::CustodiesRequest { custody: records.iter().map(record).collect() }
+}
+
 /// Calls the vault. Clones are cheap and share the link.
 #[derive(Clone)]
 pub struct VaultClient {
@@ -279,6 +290,36 @@ impl VaultClient {
     pub async fn drop_custody(&self, actor: &str, node: NodeId, ctx: &PartitionContext) -> Result<(), CallError> {
         let request = pb::CustodyRequest { node: node.0, context: Some(wire::context_to(ctx)) };
         self.call(actor, pb::request::Call::DropCustody(request)).await.map(drop)
+    }
+
+    /// Lets nodes hold the data keys of many partitions, in one commit for every [`CUSTODY_BATCH_MAX`] records. When it fails some
+    /// of these commits may have been made; a repetition makes the rest.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn put_custodies(&self, actor: &str, records: &[(NodeId, PartitionContext)]) -> Result<(), CallError> {
+        for batch in records.chunks(CUSTODY_BATCH_MAX) {
+            match batch {
+                // Voters of an older build know this one.
+                [(node, ctx)] => self.put_custody(actor, *node, ctx).await?,
+                _ => self.call(actor, pb::request::Call::PutCustodies(custodies_to(batch))).await.map(drop)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends nodes' custody of many partitions, as [`VaultClient::put_custodies`] gives it.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn drop_custodies(&self, actor: &str, records: &[(NodeId, PartitionContext)]) -> Result<(), CallError> {
+        for batch in records.chunks(CUSTODY_BATCH_MAX) {
+            match batch {
+                [(node, ctx)] => self.drop_custody(actor, *node, ctx).await?,
+                _ => self.call(actor, pb::request::Call::DropCustodies(custodies_to(batch))).await.map(drop)?,
+            }
+        }
+        Ok(())
     }
 
     /// Every node's custody of every partition.

@@ -32,7 +32,9 @@ mod wire;
 mod wrap;
 
 pub use batch::{BatchFull, PlainBatch, RAW_BYTES_MAX, SealedBatch};
-pub use client::{Receipt, RingInfo, Secret, SecretInfo, SecretKind, VaultClient, VersionInfo, VersionState};
+pub use client::{
+    CUSTODY_BATCH_MAX, Receipt, RingInfo, Secret, SecretInfo, SecretKind, VaultClient, VersionInfo, VersionState,
+};
 pub use entropy::Entropy;
 pub use error::{CallError, KeyError};
 #[cfg(feature = "planted-bugs")]

@@ -242,6 +242,8 @@ impl RoutedLink {
                 Call::CreateRing(_)
                 | Call::PutCustody(_)
                 | Call::DropCustody(_)
+                | Call::PutCustodies(_)
+                | Call::DropCustodies(_)
                 | Call::PutSecret(_)
                 | Call::DeleteSecret(_),
             ) => WRITE_HOP,

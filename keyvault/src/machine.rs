@@ -11,12 +11,12 @@ use bytes::Bytes;
 use ensign_raft::{CommittedEntry, RestoreError, StateMachine};
 
 pub(crate) use self::command::{
-    Change, Command, CreateRing, Custody, DeleteSecret, Drain, Initialize, Kek, PutSecret, Revoke, Rotate, SetLease,
-    SettleLease,
+    Change, Command, CreateRing, Custodies, Custody, DeleteSecret, Drain, Initialize, Kek, PutSecret, Revoke, Rotate,
+    SetLease, SettleLease,
 };
 #[cfg(test)]
 pub(crate) use self::state::EVENTS_MAX;
-pub(crate) use self::state::{CustodyKey, Done, Outcome, Revocation, Ring, State, Version, What};
+pub(crate) use self::state::{CUSTODIES_MAX, CustodyKey, Done, Outcome, Revocation, Ring, State, Version, What};
 use crate::link::{Reason, Refusal};
 
 /// The machine of the vault's group.

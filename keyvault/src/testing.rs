@@ -23,10 +23,13 @@ use crate::holder::{Holder, HolderConfig};
 use crate::lease::LeaseConfig;
 use crate::link::{LinkError, Reason, Refusal, VaultLink};
 use crate::machine::{
-    Change, Command, CreateRing, Custody, DeleteSecret, Done, Drain, Outcome, Revoke, Rotate, State, VaultMachine,
+    Change, Command, CreateRing, Custodies, Custody, DeleteSecret, Done, Drain, Outcome, Revoke, Rotate, State,
+    VaultMachine,
 };
 use crate::root::RootKey;
-use crate::vault::{LeaseCall, MasterKey, custody_page, first_master, fulfil, plan, seal_reply, secret_name};
+use crate::vault::{
+    LeaseCall, MasterKey, custodies_from, custody_page, first_master, fulfil, plan, seal_reply, secret_name,
+};
 use crate::wire::{self, Dead};
 
 /// A clock that moves when it is told to.
@@ -288,6 +291,8 @@ impl TestVault {
             }
             Call::PutCustody(request) => self.custody(&request, Change::PutCustody),
             Call::DropCustody(request) => self.custody(&request, Change::DropCustody),
+            Call::PutCustodies(request) => self.custodies(&request, Change::PutCustodies),
+            Call::DropCustodies(request) => self.custodies(&request, Change::DropCustodies),
             Call::ListCustody(request) => self.inspect(|state| custody_page(state, &request)).map(Answer::ListCustody),
             Call::PutSecret(request) => {
                 let (kind, id) = secret_name(request.kind, &request.id)?;
@@ -336,7 +341,19 @@ impl TestVault {
         change: fn(Custody) -> Change,
     ) -> Result<pb::reply::Result, Refusal> {
         let ctx = wire::context_from(self.cluster, request.context.as_ref())?;
-        match self.inner().apply(change(custody(NodeId(request.node), &ctx)))? {
+        self.change_custody(change(custody(NodeId(request.node), &ctx)))
+    }
+
+    fn custodies(
+        &self,
+        request: &pb::CustodiesRequest,
+        change: fn(Custodies) -> Change,
+    ) -> Result<pb::reply::Result, Refusal> {
+        self.change_custody(change(custodies_from(self.cluster, request)?))
+    }
+
+    fn change_custody(&self, change: Change) -> Result<pb::reply::Result, Refusal> {
+        match self.inner().apply(change)? {
             Done::Custody(index) => Ok(pb::reply::Result::Custody(pb::CustodyReply { index: index.0 })),
             other => panic!("a custody command was answered with {other:?}"),
         }

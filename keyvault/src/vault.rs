@@ -36,7 +36,7 @@ use tracing::{error, info, warn};
 
 pub(crate) use self::book::LeaseBook;
 #[cfg(any(test, feature = "testing"))]
-pub(crate) use self::custody::custody_page;
+pub(crate) use self::custody::{custodies_from, custody_page};
 pub(crate) use self::grants::{LeaseCall, fulfil, plan};
 pub(crate) use self::keys::{MasterKey, first_master};
 pub(crate) use self::secrets::read_aad;
@@ -250,6 +250,12 @@ impl Vault {
             Call::Revoke(request) => self.revoke(actor, &request).await.map(Answer::Receipt),
             Call::PutCustody(request) => self.custody(actor, &request, Change::PutCustody).await.map(Answer::Custody),
             Call::DropCustody(request) => self.custody(actor, &request, Change::DropCustody).await.map(Answer::Custody),
+            Call::PutCustodies(request) => {
+                self.custodies(actor, &request, Change::PutCustodies).await.map(Answer::Custody)
+            }
+            Call::DropCustodies(request) => {
+                self.custodies(actor, &request, Change::DropCustodies).await.map(Answer::Custody)
+            }
             Call::ListCustody(request) => self.list_custody(&request).await.map(Answer::ListCustody),
             Call::PutSecret(request) => self.put_secret(actor, request).await.map(Answer::SecretMeta),
             Call::Secret(request) => self.secret(caller, &request).await.map(Answer::Secret),

@@ -383,6 +383,28 @@ async fn custody_is_listed_whole_however_many_pages_it_takes() {
 }
 
 #[tokio::test]
+async fn many_records_of_custody_take_a_few_commits_and_not_one_each() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client(A);
+    ring_in_custody(&client, &[]).await;
+    let leader = cluster.leader().await;
+    let index = || cluster.voters[&leader].vault.group_status().applied.0;
+    let before = index();
+    let records: Vec<_> = (1..=5_000).map(|node| (NodeId(node), ctx())).collect();
+    client.put_custodies("test", &records).await.unwrap();
+    // Two batches; the vault's own upkeep may add one or the other entry.
+    assert!(index() - before <= 10, "{} entries", index() - before);
+    assert_eq!(client.list_custody().await.unwrap(), records);
+    client.put_custodies("test", &records[..2]).await.unwrap();
+    client.drop_custodies("test", &records).await.unwrap();
+    client.drop_custodies("test", &records[..1]).await.unwrap();
+    assert_eq!(client.list_custody().await.unwrap(), []);
+    let nobody = client.put_custodies("test", &[(NodeId(0), ctx()), (NodeId(1), ctx())]).await;
+    assert_eq!(nobody.unwrap_err().reason(), Some(Reason::Invalid));
+    assert_eq!(client.list_custody().await.unwrap(), [], "all of a batch or nothing");
+}
+
+#[tokio::test]
 async fn no_stored_or_sent_byte_shows_a_key_or_a_secret() {
     let cluster = Cluster::start().await;
     let client = cluster.client(A);

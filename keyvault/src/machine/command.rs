@@ -7,8 +7,9 @@ use prost::Message as _;
 
 use crate::lease::LeaseTerms;
 
-/// Version 2 knows what leases the vault grants. Everything else is still written as version 1, so that older builds follow.
-const VERSIONS: std::ops::RangeInclusive<u8> = 1..=2;
+/// Version 2 knows what leases the vault grants, version 3 custody in batches. Everything else is still written as version 1, so
+/// that older builds follow.
+const VERSIONS: std::ops::RangeInclusive<u8> = 1..=3;
 
 /// One change, who asked for it, and when.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -17,7 +18,7 @@ pub(crate) struct Command {
     pub(crate) ms: u64,
     #[prost(string, tag = "2")]
     pub(crate) actor: String,
-    #[prost(oneof = "Change", tags = "3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
+    #[prost(oneof = "Change", tags = "3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 80, 81")]
     pub(crate) change: Option<Change>,
 }
 
@@ -45,6 +46,10 @@ pub(crate) enum Change {
     SetLease(SetLease),
     #[prost(message, tag = "13")]
     SettleLease(SettleLease),
+    #[prost(message, tag = "80")]
+    PutCustodies(Custodies),
+    #[prost(message, tag = "81")]
+    DropCustodies(Custodies),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -135,6 +140,13 @@ pub(crate) struct Custody {
     pub(crate) partition: u32,
 }
 
+/// Many records, all of them or none.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Custodies {
+    #[prost(message, repeated, tag = "1")]
+    pub(crate) custody: Vec<Custody>,
+}
+
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct PutSecret {
     #[prost(uint32, tag = "1")]
@@ -178,6 +190,7 @@ pub(crate) struct SettleLease {
 impl Change {
     fn version(&self) -> u8 {
         match self {
+            Self::PutCustodies(_) | Self::DropCustodies(_) => 3,
             Self::SetLease(_) | Self::SettleLease(_) => 2,
             Self::Initialize(change) if change.lease.is_some() => 2,
             _ => 1,

@@ -19,6 +19,8 @@ use crate::wrap::KekId;
 const RINGS_MAX: usize = 200_000;
 const VERSIONS_MAX: usize = 4_096;
 const CUSTODY_MAX: usize = 2_000_000;
+/// Custody records of one command: what applies at once stays short.
+pub(crate) const CUSTODIES_MAX: usize = 4_096;
 const SECRETS_MAX: usize = 1_000_000;
 /// How much history a renewal can be answered from. Older sessions start over.
 pub(crate) const EVENTS_MAX: usize = 4_096;
@@ -164,6 +166,8 @@ impl State {
             Change::Drain(change) => self.drain(at, command, &change),
             Change::PutCustody(change) => self.put_custody(at, command, &change),
             Change::DropCustody(change) => self.drop_custody(at, command, &change),
+            Change::PutCustodies(change) => self.put_custodies(at, command, &change),
+            Change::DropCustodies(change) => self.drop_custodies(at, command, &change),
             Change::PutSecret(change) => self.put_secret(at, command, change),
             Change::DeleteSecret(change) => self.delete_secret(at, command, &change),
             Change::SetLease(change) => self.set_lease(at, command, change.terms),
@@ -389,25 +393,49 @@ impl State {
     }
 
     fn put_custody(&mut self, at: EntryId, command: &Command, change: &command::Custody) -> Outcome {
-        let (node, ctx) = self.custody_of(change)?;
-        let key = CustodyKey::new(node, &ctx);
+        let place = self.custody_of(change)?;
+        self.put_places(at, command, &[place])
+    }
+
+    fn drop_custody(&mut self, at: EntryId, command: &Command, change: &command::Custody) -> Outcome {
+        let place = self.custody_of(change)?;
+        Ok(self.drop_places(at, command, &[place]))
+    }
+
+    fn put_custodies(&mut self, at: EntryId, command: &Command, change: &command::Custodies) -> Outcome {
+        let places = self.places_of(change)?;
+        self.put_places(at, command, &places)
+    }
+
+    fn drop_custodies(&mut self, at: EntryId, command: &Command, change: &command::Custodies) -> Outcome {
+        let places = self.places_of(change)?;
+        Ok(self.drop_places(at, command, &places))
+    }
+
+    /// Each record has its own link in the chain, so whoever reads the chain need not know how many shared a command.
+    fn put_places(&mut self, at: EntryId, command: &Command, places: &[(NodeId, PartitionContext)]) -> Outcome {
         // What is there already takes no more room.
-        if self.custody.len() >= CUSTODY_MAX && !self.custody.contains(&key) {
-            return refuse(Reason::Exhausted, format!("there are {CUSTODY_MAX} custody records"));
+        let new: BTreeSet<_> = places.iter().map(|(node, ctx)| CustodyKey::new(*node, ctx)).collect();
+        let new = new.difference(&self.custody).count();
+        if self.custody.len() + new > CUSTODY_MAX && new > 0 {
+            return refuse(Reason::Exhausted, format!("there is room for {CUSTODY_MAX} custody records"));
         }
-        if self.custody.insert(key) {
-            self.record(at, command, "put custody", ctx.topic.as_bytes(), change.node as u32);
+        for (node, ctx) in places {
+            if self.custody.insert(CustodyKey::new(*node, ctx)) {
+                self.record(at, command, "put custody", ctx.topic.as_bytes(), node.0 as u32);
+            }
         }
         Ok(Done::Custody(at.index))
     }
 
-    fn drop_custody(&mut self, at: EntryId, command: &Command, change: &command::Custody) -> Outcome {
-        let (node, ctx) = self.custody_of(change)?;
-        if self.custody.remove(&CustodyKey::new(node, &ctx)) {
-            self.event(at, What::Dead(Dead::Custody(node, ctx)));
-            self.record(at, command, "drop custody", ctx.topic.as_bytes(), change.node as u32);
+    fn drop_places(&mut self, at: EntryId, command: &Command, places: &[(NodeId, PartitionContext)]) -> Done {
+        for (node, ctx) in places {
+            if self.custody.remove(&CustodyKey::new(*node, ctx)) {
+                self.event(at, What::Dead(Dead::Custody(*node, *ctx)));
+                self.record(at, command, "drop custody", ctx.topic.as_bytes(), node.0 as u32);
+            }
         }
-        Ok(Done::Custody(at.index))
+        Done::Custody(at.index)
     }
 
     fn put_secret(&mut self, at: EntryId, command: &Command, change: command::PutSecret) -> Outcome {
@@ -460,6 +488,14 @@ impl State {
         let wire =
             pb::Context { project: change.project.clone(), topic: change.topic.clone(), partition: change.partition };
         Ok((NodeId(change.node), wire::context_from(self.cluster, Some(&wire))?))
+    }
+
+    /// All of a batch, read before anything is changed.
+    fn places_of(&self, change: &command::Custodies) -> Result<Vec<(NodeId, PartitionContext)>, Refusal> {
+        if change.custody.len() > CUSTODIES_MAX {
+            return refuse(Reason::Invalid, format!("at most {CUSTODIES_MAX} custody records at once"));
+        }
+        change.custody.iter().map(|custody| self.custody_of(custody)).collect()
     }
 
     fn event(&mut self, at: EntryId, what: What) {

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::lease::LeaseTerms;
+use crate::wire::Dead;
 
 fn bytes(byte: u8, len: usize) -> Bytes {
     vec![byte; len].into()
@@ -14,6 +15,10 @@ fn bytes(byte: u8, len: usize) -> Bytes {
 
 fn kek(byte: u8) -> Kek {
     Kek { id: bytes(byte, 32), boxed: bytes(byte, 112), master_epoch: 1 }
+}
+
+fn custody(node: u64, topic: u8) -> Custody {
+    Custody { node, project: bytes(9, 16), topic: bytes(topic, 16), partition: 0 }
 }
 
 fn initialize(lease: Option<LeaseTerms>) -> Initialize {
@@ -251,6 +256,58 @@ fn only_what_older_builds_cannot_read_is_written_as_version_two() {
     assert_eq!(version(Change::Revoke(Revoke { ring: bytes(1, 16), version: 0 })), 1);
 }
 
+#[test]
+fn a_batch_of_custody_is_what_the_same_records_one_by_one_are_but_for_the_place_in_the_log() {
+    let records: Vec<Custody> = (0..40).map(|n| custody(1 + n % 3, 10 + (n / 3) as u8)).collect();
+    let mut one_by_one = Driver::new();
+    for record in &records {
+        one_by_one.apply(Change::PutCustody(record.clone())).unwrap();
+    }
+    let mut batched = Driver::new();
+    let before = batched.state().audit_seq;
+    let batch = Custodies { custody: records.clone() };
+    batched.apply(Change::PutCustodies(batch.clone())).unwrap();
+    assert_eq!(batched.state().custody, one_by_one.state().custody);
+    assert_eq!(batched.state().custody.len(), 40);
+    assert_eq!(batched.state().audit_seq, before + 40, "one link of the chain for each record");
+    assert_eq!(batched.state().audit_seq, one_by_one.state().audit_seq);
+
+    let head = batched.state().audit_head;
+    batched.apply(Change::PutCustodies(batch.clone())).unwrap();
+    assert_eq!(batched.state().audit_head, head, "again changes nothing");
+
+    let mut restored = VaultMachine::default();
+    restored.restore(&batched.machine.snapshot()).unwrap();
+    assert_eq!(restored.state(), batched.machine.state());
+
+    batched.apply(Change::DropCustodies(batch)).unwrap();
+    assert!(batched.state().custody.is_empty());
+    let dead =
+        batched.state().events.iter().filter(|event| matches!(event.what, What::Dead(Dead::Custody(..)))).count();
+    assert_eq!(dead, 40, "holders hear of each");
+}
+
+#[test]
+fn a_batch_of_custody_with_one_record_that_cannot_be_read_changes_nothing() {
+    let mut driver = Driver::new();
+    let mut records = vec![custody(1, 1), custody(2, 1)];
+    records.push(Custody { topic: bytes(1, 3), ..custody(3, 1) });
+    let outcome = driver.apply(Change::PutCustodies(Custodies { custody: records }));
+    assert_eq!(reason(&outcome), Some(Reason::Invalid));
+    let many = (0..=CUSTODIES_MAX as u64).map(|node| custody(1 + node, 1)).collect();
+    let outcome = driver.apply(Change::PutCustodies(Custodies { custody: many }));
+    assert_eq!(reason(&outcome), Some(Reason::Invalid));
+    assert!(driver.state().custody.is_empty());
+}
+
+#[test]
+fn only_a_batch_of_custody_is_written_so_that_older_builds_cannot_read_it() {
+    let version = |change: Change| Command::new(1, "tester", change).to_payload()[0];
+    assert_eq!(version(Change::PutCustody(custody(1, 1))), 1);
+    assert_eq!(version(Change::PutCustodies(Custodies { custody: vec![custody(1, 1)] })), 3);
+    assert_eq!(version(Change::DropCustodies(Custodies { custody: vec![custody(1, 1)] })), 3);
+}
+
 /// A snapshot that the first format wrote: one ring, and no word about leases.
 const FIRST_SNAPSHOT: &str = include_str!("tests/snapshot-1.hex");
 
@@ -310,17 +367,23 @@ enum Step {
     Revoke(u8, u32),
     DrainOldest(u8),
     Custody(u8, bool),
+    Custodies(Vec<u8>, bool),
     Restart,
 }
 
+fn ring_numbers() -> std::ops::Range<u8> {
+    1..4
+}
+
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let ring = 1..4_u8;
+    let ring = ring_numbers();
     let step = prop_oneof![
         2 => ring.clone().prop_map(Step::Create),
         4 => (ring.clone(), 0..4_u32).prop_map(|(ring, expected)| Step::Rotate(ring, expected)),
         3 => (ring.clone(), 0..4_u32).prop_map(|(ring, version)| Step::Revoke(ring, version)),
         3 => ring.clone().prop_map(Step::DrainOldest),
         1 => (ring, any::<bool>()).prop_map(|(node, put)| Step::Custody(node, put)),
+        1 => (prop::collection::vec(ring_numbers(), 0..4), any::<bool>()).prop_map(|(nodes, put)| Step::Custodies(nodes, put)),
         1 => Just(Step::Restart),
     ];
     prop::collection::vec(step, 1..60)
@@ -394,8 +457,16 @@ proptest! {
                         }
                     }
                 }
+                Step::Custodies(nodes, put) => {
+                    let custody: Vec<_> = nodes.iter().map(|node| custody(u64::from(*node), 8)).collect();
+                    let batch = Custodies { custody };
+                    let change = if put { Change::PutCustodies(batch) } else { Change::DropCustodies(batch) };
+                    prop_assert!(driver.apply(change).is_ok());
+                    let has = |node: &u8| driver.state().custody.iter().any(|key| key.node.0 == u64::from(*node));
+                    prop_assert!(nodes.iter().all(|node| has(node) == put));
+                }
                 Step::Custody(node, put) => {
-                    let custody = Custody { node: u64::from(node), project: bytes(9, 16), topic: bytes(8, 16), partition: 0 };
+                    let custody = custody(u64::from(node), 8);
                     let change = if put { Change::PutCustody(custody) } else { Change::DropCustody(custody) };
                     prop_assert!(driver.apply(change).is_ok());
                     prop_assert_eq!(driver.state().custody.iter().any(|key| key.node.0 == u64::from(node)), put);
