@@ -11,6 +11,7 @@
 //! Not here: who may ask (`identity`, `rpc`), the events of a topic (`partition`).
 
 mod command;
+mod create;
 mod errors;
 mod freshness;
 mod handle;
@@ -27,7 +28,7 @@ mod vault;
 mod view;
 mod wire;
 
-pub use command::{Command, NewTopic, Outcome, Refusal, Response};
+pub use command::{Command, NewTopic, Outcome, Refusal, Response, TOPICS_BATCH_MAX};
 pub use errors::{
     ApiKeyError, ChangeTopicError, CreateOrganizationError, CreateProjectError, CreateTopicError, PutNodeError,
     ReconcileError, RefreshError, VaultFailure, WriteFailure,
@@ -40,5 +41,5 @@ pub use reconcile::Reconciled;
 pub use records::{ApiKey, NodeRecord, Organization, Project, SigningKey, Topic, TopicPolicies, TopicState};
 pub use vault::VaultRings;
 pub(crate) use vault::{Patience, is_passing};
-pub use view::View;
+pub use view::{TopicsSeen, View};
 pub use wire::DecodeError;

@@ -1,6 +1,7 @@
 //! The catalog on three nodes: any node changes it, every node shows it, and a lost leader loses nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ const LOCK: &str = "no test panics while it holds a lock";
 struct NotedVault {
     rings: Mutex<BTreeSet<(ProjectId, RingId)>>,
     custody: Mutex<BTreeSet<Custody>>,
+    /// Changes of custody that were asked for.
+    commits: AtomicUsize,
     down: Mutex<bool>,
 }
 
@@ -53,25 +56,18 @@ impl VaultWrites for NotedVault {
         })
     }
 
-    fn put_custody(
-        &self,
-        node: NodeId,
-        project: ProjectId,
-        topic: TopicId,
-    ) -> BoxFuture<'static, Result<(), VaultFailure>> {
+    fn put_custodies(&self, records: Vec<Custody>) -> BoxFuture<'static, Result<(), VaultFailure>> {
         self.answer(|| {
-            self.custody.lock().expect(LOCK).insert(Custody { node, project, topic });
+            self.commits.fetch_add(1, Ordering::Relaxed);
+            self.custody.lock().expect(LOCK).extend(records);
         })
     }
 
-    fn drop_custody(
-        &self,
-        node: NodeId,
-        project: ProjectId,
-        topic: TopicId,
-    ) -> BoxFuture<'static, Result<(), VaultFailure>> {
+    fn drop_custodies(&self, records: Vec<Custody>) -> BoxFuture<'static, Result<(), VaultFailure>> {
         self.answer(|| {
-            self.custody.lock().expect(LOCK).remove(&Custody { node, project, topic });
+            self.commits.fetch_add(1, Ordering::Relaxed);
+            let gone: BTreeSet<Custody> = records.into_iter().collect();
+            self.custody.lock().expect(LOCK).retain(|it| !gone.contains(it));
         })
     }
 }
@@ -466,4 +462,65 @@ async fn custody_of_a_topic_that_was_not_made_does_not_stay() {
     let id = made[0].id;
     assert!(cluster.vault.custody.lock().unwrap().iter().all(|custody| custody.topic == id));
     assert!(!cluster.vault.custody.lock().unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_topics_take_few_commits_and_one_that_cannot_be_made_keeps_none_back() {
+    let cluster = Cluster::start().await;
+    let project = cluster.project().await;
+    for id in 1..=3 {
+        let record = NodeRecord { id: NodeId(id), ..NodeRecord::default() };
+        cluster.catalog(1).put_node(record).await.unwrap();
+    }
+    create(cluster.catalog(1), project, "topic-7").await.unwrap();
+    let commits = || cluster.vault.commits.load(Ordering::Relaxed);
+    let before = commits();
+    let mut names: Vec<TopicName> = (0..600).map(|n| format!("topic-{n}").parse().unwrap()).collect();
+    names.push("topic-3".parse().unwrap());
+    let catalog = cluster.catalog(2);
+    // This node may not have heard of the one that exists.
+    let made = catalog.create_topics(project, names.clone(), &TopicPolicies::default()).await.unwrap();
+    assert_eq!(made.len(), 601);
+    for (place, (name, made)) in names.iter().zip(&made).enumerate() {
+        match made {
+            Ok(topic) => assert_eq!(topic.name, *name),
+            Err(error) => {
+                assert!(place == 7 || place == 600, "{name}: {error}");
+                assert_eq!(*error, CreateTopicError::NameTaken);
+            }
+        }
+    }
+    // Three batches of custody, and what was taken back of the two that were refused.
+    assert!(commits() - before <= 5, "{} commits of the vault", commits() - before);
+    let groups: BTreeSet<_> = made.iter().flatten().map(|topic| topic.group).collect();
+    assert_eq!(groups.len(), 599, "each topic has a group of its own");
+    let listed: BTreeSet<TopicId> = catalog.all_topics().iter().map(|topic| topic.id).collect();
+    assert_eq!(listed.len(), 600);
+    let custody = cluster.vault.custody.lock().unwrap().clone();
+    assert_eq!(custody.len(), 3 * 600);
+    assert!(
+        custody.iter().all(|custody| listed.contains(&custody.topic)),
+        "custody of what was not made is taken back"
+    );
+
+    // A node that comes to know of them all does not cost the vault a commit each.
+    let before = commits();
+    let record = NodeRecord { id: NodeId(4), ..NodeRecord::default() };
+    catalog.put_node(record).await.unwrap();
+    assert_eq!(commits() - before, 2, "before it is listed, and after");
+    assert_eq!(cluster.vault.custody.lock().unwrap().len(), 4 * 600);
+
+    let stranger = catalog.create_topics(ProjectId::from_bytes([7; 16]), names, &TopicPolicies::default()).await;
+    assert_eq!(stranger, Err(CreateTopicError::ProjectUnknown));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_the_vault_none_of_many_topics_is_made() {
+    let cluster = Cluster::start().await;
+    let project = cluster.project().await;
+    *cluster.vault.down.lock().unwrap() = true;
+    let names: Vec<TopicName> = (0..3).map(|n| format!("topic-{n}").parse().unwrap()).collect();
+    let made = cluster.catalog(1).create_topics(project, names, &TopicPolicies::default()).await.unwrap();
+    assert!(made.len() == 3 && made.iter().all(|made| matches!(made, Err(CreateTopicError::Vault(_)))), "{made:?}");
+    assert_eq!(cluster.catalog(1).topic_count(), 0);
 }

@@ -12,6 +12,9 @@ use thiserror::Error;
 
 use super::records::{ApiKey, NodeRecord, Organization, Project, SigningKey, Topic, TopicPolicies, TopicState};
 
+/// The most topics that one command makes: its answer has to travel, and what applies at once stays short.
+pub const TOPICS_BATCH_MAX: usize = 256;
+
 /// A change of the catalog.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
@@ -30,6 +33,8 @@ pub enum Command {
     CreateProject(Project),
     /// Adds a topic, whose custody the vault already has.
     CreateTopic(NewTopic),
+    /// Adds topics, at most [`TOPICS_BATCH_MAX`], each for itself: what is refused of one changes nothing for the others.
+    CreateTopics(Vec<NewTopic>),
     /// Moves a topic forward; a state that it has reached or passed already is no error where that means the same.
     SetTopicState {
         /// Which.
@@ -105,6 +110,8 @@ pub enum Outcome {
     Project(Arc<Project>),
     /// The topic as it is now.
     Topic(Arc<Topic>),
+    /// The topics as they are now, or why one was not made, in the command's order.
+    Topics(Vec<Result<Arc<Topic>, Refusal>>),
     /// The API key as it is now.
     ApiKey(Arc<ApiKey>),
 }

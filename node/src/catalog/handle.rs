@@ -7,28 +7,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ensign_proto::{ApiKeyId, GroupId, LogIndex, NodeId, OrgId, ProjectId, RingId, TopicId, TopicName};
+use ensign_proto::{ApiKeyId, GroupId, LogIndex, NodeId, OrgId, ProjectId, RingId, TopicId};
 use ensign_raft::env::{Clock, Rng, Stop};
 use ensign_raft::{ProposeError, ReadError};
 use ensign_storage::EntryId;
-use futures::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
-use tracing::{info, warn};
+use tracing::warn;
 
-use super::command::{Command, NewTopic, Outcome, Refusal};
+use super::command::{Command, Outcome, Refusal};
 use super::errors::{
-    ApiKeyError, ChangeTopicError, CreateOrganizationError, CreateProjectError, CreateTopicError, PutNodeError,
-    RefreshError, VaultFailure, WriteFailure,
+    ApiKeyError, ChangeTopicError, CreateOrganizationError, CreateProjectError, PutNodeError, RefreshError,
+    VaultFailure, WriteFailure,
 };
 use super::freshness::Freshness;
-use super::link::{ProposeLink, ProposeLinkError, Replica, VaultWrites};
+use super::link::{Custody, ProposeLink, ProposeLinkError, Replica, VaultWrites};
 use super::records::{ApiKey, NodeRecord, Organization, Project, SigningKey, Topic, TopicPolicies, TopicState};
 use super::view::View;
 use super::wire;
 
 /// How many topics a cluster takes: each is a Raft group on every node.
-const TOPICS_MAX: usize = 10_000;
+pub(super) const TOPICS_MAX: usize = 10_000;
 /// How long a change may take, failover included, before its caller hears that it did not happen (or that nobody knows).
 const DEADLINE: Duration = Duration::from_secs(15);
 /// How often a majority is asked whether this node's view is complete, and how often streams hear what became of it.
@@ -211,7 +210,7 @@ impl Catalog {
     }
 
     /// Carries a command out. It may be proposed more than once: commands answer a repetition as they did the first time.
-    async fn write(&self, command: Command) -> Result<Result<Outcome, Refusal>, WriteFailure> {
+    pub(super) async fn write(&self, command: Command) -> Result<Result<Outcome, Refusal>, WriteFailure> {
         let payload = command.encode();
         let deadline = Instant::now() + DEADLINE;
         let mut back_off = BACK_OFF_MIN;
@@ -272,7 +271,7 @@ impl Catalog {
         (self.now().as_millis(), random)
     }
 
-    fn fresh_topic(&self) -> TopicId {
+    pub(super) fn fresh_topic(&self) -> TopicId {
         let (ms, random) = self.fresh();
         TopicId::new(ms, random)
     }
@@ -350,62 +349,6 @@ impl Catalog {
         }
     }
 
-    /// Makes a topic under its project's key ring: custody for every node first, then the topic.
-    ///
-    /// # Errors
-    /// See [`CreateTopicError`]. Custody of a topic that was not made is dropped by [`Catalog::reconcile`].
-    pub async fn create_topic(
-        &self,
-        project: ProjectId,
-        name: TopicName,
-        policies: TopicPolicies,
-    ) -> Result<Arc<Topic>, CreateTopicError> {
-        if self.project(project).is_none() {
-            // Perhaps made on another node just now.
-            self.refresh().await.map_err(|error| WriteFailure::Unavailable { cause: error.to_string() })?;
-        }
-        let owner = self.project(project).ok_or(CreateTopicError::ProjectUnknown)?;
-        if self.topic_by_name(project, &name).is_some() {
-            return Err(CreateTopicError::NameTaken);
-        }
-        if self.topic_count() >= TOPICS_MAX {
-            return Err(CreateTopicError::TooMany { limit: TOPICS_MAX });
-        }
-        let id = self.fresh_topic();
-        let custody = futures::stream::iter(self.custodians())
-            .map(|node| self.parts.vault.put_custody(node, project, id))
-            .buffer_unordered(VAULT_CALLS_MAX)
-            .try_collect::<()>()
-            .await;
-        if let Err(failure) = custody {
-            self.drop_custody_of(project, id).await;
-            return Err(failure.into());
-        }
-        let replicas = self.parts.founders.clone();
-        let topic = NewTopic { id, project, name, ring: owner.ring, replicas, policies, at: self.now() };
-        let refusal = match self.write(Command::CreateTopic(topic)).await {
-            Ok(Ok(Outcome::Topic(topic))) => return Ok(topic),
-            Ok(Err(Refusal::NameTaken)) => CreateTopicError::NameTaken,
-            Ok(Err(Refusal::ProjectUnknown)) => CreateTopicError::ProjectUnknown,
-            Ok(other) => unexpected(&other).into(),
-            // It may have been made after all: then it needs its keys.
-            Err(unknown @ WriteFailure::OutcomeUnknown { .. }) => return Err(unknown.into()),
-            Err(failure) => failure.into(),
-        };
-        self.drop_custody_of(project, id).await;
-        Err(refusal)
-    }
-
-    /// Takes back what was given for a topic that is not, or is no more. What stays is dropped when the vault is compared with
-    /// the catalog next.
-    async fn drop_custody_of(&self, project: ProjectId, topic: TopicId) {
-        for node in self.custodians() {
-            if let Err(error) = self.parts.vault.drop_custody(node, project, topic).await {
-                info!(%topic, %node, %error, "custody of a topic that does not exist stays in the vault");
-            }
-        }
-    }
-
     /// Archives a topic: it takes no more events. Doing it again changes nothing.
     ///
     /// # Errors
@@ -437,7 +380,7 @@ impl Catalog {
             Err(refusal) => return Err(unexpected(&Err(refusal)).into()),
         }
         if let Some(topic) = known {
-            self.drop_custody_of(topic.project, topic.id).await;
+            self.take_back(self.custody_of(topic.project, topic.id)).await;
         }
         Ok(())
     }
@@ -504,16 +447,20 @@ impl Catalog {
         nodes
     }
 
+    /// Everyone's custody of a topic.
+    pub(super) fn custody_of(&self, project: ProjectId, topic: TopicId) -> Vec<Custody> {
+        self.custodians().into_iter().map(|node| Custody { node, project, topic }).collect()
+    }
+
     async fn put_custody_of_all(&self, nodes: &[NodeId]) -> Result<(), VaultFailure> {
         let topics = self.all_topics();
         let wanted = topics.iter().filter(|topic| topic.state != TopicState::Deleting);
-        let calls: Vec<_> =
-            wanted.flat_map(|topic| nodes.iter().map(move |node| (*node, topic.project, topic.id))).collect();
-        futures::stream::iter(calls)
-            .map(|(node, project, topic)| self.parts.vault.put_custody(node, project, topic))
-            .buffer_unordered(VAULT_CALLS_MAX)
-            .try_collect::<()>()
-            .await
+        let custody: Vec<_> = wanted
+            .flat_map(|topic| {
+                nodes.iter().map(move |node| Custody { node: *node, project: topic.project, topic: topic.id })
+            })
+            .collect();
+        if custody.is_empty() { Ok(()) } else { self.parts.vault.put_custodies(custody).await }
     }
 
     /// Keeps the group's log short: a snapshot for every 4,096 applied entries, until `stop`. One task a node.
@@ -540,7 +487,7 @@ impl Catalog {
     }
 }
 
-fn unexpected(response: &Result<Outcome, Refusal>) -> WriteFailure {
+pub(super) fn unexpected(response: &Result<Outcome, Refusal>) -> WriteFailure {
     match response {
         Err(refusal) => WriteFailure::Internal { cause: refusal.to_string() },
         Ok(_) => WriteFailure::Internal { cause: "an answer of another kind".to_owned() },

@@ -119,13 +119,21 @@ pub trait VaultWrites: Send + Sync + 'static {
     /// Makes a project's key ring, with a first version.
     fn create_ring(&self, project: ProjectId, ring: RingId) -> BoxFuture<'static, Result<(), VaultFailure>>;
 
+    /// Lets nodes have the keys of topics' partitions, in few commits. After a failure some may have them.
+    fn put_custodies(&self, records: Vec<Custody>) -> BoxFuture<'static, Result<(), VaultFailure>>;
+
+    /// Ends that.
+    fn drop_custodies(&self, records: Vec<Custody>) -> BoxFuture<'static, Result<(), VaultFailure>>;
+
     /// Lets a node have the keys of a topic's partition.
     fn put_custody(
         &self,
         node: NodeId,
         project: ProjectId,
         topic: TopicId,
-    ) -> BoxFuture<'static, Result<(), VaultFailure>>;
+    ) -> BoxFuture<'static, Result<(), VaultFailure>> {
+        self.put_custodies(vec![Custody { node, project, topic }])
+    }
 
     /// Ends that.
     fn drop_custody(
@@ -133,5 +141,7 @@ pub trait VaultWrites: Send + Sync + 'static {
         node: NodeId,
         project: ProjectId,
         topic: TopicId,
-    ) -> BoxFuture<'static, Result<(), VaultFailure>>;
+    ) -> BoxFuture<'static, Result<(), VaultFailure>> {
+        self.drop_custodies(vec![Custody { node, project, topic }])
+    }
 }

@@ -1,21 +1,55 @@
 //! The catalog as a Raft state machine, and the view that everything on this node reads.
 
-use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 use bytes::Bytes;
-use ensign_proto::LogIndex;
+use ensign_proto::{LogIndex, TopicId};
 use ensign_raft::{CommittedEntry, RestoreError, StateMachine};
 use tokio::sync::watch;
 
 use super::command::{Command, Refusal, Response};
 use super::state::State;
-use super::view::View;
+use super::view::{TopicsSeen, View};
 use super::wire;
+
+/// How many changes of topics a follower may be behind before it has to look at all of them.
+const JOURNAL_MAX: usize = 8_192;
+
+/// The latest changes of topics, so that who follows them need not look at every topic after every change.
+#[derive(Debug, Default)]
+struct Journal {
+    /// How many changes there were before the oldest of `recent`.
+    dropped: u64,
+    recent: VecDeque<TopicId>,
+}
+
+impl Journal {
+    fn push(&mut self, touched: Vec<TopicId>) {
+        self.recent.extend(touched);
+        let excess = self.recent.len().saturating_sub(JOURNAL_MAX);
+        self.recent.drain(..excess);
+        self.dropped += excess as u64;
+    }
+
+    /// Every topic may have changed.
+    fn reset(&mut self) {
+        self.dropped += self.recent.len() as u64 + 1;
+        self.recent.clear();
+    }
+
+    fn since(&self, seen: TopicsSeen) -> (TopicsSeen, Option<Vec<TopicId>>) {
+        let now = TopicsSeen(Some(self.dropped + self.recent.len() as u64));
+        let known = seen.0.and_then(|seen| seen.checked_sub(self.dropped));
+        (now, known.map(|known| self.recent.iter().skip(known as usize).copied().collect()))
+    }
+}
 
 /// What the machine writes and every [`View`] reads.
 #[derive(Debug)]
 pub(super) struct Shared {
     state: RwLock<State>,
+    journal: Mutex<Journal>,
     changes: watch::Sender<LogIndex>,
     stuck: OnceLock<LogIndex>,
 }
@@ -30,6 +64,11 @@ impl Shared {
     pub(super) fn read(&self) -> RwLockReadGuard<'_, State> {
         // A reader that panicked left nothing half-written, and `State::apply` refuses before it changes anything.
         self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which topics changed since `seen`; `None` when that is not known any more.
+    pub(super) fn changed_topics(&self, seen: TopicsSeen) -> (TopicsSeen, Option<Vec<TopicId>>) {
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner).since(seen)
     }
 
     pub(super) fn changes(&self) -> watch::Receiver<LogIndex> {
@@ -48,6 +87,7 @@ impl CatalogMachine {
     pub fn new() -> (Self, View) {
         let shared = Arc::new(Shared {
             state: RwLock::default(),
+            journal: Mutex::default(),
             changes: watch::Sender::new(LogIndex(0)),
             stuck: OnceLock::new(),
         });
@@ -60,7 +100,12 @@ impl CatalogMachine {
     }
 
     fn change<T>(&mut self, index: LogIndex, change: impl FnOnce(&mut State) -> T) -> T {
-        let result = change(&mut self.shared.state.write().unwrap_or_else(PoisonError::into_inner));
+        let (result, touched) = {
+            let mut state = self.shared.state.write().unwrap_or_else(PoisonError::into_inner);
+            (change(&mut state), state.take_touched())
+        };
+        // After the state too: what the journal tells can be looked up.
+        self.shared.journal.lock().unwrap_or_else(PoisonError::into_inner).push(touched);
         // After the state, so that whoever is woken sees the change.
         self.shared.changes.send_replace(index);
         result
@@ -95,6 +140,8 @@ impl StateMachine for CatalogMachine {
     fn restore(&mut self, snapshot: &Bytes) -> Result<(), RestoreError> {
         let (state, applied) = wire::decode_snapshot(snapshot).map_err(|error| RestoreError::new(error.to_string()))?;
         self.change(LogIndex(applied), |current| *current = state);
+        self.shared.journal.lock().unwrap_or_else(PoisonError::into_inner).reset();
+        self.shared.changes.send_replace(LogIndex(applied));
         Ok(())
     }
 }

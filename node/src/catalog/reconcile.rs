@@ -18,7 +18,7 @@ use super::records::TopicState;
 /// A topic that the catalog does not list may be on its way there for this long: its custody is left alone.
 const IN_THE_MAKING: Duration = Duration::from_mins(10);
 /// The most that one pass writes; what is left is for the next.
-const WRITES_MAX: usize = 4_096;
+const WRITES_MAX: usize = 32_768;
 
 /// What a pass has changed in the vault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -64,8 +64,12 @@ impl Catalog {
 
         let vault = &self.parts.vault;
         carry_out(rings.into_iter().map(|(project, ring)| vault.create_ring(project, ring))).await?;
-        carry_out(granted.into_iter().map(|it| vault.put_custody(it.node, it.project, it.topic))).await?;
-        carry_out(dropped.into_iter().map(|it| vault.drop_custody(it.node, it.project, it.topic))).await?;
+        if !granted.is_empty() {
+            vault.put_custodies(granted).await?;
+        }
+        if !dropped.is_empty() {
+            vault.drop_custodies(dropped).await?;
+        }
         if done != Reconciled::default() {
             info!(rings = done.rings, granted = done.granted, dropped = done.dropped, "the vault was put right");
         }

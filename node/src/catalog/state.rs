@@ -26,6 +26,8 @@ pub(super) struct State {
     /// Destroyed topics and when: their ids are never given out again by a delayed retry.
     pub(super) tombstones: BTreeMap<TopicId, UnixNanos>,
     pub(super) next_group: GroupId,
+    /// Topics that were changed or forgotten since [`State::take_touched`]; no part of what is replicated.
+    touched: Vec<TopicId>,
     // Indexes; rebuilt from the records on restore.
     topics_by_name: BTreeMap<(ProjectId, TopicNameHash), TopicId>,
     topics_by_project: BTreeSet<(ProjectId, TopicId)>,
@@ -43,6 +45,7 @@ impl Default for State {
             signing_keys: BTreeMap::new(),
             tombstones: BTreeMap::new(),
             next_group: GroupId::FIRST_PARTITION,
+            touched: Vec::new(),
             topics_by_name: BTreeMap::new(),
             topics_by_project: BTreeSet::new(),
             api_keys_by_client: BTreeMap::new(),
@@ -59,7 +62,10 @@ impl State {
                 self.create_organization(Organization { id, name, created: at })
             }
             Command::CreateProject(project) => self.create_project(project),
-            Command::CreateTopic(topic) => self.create_topic(topic),
+            Command::CreateTopic(topic) => self.create_topic(topic).map(Outcome::Topic),
+            Command::CreateTopics(topics) => {
+                Ok(Outcome::Topics(topics.into_iter().map(|topic| self.create_topic(topic)).collect()))
+            }
             Command::SetTopicState { topic, state, at } => self.set_topic_state(topic, state, at),
             Command::SetTopicPolicies { topic, policies, at } => {
                 let old = self.topics.get(&topic).ok_or(Refusal::TopicUnknown)?;
@@ -140,10 +146,10 @@ impl State {
         Ok(Outcome::Project(new))
     }
 
-    fn create_topic(&mut self, new: NewTopic) -> Response {
+    fn create_topic(&mut self, new: NewTopic) -> Result<Arc<Topic>, Refusal> {
         if let Some(old) = self.topics.get(&new.id) {
             let same = (old.project, &old.name, old.ring) == (new.project, &new.name, new.ring);
-            return if same { Ok(Outcome::Topic(Arc::clone(old))) } else { Err(Refusal::IdTaken) };
+            return if same { Ok(Arc::clone(old)) } else { Err(Refusal::IdTaken) };
         }
         if self.tombstones.contains_key(&new.id) {
             return Err(Refusal::IdTaken);
@@ -167,7 +173,7 @@ impl State {
             modified: new.at,
         };
         self.next_group = GroupId(self.next_group.0 + 1);
-        Ok(self.put_topic(topic))
+        Ok(self.insert_topic(topic))
     }
 
     fn set_topic_state(&mut self, topic: TopicId, state: TopicState, at: UnixNanos) -> Response {
@@ -193,6 +199,7 @@ impl State {
         self.topics_by_name.remove(&(old.project, old.name.hash()));
         self.topics_by_project.remove(&(old.project, topic));
         self.topics.remove(&topic);
+        self.touched.push(topic);
         self.tombstones.insert(topic, at);
         self.tombstones.retain(|_, since| at.0.saturating_sub(since.0) < TOMBSTONE_NANOS);
         while self.tombstones.len() > TOMBSTONES_MAX {
@@ -232,11 +239,16 @@ impl State {
     }
 
     fn put_topic(&mut self, topic: Topic) -> Outcome {
+        Outcome::Topic(self.insert_topic(topic))
+    }
+
+    fn insert_topic(&mut self, topic: Topic) -> Arc<Topic> {
         let topic = Arc::new(topic);
+        self.touched.push(topic.id);
         self.topics_by_name.insert((topic.project, topic.name.hash()), topic.id);
         self.topics_by_project.insert((topic.project, topic.id));
         self.topics.insert(topic.id, Arc::clone(&topic));
-        Outcome::Topic(topic)
+        topic
     }
 
     fn put_api_key(&mut self, key: ApiKey) -> Outcome {
@@ -252,6 +264,11 @@ impl State {
         self.topics_by_project = self.topics.values().map(|t| (t.project, t.id)).collect();
         self.api_keys_by_client = self.api_keys.values().map(|k| (k.client_id.clone(), k.id)).collect();
         self
+    }
+
+    /// Which topics were changed or forgotten since the last call.
+    pub(super) fn take_touched(&mut self) -> Vec<TopicId> {
+        std::mem::take(&mut self.touched)
     }
 
     /// The topic that has a name of this hash.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use ensign_proto::{GroupId, LogIndex, NodeId, ProjectId, RingId, Term, TopicId};
+use ensign_proto::{GroupId, LogIndex, NodeId, ProjectId, RingId, Term};
 use ensign_raft::env::{Clock, Rng};
 use ensign_raft::{CommittedEntry, CompactError, Leadership, ProposeError, ReadError, StateMachine as _};
 use ensign_storage::EntryId;
@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use super::command::Response;
 use super::errors::VaultFailure;
 use super::handle::{Catalog, CatalogParts};
-use super::link::{ProposeLink, ProposeLinkError, Replica, VaultHas, VaultWrites};
+use super::link::{Custody, ProposeLink, ProposeLinkError, Replica, VaultHas, VaultWrites};
 use super::machine::CatalogMachine;
 
 /// How long a catalog of these tests vouches for its view.
@@ -113,11 +113,11 @@ impl VaultWrites for YesVault {
         futures::future::ready(Ok(())).boxed()
     }
 
-    fn put_custody(&self, _: NodeId, _: ProjectId, _: TopicId) -> BoxFuture<'static, Result<(), VaultFailure>> {
+    fn put_custodies(&self, _: Vec<Custody>) -> BoxFuture<'static, Result<(), VaultFailure>> {
         futures::future::ready(Ok(())).boxed()
     }
 
-    fn drop_custody(&self, _: NodeId, _: ProjectId, _: TopicId) -> BoxFuture<'static, Result<(), VaultFailure>> {
+    fn drop_custodies(&self, _: Vec<Custody>) -> BoxFuture<'static, Result<(), VaultFailure>> {
         futures::future::ready(Ok(())).boxed()
     }
 }

@@ -80,6 +80,18 @@ fn signing_key(n: u8, public: u8) -> SigningKey {
     SigningKey { kid: [n; 16], public_key, created: at(n), signs_from: at(n), verifies_until: None }
 }
 
+fn new_topic(n: u8, owner: u8, title: u8) -> NewTopic {
+    NewTopic {
+        id: topic(n),
+        project: project(owner),
+        name: name(title),
+        ring: ring(owner),
+        replicas: nodes(n),
+        policies: policies(n),
+        at: at(n),
+    }
+}
+
 /// Ids and names from a small range, so that commands meet.
 fn command() -> impl Strategy<Value = Command> {
     let few = 0..4_u8;
@@ -105,15 +117,11 @@ fn command() -> impl Strategy<Value = Command> {
             ring: ring(n),
             created: at(n),
         })),
-        4 => (id(), id(), id()).prop_map(|(n, owner, title)| Command::CreateTopic(NewTopic {
-            id: topic(n),
-            project: project(owner),
-            name: name(title),
-            ring: ring(owner),
-            replicas: nodes(n),
-            policies: policies(n),
-            at: at(n),
-        })),
+        4 => (id(), id(), id()).prop_map(|(n, owner, title)| Command::CreateTopic(new_topic(n, owner, title))),
+        2 => proptest::collection::btree_map(id(), (id(), id()), 0..4).prop_map(|topics| {
+            let topics = topics.into_iter().map(|(n, (owner, title))| new_topic(n, owner, title));
+            Command::CreateTopics(topics.collect())
+        }),
         2 => (id(), any::<bool>(), id()).prop_map(|(n, destroy, now)| Command::SetTopicState {
             topic: topic(n),
             state: if destroy { TopicState::Deleting } else { TopicState::Readonly },
@@ -179,6 +187,12 @@ impl Model {
                 None => self.projects.push(new),
             },
             Command::CreateTopic(new) => return self.create_topic(new),
+            // One after the other, as if each had come alone: what is refused of one is no refusal of all.
+            Command::CreateTopics(many) => {
+                for new in many {
+                    let _ = self.create_topic(new);
+                }
+            }
             Command::SetTopicState { topic, state, at } => {
                 let known = self.topics.iter_mut().find(|known| known.id == topic).ok_or(Refusal::TopicUnknown)?;
                 match (known.state, state) {
@@ -431,6 +445,7 @@ fn sample_commands() -> Vec<Command> {
         Command::AddSigningKey(signing_key(1, 7)),
         Command::RetireSigningKey { kid: [1; 16], verifies_until: at(9) },
         Command::PutNode(node(2, "b", 3, 30)),
+        Command::CreateTopics(vec![new_topic(8, 9, 8), new_topic(9, 9, 9)]),
     ]
 }
 
@@ -536,4 +551,80 @@ fn whoever_watches_is_woken_after_the_change() {
     assert!(changes.has_changed().unwrap());
     assert_eq!(*changes.borrow_and_update(), LogIndex(5));
     assert_eq!(view.organizations().len(), 1);
+}
+
+#[test]
+fn a_batch_of_topics_makes_those_that_can_be_and_says_why_the_others_were_not() {
+    let (mut machine, view) = CatalogMachine::new();
+    let mut index = 0;
+    let mut apply = |command: Command| {
+        index += 1;
+        machine.apply(&entry(index, command.encode()))
+    };
+    apply(Command::CreateOrganization { id: org(1), name: "org".to_owned(), at: at(0) }).unwrap();
+    let owner = Project { id: project(1), org: org(1), name: "p".to_owned(), ring: ring(1), created: at(0) };
+    apply(Command::CreateProject(owner)).unwrap();
+    apply(Command::CreateTopic(new_topic(1, 1, 1))).unwrap();
+    // Made, taken before, taken in the batch itself, of a project that there is not, and made.
+    let batch =
+        vec![new_topic(2, 1, 2), new_topic(3, 1, 1), new_topic(4, 1, 2), new_topic(5, 9, 5), new_topic(6, 1, 6)];
+    let command = Command::CreateTopics(batch);
+    let response = apply(command.clone());
+    let Ok(Outcome::Topics(each)) = &response else { panic!("{response:?}") };
+    let groups: Vec<_> =
+        each.iter().map(|topic| topic.as_ref().map(|topic| topic.group.0).map_err(|why| *why)).collect();
+    let taken = Err(Refusal::NameTaken);
+    assert_eq!(groups, [Ok(17), taken, taken, Err(Refusal::ProjectUnknown), Ok(18)]);
+    assert_eq!(view.topic_count(), 3);
+    assert_eq!(apply(command), response, "again it answers the same");
+    assert_eq!(view.topic_count(), 3);
+    assert_eq!(wire::decode_response(&wire::encode_response(&response)), Ok(response), "also to another node");
+}
+
+#[test]
+fn a_batch_that_is_too_large_or_names_an_id_twice_is_no_command() {
+    let many = |count: usize| {
+        let one = |n: usize| NewTopic { id: TopicId::new(n as u64, [1; 10]), ..new_topic(1, 1, 1) };
+        (0..count).map(one).collect::<Vec<_>>()
+    };
+    let decoded = |topics: Vec<NewTopic>| Command::decode(&Command::CreateTopics(topics).encode());
+    assert!(decoded(many(TOPICS_BATCH_MAX)).is_ok());
+    assert_eq!(decoded(many(TOPICS_BATCH_MAX + 1)), Err(DecodeError::Invalid("topics")));
+    assert_eq!(decoded([many(3), many(1)].concat()), Err(DecodeError::Invalid("topics")));
+}
+
+#[test]
+fn a_follower_of_the_topics_hears_of_what_changed_and_of_nothing_else() {
+    let (mut machine, view) = CatalogMachine::new();
+    let mut index = 0;
+    let mut apply = |machine: &mut CatalogMachine, command: Command| {
+        index += 1;
+        machine.apply(&entry(index, command.encode())).unwrap();
+    };
+    let (mut seen, all) = view.changed_topics(TopicsSeen::default());
+    assert_eq!(all, None, "whoever has seen nothing looks at everything");
+    let mut changed = |view: &View| {
+        let (now, changed) = view.changed_topics(seen);
+        seen = now;
+        changed
+    };
+    apply(&mut machine, Command::CreateOrganization { id: org(1), name: "org".to_owned(), at: at(0) });
+    let owner = Project { id: project(1), org: org(1), name: "p".to_owned(), ring: ring(1), created: at(0) };
+    apply(&mut machine, Command::CreateProject(owner));
+    assert_eq!(changed(&view), Some(vec![]));
+    apply(&mut machine, Command::CreateTopics(vec![new_topic(1, 1, 1), new_topic(2, 1, 2)]));
+    apply(&mut machine, Command::SetTopicState { topic: topic(1), state: TopicState::Deleting, at: at(1) });
+    assert_eq!(changed(&view), Some(vec![topic(1), topic(2), topic(1)]));
+    assert_eq!(changed(&view), Some(vec![]), "each change is told once");
+    apply(&mut machine, Command::FinishDestroy { topic: topic(1), at: at(2) });
+    assert_eq!(changed(&view), Some(vec![topic(1)]));
+    let snapshot = machine.snapshot();
+    machine.restore(&snapshot).unwrap();
+    assert_eq!(changed(&view), None, "after a snapshot everything may be different");
+    assert_eq!(changed(&view), Some(vec![]));
+    for round in 0..9_000_u64 {
+        let state = policies((round % 2) as u8);
+        apply(&mut machine, Command::SetTopicPolicies { topic: topic(2), policies: state, at: at(3) });
+    }
+    assert_eq!(changed(&view), None, "who is too far behind looks at everything");
 }

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use ensign_keyvault::{CallError, Reason, VaultClient};
-use ensign_proto::{Algorithm, ClusterId, NodeId, Partition, PartitionContext, ProjectId, RingId, TopicId};
+use ensign_keyvault::{CUSTODY_BATCH_MAX, CallError, Reason, VaultClient};
+use ensign_proto::{Algorithm, ClusterId, NodeId, Partition, PartitionContext, ProjectId, RingId};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use tokio::time::{Instant, sleep};
@@ -36,8 +36,14 @@ impl VaultRings {
         Self { client, cluster, actor: format!("node {me}") }
     }
 
-    fn context(&self, project: ProjectId, topic: TopicId) -> PartitionContext {
-        PartitionContext { cluster: self.cluster, project, topic, partition: Partition(0) }
+    fn places(&self, records: &[Custody]) -> Vec<(NodeId, PartitionContext)> {
+        let context = |it: &Custody| PartitionContext {
+            cluster: self.cluster,
+            project: it.project,
+            topic: it.topic,
+            partition: Partition(0),
+        };
+        records.iter().map(|it| (it.node, context(it))).collect()
     }
 }
 
@@ -72,40 +78,34 @@ impl VaultWrites for VaultRings {
         .boxed()
     }
 
-    fn put_custody(
-        &self,
-        node: NodeId,
-        project: ProjectId,
-        topic: TopicId,
-    ) -> BoxFuture<'static, Result<(), VaultFailure>> {
-        let (this, context) = (self.clone(), self.context(project, topic));
+    fn put_custodies(&self, records: Vec<Custody>) -> BoxFuture<'static, Result<(), VaultFailure>> {
+        let (this, records) = (self.clone(), self.places(&records));
         async move {
-            let patience = Patience::new();
-            loop {
-                match this.client.put_custody(&this.actor, node, &context).await {
-                    Err(error) if patience.again(&error).await => {}
-                    settled => return settled.map_err(failure),
+            for batch in records.chunks(CUSTODY_BATCH_MAX) {
+                let patience = Patience::new();
+                while let Err(error) = this.client.put_custodies(&this.actor, batch).await {
+                    if !patience.again(&error).await {
+                        return Err(failure(error));
+                    }
                 }
             }
+            Ok(())
         }
         .boxed()
     }
 
-    fn drop_custody(
-        &self,
-        node: NodeId,
-        project: ProjectId,
-        topic: TopicId,
-    ) -> BoxFuture<'static, Result<(), VaultFailure>> {
-        let (this, context) = (self.clone(), self.context(project, topic));
+    fn drop_custodies(&self, records: Vec<Custody>) -> BoxFuture<'static, Result<(), VaultFailure>> {
+        let (this, records) = (self.clone(), self.places(&records));
         async move {
-            let patience = Patience::new();
-            loop {
-                match this.client.drop_custody(&this.actor, node, &context).await {
-                    Err(error) if patience.again(&error).await => {}
-                    settled => return settled.map_err(failure),
+            for batch in records.chunks(CUSTODY_BATCH_MAX) {
+                let patience = Patience::new();
+                while let Err(error) = this.client.drop_custodies(&this.actor, batch).await {
+                    if !patience.again(&error).await {
+                        return Err(failure(error));
+                    }
                 }
             }
+            Ok(())
         }
         .boxed()
     }

@@ -10,6 +10,10 @@ use super::machine::Shared;
 use super::paging::{Page, PageError, PageRequest, Paged};
 use super::records::{ApiKey, NodeRecord, Organization, Project, SigningKey, Topic};
 
+/// How much of the topics' changes a follower has seen. The default has seen nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TopicsSeen(pub(super) Option<u64>);
+
 /// The catalog as this node knows it. Clones are cheap; every answer is a shared, unchanging record.
 ///
 /// It may trail the cluster by a moment; [`super::Catalog::refresh`] catches up first.
@@ -57,6 +61,12 @@ impl View {
     /// Every topic of the cluster: what this node's replicas follow.
     pub fn all_topics(&self) -> Vec<Arc<Topic>> {
         self.shared.read().topics.values().cloned().collect()
+    }
+
+    /// The topics that were made, changed or forgotten since `seen`, in that order and perhaps more than once, and what has been
+    /// seen after that. `None`: look at all topics. Costs what has changed, not what there is.
+    pub fn changed_topics(&self, seen: TopicsSeen) -> (TopicsSeen, Option<Vec<TopicId>>) {
+        self.shared.changed_topics(seen)
     }
 
     /// A page of the project's topics, oldest id first.

@@ -7,6 +7,7 @@
 
 mod rows;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -16,10 +17,10 @@ use prost::Message;
 use thiserror::Error;
 
 use self::rows::{
-    ChangeRow, CommandKind, CommandRow, OrganizationRow, ResponseKind, ResponseRow, SnapshotRow, change, id, kid, raw,
-    state_number, state_of,
+    ChangeRow, CommandKind, CommandRow, OrganizationRow, ResponseKind, ResponseRow, ResponsesRow, SnapshotRow,
+    TopicsRow, change, id, kid, raw, state_number, state_of,
 };
-use super::command::{Command, Outcome, Refusal, Response};
+use super::command::{Command, NewTopic, Outcome, Refusal, Response, TOPICS_BATCH_MAX};
 use super::records::{ApiKey, NodeRecord, Organization, Project, SigningKey, Topic};
 use super::state::State;
 
@@ -77,6 +78,9 @@ pub(super) fn encode_command(command: &Command) -> Bytes {
         }),
         Command::CreateProject(project) => CommandKind::CreateProject(project.into()),
         Command::CreateTopic(topic) => CommandKind::CreateTopic(topic.into()),
+        Command::CreateTopics(topics) => {
+            CommandKind::CreateTopics(TopicsRow { topics: topics.iter().map(Into::into).collect() })
+        }
         Command::SetTopicState { topic, state, at } => {
             CommandKind::SetTopicState(ChangeRow { state: state_number(*state), ..change(topic.as_bytes(), *at) })
         }
@@ -106,6 +110,18 @@ pub(super) fn decode_command(bytes: &Bytes) -> Result<Command, DecodeError> {
         }
         CommandKind::CreateProject(row) => Command::CreateProject(row.try_into()?),
         CommandKind::CreateTopic(row) => Command::CreateTopic(row.try_into()?),
+        CommandKind::CreateTopics(row) => {
+            if row.topics.len() > TOPICS_BATCH_MAX {
+                return Err(DecodeError::Invalid("topics"));
+            }
+            let topics = row.topics.into_iter().map(NewTopic::try_from).collect::<Result<Vec<NewTopic>, _>>()?;
+            // An id that is given twice would be answered differently the second time.
+            let ids: BTreeSet<TopicId> = topics.iter().map(|topic| topic.id).collect();
+            if ids.len() != topics.len() {
+                return Err(DecodeError::Invalid("topics"));
+            }
+            Command::CreateTopics(topics)
+        }
         CommandKind::SetTopicState(row) => {
             let state = state_of(row.state)?;
             Command::SetTopicState { topic: topic(&row)?, state, at: UnixNanos(row.at) }
@@ -159,25 +175,44 @@ fn refusal_of(number: u32) -> Result<Refusal, DecodeError> {
 
 /// An answer as it travels between nodes.
 pub(super) fn encode_response(response: &Response) -> Bytes {
+    frame(&response_row(response))
+}
+
+fn response_row(response: &Response) -> ResponseRow {
     let kind = match response {
         Err(refusal) => ResponseKind::Refusal(refusal_number(*refusal)),
         Ok(Outcome::Done) => ResponseKind::Done(true),
         Ok(Outcome::Organization(org)) => ResponseKind::Organization((&**org).into()),
         Ok(Outcome::Project(project)) => ResponseKind::Project((&**project).into()),
         Ok(Outcome::Topic(topic)) => ResponseKind::Topic((&**topic).into()),
+        Ok(Outcome::Topics(each)) => {
+            let row = |topic: &Result<Arc<Topic>, Refusal>| response_row(&topic.clone().map(Outcome::Topic));
+            ResponseKind::Topics(ResponsesRow { each: each.iter().map(row).collect() })
+        }
         Ok(Outcome::ApiKey(key)) => ResponseKind::ApiKey((&**key).into()),
     };
-    frame(&ResponseRow { kind: Some(kind) })
+    ResponseRow { kind: Some(kind) }
 }
 
 pub(super) fn decode_response(bytes: &Bytes) -> Result<Response, DecodeError> {
-    let row: ResponseRow = unframe(bytes)?;
+    response_of(unframe(bytes)?)
+}
+
+fn response_of(row: ResponseRow) -> Result<Response, DecodeError> {
     Ok(match row.kind.ok_or(DecodeError::Invalid("response"))? {
         ResponseKind::Refusal(number) => Err(refusal_of(number)?),
         ResponseKind::Done(_) => Ok(Outcome::Done),
         ResponseKind::Organization(row) => Ok(Outcome::Organization(Arc::new(row.try_into()?))),
         ResponseKind::Project(row) => Ok(Outcome::Project(Arc::new(row.try_into()?))),
         ResponseKind::Topic(row) => Ok(Outcome::Topic(Arc::new(row.try_into()?))),
+        ResponseKind::Topics(row) => {
+            let topic = |row| match response_of(row)? {
+                Ok(Outcome::Topic(topic)) => Ok(Ok(topic)),
+                Err(refusal) => Ok(Err(refusal)),
+                Ok(_) => Err(DecodeError::Invalid("topics")),
+            };
+            Ok(Outcome::Topics(row.each.into_iter().map(topic).collect::<Result<_, _>>()?))
+        }
         ResponseKind::ApiKey(row) => Ok(Outcome::ApiKey(Arc::new(row.try_into()?))),
     })
 }

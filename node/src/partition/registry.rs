@@ -11,6 +11,7 @@ use ensign_proto::{ByteCount, ClusterId, GroupId, NodeId, PartitionContext, Topi
 use ensign_raft::env::{Clock, Rng, Stop, Tasks};
 use ensign_raft::{GroupSpec, Mode, Runtime, StartError};
 use ensign_storage::NodeLog;
+use futures::{FutureExt as _, StreamExt as _};
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 use tracing::{error, info, warn};
@@ -21,10 +22,14 @@ use super::keys::Keys;
 use super::machine::PartitionMachine;
 use super::route::ForwardLink;
 use super::tail::{Tail, TailBudget};
-use crate::catalog::{Catalog, Topic, TopicState};
+use crate::catalog::{Catalog, Topic, TopicState, TopicsSeen};
 
 /// How long a topic is seen as being deleted before it is gone: long enough for streams to learn of it.
 const DELETING_FOR: Duration = Duration::from_secs(2);
+/// Partitions that are started or stopped at once. Each waits for the disk and for its peers, and they share both.
+const SETTLING_MAX: usize = 64;
+/// How often every topic is looked at although nothing seems to have changed.
+const LOOK_AT_ALL_EVERY: Duration = Duration::from_secs(30);
 
 /// Why a topic's partition cannot be used on this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -165,47 +170,73 @@ impl Partitions {
     }
 
     async fn follow(self, stop: Stop) {
-        let mut changes = self.inner.parts.catalog.view().changes();
+        let view = self.inner.parts.catalog.view().clone();
+        let mut changes = view.changes();
         let mut swept = false;
+        let mut seen = TopicsSeen::default();
+        // Topics that are to be looked at again although nothing changes.
+        let mut unsettled = BTreeSet::new();
         loop {
             changes.mark_unchanged();
-            let complete = self.reconcile(&stop).await;
+            let (now, changed) = view.changed_topics(seen);
+            seen = now;
+            unsettled = match changed {
+                Some(changed) => {
+                    unsettled.extend(changed);
+                    self.settle_all(unsettled, &stop).await
+                }
+                None => self.reconcile(&stop).await,
+            };
             if !swept {
                 swept = self.sweep(&stop).await;
             }
             // What failed is tried again even if nothing changes.
-            let patience = if complete && swept { Duration::from_secs(30) } else { Duration::from_millis(500) };
+            let complete = unsettled.is_empty() && swept;
+            let patience = if complete { LOOK_AT_ALL_EVERY } else { Duration::from_millis(500) };
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = changes.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(patience) => {}
+                () = tokio::time::sleep(patience) => if complete { seen = TopicsSeen::default() },
             }
         }
     }
 
-    /// Makes what runs match what the catalog says. Whether everything does.
-    async fn reconcile(&self, stop: &Stop) -> bool {
-        let topics = self.inner.parts.catalog.view().all_topics();
-        let mut complete = true;
-        for topic in &topics {
-            if stop.is_cancelled() {
-                return false;
-            }
-            complete &= match topic.state {
-                TopicState::Ready => self.ensure_running(topic, Admission::Open).await,
-                TopicState::Readonly => self.ensure_running(topic, Admission::Archived).await,
-                TopicState::Deleting => self.destroy(topic, stop).await,
+    /// Makes what runs match what the catalog says of every topic. Answers what is to be looked at again.
+    async fn reconcile(&self, stop: &Stop) -> BTreeSet<TopicId> {
+        let mut topics: BTreeSet<TopicId> =
+            self.inner.parts.catalog.view().all_topics().iter().map(|topic| topic.id).collect();
+        topics.extend(self.inner.running.read().unwrap_or_else(PoisonError::into_inner).keys());
+        self.settle_all(topics, stop).await
+    }
+
+    /// The same for these topics, some at a time. Each is looked up when its turn comes, so none is settled by what was true before
+    /// an earlier one, and two changes of one topic are never under way at once.
+    async fn settle_all(&self, topics: BTreeSet<TopicId>, stop: &Stop) -> BTreeSet<TopicId> {
+        let settling = topics.into_iter().map(|topic| {
+            let (this, stop) = (self.clone(), stop.clone());
+            async move { (!stop.is_cancelled() && !this.settle(topic, &stop).await).then_some(topic) }.boxed()
+        });
+        futures::stream::iter(settling)
+            .buffer_unordered(SETTLING_MAX)
+            .filter_map(futures::future::ready)
+            .collect()
+            .await
+    }
+
+    /// Makes what runs match what the catalog says of this topic. Whether it does.
+    async fn settle(&self, id: TopicId, stop: &Stop) -> bool {
+        let Some(topic) = self.inner.parts.catalog.view().topic(id) else {
+            let running = self.inner.running.read().unwrap_or_else(PoisonError::into_inner).get(&id).map(|it| it.group);
+            return match running {
+                Some(group) => self.stop_and_remove(id, group).await,
+                None => true,
             };
-        }
-        let known: BTreeSet<TopicId> = topics.iter().map(|topic| topic.id).collect();
-        let gone: Vec<_> = {
-            let running = self.inner.running.read().unwrap_or_else(PoisonError::into_inner);
-            running.iter().filter(|(id, _)| !known.contains(*id)).map(|(id, running)| (*id, running.group)).collect()
         };
-        for (topic, group) in gone {
-            complete &= self.stop_and_remove(topic, group).await;
+        match topic.state {
+            TopicState::Ready => self.ensure_running(&topic, Admission::Open).await,
+            TopicState::Readonly => self.ensure_running(&topic, Admission::Archived).await,
+            TopicState::Deleting => self.destroy(&topic, stop).await,
         }
-        complete
     }
 
     async fn ensure_running(&self, topic: &Topic, admission: Admission) -> bool {

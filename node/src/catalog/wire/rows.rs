@@ -153,7 +153,7 @@ pub(super) struct ChangeRow {
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct CommandRow {
-    #[prost(oneof = "CommandKind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(oneof = "CommandKind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 80")]
     pub(super) kind: Option<CommandKind>,
 }
 
@@ -181,11 +181,26 @@ pub(super) enum CommandKind {
     AddSigningKey(SigningKeyRow),
     #[prost(message, tag = "11")]
     RetireSigningKey(ChangeRow),
+    #[prost(message, tag = "80")]
+    CreateTopics(TopicsRow),
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct TopicsRow {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) topics: Vec<TopicRow>,
+}
+
+/// An answer for each of many: a refusal, or what there is now.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ResponsesRow {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) each: Vec<ResponseRow>,
 }
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct ResponseRow {
-    #[prost(oneof = "ResponseKind", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "ResponseKind", tags = "1, 2, 3, 4, 5, 6, 80")]
     pub(super) kind: Option<ResponseKind>,
 }
 
@@ -203,6 +218,8 @@ pub(super) enum ResponseKind {
     Topic(TopicRow),
     #[prost(message, tag = "6")]
     ApiKey(ApiKeyRow),
+    #[prost(message, tag = "80")]
+    Topics(ResponsesRow),
 }
 
 #[derive(Clone, PartialEq, Message)]

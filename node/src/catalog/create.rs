@@ -1,0 +1,153 @@
+//! Making topics, one or many at a time: custody in the vault first, then the topics.
+//!
+//! However many there are, a batch costs one commit of the vault and one of the catalog. Each topic of a batch is decided for
+//! itself: one whose name is taken does not keep the others from being made.
+
+use std::sync::Arc;
+
+use ensign_proto::{ProjectId, TopicName};
+use tracing::info;
+
+use super::command::{Command, NewTopic, Outcome, Refusal, TOPICS_BATCH_MAX};
+use super::errors::{CreateTopicError, WriteFailure};
+use super::handle::{Catalog, TOPICS_MAX, unexpected};
+use super::link::Custody;
+use super::records::{Project, Topic, TopicPolicies};
+
+/// A topic that was made, or why not.
+type Made = Result<Arc<Topic>, CreateTopicError>;
+
+impl Catalog {
+    /// Makes a topic under its project's key ring: custody for every node first, then the topic.
+    ///
+    /// # Errors
+    /// See [`CreateTopicError`]. Custody of a topic that was not made is dropped by [`Catalog::reconcile`].
+    pub async fn create_topic(
+        &self,
+        project: ProjectId,
+        name: TopicName,
+        policies: TopicPolicies,
+    ) -> Result<Arc<Topic>, CreateTopicError> {
+        let owner = self.owner(project).await?;
+        self.admit(project, &name, 0)?;
+        let topic = self.new_topic(&owner, name, policies);
+        // As older builds write it, so that they can follow while a cluster is upgraded.
+        let made = self.make(vec![topic], |mut one| one.pop().map(Command::CreateTopic)).await?;
+        made.into_iter().next().unwrap_or_else(|| Err(unexpected(&Ok(Outcome::Done)).into()))
+    }
+
+    /// Makes many topics with the same policies, in as few commits as [`TOPICS_BATCH_MAX`] allows. Answers in the order of `names`;
+    /// a name that is given twice is made once and taken the second time.
+    ///
+    /// # Errors
+    /// Only [`CreateTopicError::ProjectUnknown`] and a project that could not be looked up: nothing was made. Everything else is
+    /// answered for each name.
+    pub async fn create_topics(
+        &self,
+        project: ProjectId,
+        names: Vec<TopicName>,
+        policies: &TopicPolicies,
+    ) -> Result<Vec<Made>, CreateTopicError> {
+        let owner = self.owner(project).await?;
+        let mut answers: Vec<Option<Made>> = Vec::with_capacity(names.len());
+        let mut wanted: Vec<(usize, NewTopic)> = Vec::new();
+        for (place, name) in names.into_iter().enumerate() {
+            // The catalog decides; looking first only saves custody that would be dropped again.
+            answers.push(match self.admit(project, &name, wanted.len()) {
+                Ok(()) => {
+                    wanted.push((place, self.new_topic(&owner, name, policies.clone())));
+                    None
+                }
+                Err(error) => Some(Err(error)),
+            });
+        }
+        for batch in wanted.chunks(TOPICS_BATCH_MAX) {
+            let topics: Vec<NewTopic> = batch.iter().map(|(_, topic)| topic.clone()).collect();
+            let made = self.make(topics, |topics| Some(Command::CreateTopics(topics))).await;
+            for (n, (place, _)) in batch.iter().enumerate() {
+                answers[*place] = Some(match &made {
+                    Ok(made) => made.get(n).cloned().unwrap_or_else(|| Err(unexpected(&Ok(Outcome::Done)).into())),
+                    Err(error) => Err(error.clone()),
+                });
+            }
+        }
+        Ok(answers.into_iter().flatten().collect())
+    }
+
+    async fn owner(&self, project: ProjectId) -> Result<Arc<Project>, CreateTopicError> {
+        if self.project(project).is_none() {
+            // Perhaps made on another node just now.
+            self.refresh().await.map_err(|error| WriteFailure::Unavailable { cause: error.to_string() })?;
+        }
+        self.project(project).ok_or(CreateTopicError::ProjectUnknown)
+    }
+
+    /// Whether a topic may be asked for, `besides` so many that are being made.
+    fn admit(&self, project: ProjectId, name: &TopicName, besides: usize) -> Result<(), CreateTopicError> {
+        if self.topic_by_name(project, name).is_some() {
+            return Err(CreateTopicError::NameTaken);
+        }
+        if self.topic_count() + besides >= TOPICS_MAX {
+            return Err(CreateTopicError::TooMany { limit: TOPICS_MAX });
+        }
+        Ok(())
+    }
+
+    fn new_topic(&self, owner: &Project, name: TopicName, policies: TopicPolicies) -> NewTopic {
+        NewTopic {
+            id: self.fresh_topic(),
+            project: owner.id,
+            name,
+            ring: owner.ring,
+            replicas: self.parts.founders.clone(),
+            policies,
+            at: self.now(),
+        }
+    }
+
+    /// Custody of all of them, then the command, then back with the custody of those that were not made.
+    async fn make(
+        &self,
+        topics: Vec<NewTopic>,
+        command: impl FnOnce(Vec<NewTopic>) -> Option<Command>,
+    ) -> Result<Vec<Made>, CreateTopicError> {
+        let custody: Vec<Vec<Custody>> = topics.iter().map(|topic| self.custody_of(topic.project, topic.id)).collect();
+        if let Err(failure) = self.parts.vault.put_custodies(custody.concat()).await {
+            self.take_back(custody.concat()).await;
+            return Err(failure.into());
+        }
+        let Some(command) = command(topics) else { return Ok(Vec::new()) };
+        let made: Vec<Made> = match self.write(command).await {
+            Ok(Ok(Outcome::Topic(topic))) => vec![Ok(topic)],
+            Ok(Ok(Outcome::Topics(each))) => each.into_iter().map(|topic| topic.map_err(refused)).collect(),
+            Ok(Err(refusal)) => vec![Err(refused(refusal)); custody.len()],
+            Ok(other) => vec![Err(unexpected(&other).into()); custody.len()],
+            // They may have been made after all: then they need their keys.
+            Err(unknown @ WriteFailure::OutcomeUnknown { .. }) => return Err(unknown.into()),
+            Err(failure) => vec![Err(failure.into()); custody.len()],
+        };
+        let unused = custody.into_iter().zip(&made).filter(|(_, made)| made.is_err()).flat_map(|(custody, _)| custody);
+        self.take_back(unused.collect()).await;
+        Ok(made)
+    }
+
+    /// Takes back what was given for topics that are not, or are no more. What stays is dropped when the vault is compared with
+    /// the catalog next.
+    pub(super) async fn take_back(&self, custody: Vec<Custody>) {
+        if custody.is_empty() {
+            return;
+        }
+        let records = custody.len();
+        if let Err(error) = self.parts.vault.drop_custodies(custody).await {
+            info!(records, %error, "custody of topics that do not exist stays in the vault for now");
+        }
+    }
+}
+
+fn refused(refusal: Refusal) -> CreateTopicError {
+    match refusal {
+        Refusal::NameTaken => CreateTopicError::NameTaken,
+        Refusal::ProjectUnknown => CreateTopicError::ProjectUnknown,
+        other => unexpected(&Err(other)).into(),
+    }
+}
