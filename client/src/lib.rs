@@ -48,7 +48,7 @@ pub use publish::{Ack, PublishError, Publisher, PublisherOptions, Receipt};
 pub use query::QueryResults;
 pub use subscribe::{Start, SubscribeError, Subscriber, SubscriberOptions};
 pub use token::AuthError;
-pub use topics::Topic;
+pub use topics::{TOPICS_BATCH_BYTES_MAX, TOPICS_BATCH_MAX, Topic};
 
 /// Administrative messages.
 pub use ensign_proto::pb::admin::v1 as admin_api;

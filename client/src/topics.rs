@@ -1,8 +1,10 @@
 //! Topics: create, find, list, retire.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use ensign_proto::pb::admin::v1::admin_client::AdminClient;
+use ensign_proto::pb::admin::v1::{CreateTopicsRequest, CreatedTopic};
 use ensign_proto::pb::ensign::v1beta1 as pb;
 use ensign_proto::{ProjectId, TopicId};
 
@@ -13,6 +15,13 @@ use crate::event::from_timestamp;
 
 /// How many topics one page asks for.
 const PAGE: u32 = 100;
+
+/// How many topics [`Client::create_topics`] makes at once.
+pub const TOPICS_BATCH_MAX: usize = 256;
+/// How many bytes of names it sends at once: a server takes messages of 64 KiB, in which each name costs a few bytes more.
+pub const TOPICS_BATCH_BYTES_MAX: usize = 48 << 10;
+/// How long it waits: that many partitions start on every node before the answer.
+const TOPICS_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// A topic as the server describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +69,22 @@ impl Client {
         let topic = pb::Topic { name: name.to_owned(), ..pb::Topic::default() };
         let call = |channel, request| async move { Self::rpc(channel).create_topic(request).await };
         self.connection().call(Repeat::OnlyIfUnsent, topic, call).await?.try_into()
+    }
+
+    /// Creates many topics in the key's project, in few commits of the cluster: at most [`TOPICS_BATCH_MAX`] names, and
+    /// [`TOPICS_BATCH_BYTES_MAX`] bytes of them. Each is decided for itself; the answers are in the order of the names.
+    ///
+    /// # Errors
+    /// [`CallError`], about the call as a whole. With [`CallError::OutcomeUnknown`] ask again: what was made the first time is
+    /// then said to exist.
+    pub async fn create_topics(&self, names: &[String]) -> Result<Vec<CreatedTopic>, CallError> {
+        let message = CreateTopicsRequest { names: names.to_vec(), project_id: String::new() };
+        let send = |channel, request| async move { AdminClient::new(channel).create_topics(request).await };
+        let reply = self.connection().call_within(TOPICS_TIMEOUT, Repeat::OnlyIfUnsent, message, send).await?;
+        if reply.topics.len() != names.len() {
+            return Err(CallError::protocol(format!("{} answers for {} names", reply.topics.len(), names.len())));
+        }
+        Ok(reply.topics)
     }
 
     /// Every topic of the project, oldest first.

@@ -382,7 +382,11 @@ impl Node {
     /// Returns once every topic has a leader, or after `patience`.
     pub async fn led(&self, patience: Duration) {
         let all = async {
+            let me = self.config.node_id();
             for topic in self.catalog.view().all_topics() {
+                if !self.catalog.replicas_of(&topic).contains(&me) {
+                    continue;
+                }
                 if let Ok(partition) = self.partitions.wait_for(topic.id, patience).await {
                     // Stopped meanwhile: destroyed, or the node is going.
                     let _ = partition.leadership().wait_for(|now| now.leader.is_some()).await;
@@ -434,6 +438,7 @@ impl Node {
             cluster: self.cluster,
             catalog: self.catalog.clone(),
             identity: self.identity.clone(),
+            partitions: self.partitions.clone(),
             vault: self.vault_client.clone(),
             lease: lease_config(&self.config),
             runtime: self.runtime.clone(),

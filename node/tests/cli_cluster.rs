@@ -223,3 +223,37 @@ fn a_client_that_wants_tls_is_told_that_the_server_has_none() {
     assert_eq!(code, Some(5), "{said}");
     assert!(said.contains("speaks no TLS"), "{said}");
 }
+
+#[test]
+fn many_topics_are_created_from_a_list_and_each_is_answered_for() {
+    let cluster = Cluster::start();
+    let list = cluster.file("topics.txt");
+    let names: Vec<String> = (0..300).map(|n| format!("listed-{n}")).collect();
+    std::fs::write(&list, format!("# ours\n\n{}\n", names.join("\n"))).expect("a file");
+    let from = format!("--from={}", list.display());
+    cluster.json(&["topic", "create", "listed-7"], "");
+    // One of them is there already: the others are made, and the command fails.
+    let output = cluster.run(&["topic", "create", "first", &from], "");
+    assert_eq!(output.status.code(), Some(7));
+    let text = String::from_utf8(output.stdout).expect("text");
+    assert!(
+        text.contains("listed-7: exists already (") && text.ends_with("created 300 of 301 topics, 1 existed already\n")
+    );
+    assert!(String::from_utf8_lossy(&output.stderr).contains("1 topics exist already"));
+    // Again, and without a complaint.
+    let answers = cluster.json(&["topic", "create", "--if-missing", "--from", "-", "last"], &names.join("\n"));
+    let answers = answers[0].as_array().expect("an array").clone();
+    assert_eq!(answers.len(), 301);
+    assert_eq!((answers[0]["name"].as_str(), answers[0]["outcome"].as_str()), (Some("last"), Some("created")));
+    assert!(answers[1..].iter().all(|topic| topic["outcome"] == "exists" && topic["id"].is_string()));
+    let listed = cluster.json(&["topic", "list"], "");
+    assert_eq!(listed[0].as_array().expect("an array").len(), 302);
+    // What is wrong with a list is said before anything is made.
+    for (names, complaint) in [(&["a", "a"][..], "a is named twice"), (&["a", "b c"], "\"b c\": ")] {
+        let (code, message) = cluster.failure(&[&["topic", "create"], names].concat());
+        assert!(code == Some(2) && message.contains(complaint), "{code:?} {message}");
+    }
+    let (code, message) = cluster.failure(&["topic", "create", "--from", "/nowhere/at/all"]);
+    assert!(code == Some(2) && message.contains("/nowhere/at/all"), "{code:?} {message}");
+    assert_eq!(cluster.json(&["topic", "list"], "")[0].as_array().expect("an array").len(), 302);
+}

@@ -5,7 +5,9 @@ mod support;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use ensign_client::admin_api::created_topic::Outcome;
 use ensign_client::{Client, Event, Mime, PublisherOptions};
+use futures::{StreamExt as _, TryStreamExt as _};
 use support::{Cluster, Dev, read_all};
 
 async fn publish(client: &Client, topic: &str, count: u32) -> anyhow::Result<()> {
@@ -51,6 +53,52 @@ async fn a_topic_whose_destruction_was_cut_short_is_destroyed_after_the_restart(
     ensure!(read_all(&client, "doomed").await?.is_empty(), "events of the destroyed topic came back");
     publish(&client, "doomed", 3).await?;
     ensure!(read_all(&client, "doomed").await?.len() == 3, "the new topic takes events");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_topics_made_at_once_take_events_and_are_there_after_a_crash() -> anyhow::Result<()> {
+    // One replica each: this is about how many there are, and a debug build on a busy machine has no time for more elections.
+    let mut dev = Dev::start(1)?;
+    let client = dev.client()?;
+    client.create_topic("many-17").await?;
+    let names: Vec<String> = (0..200).map(|n| format!("many-{n}")).collect();
+    let mut asked = names.clone();
+    asked.push("not a name".to_owned());
+    let made = client.create_topics(&asked).await?;
+    ensure!(made.len() == 201, "{} answers", made.len());
+    for (name, topic) in asked.iter().zip(&made) {
+        let expected = match name.as_str() {
+            "many-17" => Outcome::Exists,
+            "not a name" => Outcome::Refused,
+            _ => Outcome::Created,
+        };
+        ensure!(topic.name == *name && topic.outcome() == expected, "{name}: {topic:?}");
+        ensure!(topic.id.is_empty() == (expected == Outcome::Refused), "{name}: {topic:?}");
+    }
+    // Each takes events as soon as it is made.
+    let publishing = names.iter().map(|name| publish(&client, name, 1));
+    futures::stream::iter(publishing).buffer_unordered(16).try_collect::<()>().await?;
+
+    dev.kill()?;
+    dev.restart()?;
+    let client = dev.client()?;
+    ensure!(client.topics().await?.len() == 200, "every topic is listed after the restart");
+    let reader = &client;
+    let reading = names.iter().map(|name| async move {
+        let rows = read_all(reader, name).await?;
+        ensure!(rows.len() == 1, "{name} has {} events", rows.len());
+        anyhow::Ok(())
+    });
+    futures::stream::iter(reading).buffer_unordered(16).try_collect::<()>().await?;
+    let again = client.create_topics(&names).await?;
+    ensure!(again.iter().all(|topic| topic.outcome() == Outcome::Exists), "asking again makes nothing");
+
+    let none = client.create_topics(&[]).await.expect_err("no name");
+    let many = client.create_topics(&vec!["x".to_owned(); 257]).await.expect_err("too many names");
+    for error in [none, many] {
+        ensure!(error.to_string().contains("1 to 256"), "{error}");
+    }
     Ok(())
 }
 

@@ -6,6 +6,7 @@
 mod convert;
 mod scope;
 mod status;
+mod topics;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use tracing::info;
 
 use crate::catalog::{ApiKey, Catalog};
 use crate::identity::{Identity, NewApiKey};
+use crate::partition::Partitions;
 use scope::Caller;
 
 /// What the admin service needs.
@@ -34,6 +36,8 @@ pub struct AdminParts {
     pub catalog: Catalog,
     /// Who is calling; also makes API keys.
     pub identity: Identity,
+    /// The partitions of this node, which those that just made a topic wait for.
+    pub partitions: Partitions,
     /// Key rings.
     pub vault: VaultClient,
     /// The cluster's leases, which say how long a revocation takes at worst.
@@ -49,6 +53,7 @@ struct Shared {
     cluster: ClusterId,
     catalog: Catalog,
     identity: Identity,
+    partitions: Partitions,
     vault: VaultClient,
     lease: LeaseConfig,
     runtime: Runtime,
@@ -58,9 +63,9 @@ struct Shared {
 
 /// The `ensign.admin.v1.Admin` service. Add it to the client listener's routes.
 pub fn service(parts: AdminParts) -> AdminServer<impl Admin> {
-    let AdminParts { node, cluster, catalog, identity, vault, lease, runtime, clock } = parts;
+    let AdminParts { node, cluster, catalog, identity, partitions, vault, lease, runtime, clock } = parts;
     let started = clock.wall();
-    let shared = Shared { node, cluster, catalog, identity, vault, lease, runtime, clock, started };
+    let shared = Shared { node, cluster, catalog, identity, partitions, vault, lease, runtime, clock, started };
     AdminServer::new(Service(Arc::new(shared)))
 }
 
@@ -131,6 +136,15 @@ impl Admin for Service {
         let org = caller.organizations(&request.organization_id)?;
         let projects = self.0.catalog.view().projects(org).iter().map(|project| convert::project(project)).collect();
         Ok(Response::new(pb::ListProjectsReply { projects }))
+    }
+
+    async fn create_topics(
+        &self,
+        request: Request<pb::CreateTopicsRequest>,
+    ) -> Result<Response<pb::CreateTopicsReply>, Status> {
+        let (caller, request) = self.enter(request, Permission::TopicsCreate).await?;
+        let project = caller.project(&self.0, &request.project_id)?;
+        topics::create(&self.0, &project, request.names).await.map(Response::new)
     }
 
     async fn create_api_key(

@@ -6,7 +6,8 @@ use tonic::Status;
 use tracing::{error, warn};
 
 use crate::catalog::{
-    ApiKeyError, CreateOrganizationError, CreateProjectError, RefreshError, VaultFailure, WriteFailure,
+    ApiKeyError, CreateOrganizationError, CreateProjectError, CreateTopicError, RefreshError, VaultFailure,
+    WriteFailure,
 };
 use crate::identity::CreateKeyError;
 
@@ -52,6 +53,17 @@ pub(super) fn create_project(error: &CreateProjectError) -> Status {
         CreateProjectError::NameTaken => Status::already_exists(error.to_string()),
         CreateProjectError::Vault(failure) => vault_failed(failure),
         CreateProjectError::Write(failure) => write_failed(failure),
+    }
+}
+
+/// Topics that were not made, or one of them.
+pub(super) fn create_topics(error: &CreateTopicError) -> Status {
+    match error {
+        CreateTopicError::ProjectUnknown => Status::not_found(error.to_string()),
+        CreateTopicError::NameTaken => Status::already_exists(error.to_string()),
+        CreateTopicError::TooMany { .. } => Status::resource_exhausted(error.to_string()),
+        CreateTopicError::Vault(failure) => vault_failed(failure),
+        CreateTopicError::Write(failure) => write_failed(failure),
     }
 }
 

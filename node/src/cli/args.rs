@@ -223,16 +223,27 @@ pub enum ProjectCommand {
 /// `ensign topic`.
 #[derive(Debug, Subcommand)]
 pub enum TopicCommand {
-    /// Create a topic.
+    /// Create topics.
     #[command(
         after_help = "A name begins with a letter and has letters, digits, dots, dashes and underscores, at most 512.
+Of many topics each is decided for itself: those that can be made are, and the command says which could not and fails.
+A thousand are made in a few commits; the command shows how far it is.
 
-Example:
-  ensign topic create shop.orders"
+Examples:
+  ensign topic create shop.orders
+  ensign topic create shop.orders shop.returns shop.stock
+  ensign topic create --from topics.txt --if-missing      one name a line; # begins a comment"
     )]
     Create {
-        /// Its name.
-        name: String,
+        /// Their names.
+        #[arg(value_name = "NAME", required_unless_present = "from")]
+        names: Vec<String>,
+        /// Read names from this file too, one a line; - is standard input.
+        #[arg(long, value_name = "FILE")]
+        from: Option<PathBuf>,
+        /// Take a topic that exists already for made.
+        #[arg(long)]
+        if_missing: bool,
         /// Connection.
         #[command(flatten)]
         client: ClientArgs,

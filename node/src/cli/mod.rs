@@ -9,6 +9,7 @@ mod events;
 mod exit;
 mod output;
 mod topic;
+mod topics;
 
 use std::future::Future;
 use std::path::Path;

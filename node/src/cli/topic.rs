@@ -66,10 +66,13 @@ fn state_name(state: TopicState) -> &'static str {
 /// Runs one of the topic commands.
 pub(super) async fn run(command: TopicCommand) -> anyhow::Result<()> {
     match command {
-        TopicCommand::Create { name, client } => {
-            let topic = connect(&client)?.project.create_topic(&name).await?;
+        TopicCommand::Create { names, from: None, if_missing: false, client } if names.len() == 1 => {
+            let topic = connect(&client)?.project.create_topic(&names[0]).await?;
             let sentence = format!("created topic {} ({})", topic.name, topic.id);
             one(client.output, &Shown::from(&topic), sentence)
+        }
+        TopicCommand::Create { names, from, if_missing, client } => {
+            super::topics::create(names, from.as_deref(), if_missing, &client).await
         }
         TopicCommand::List { client } => {
             let topics: Vec<_> = connect(&client)?.project.topics().await?.iter().map(Shown::from).collect();
