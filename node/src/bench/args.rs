@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use crate::cli::ClientArgs;
+use crate::cli::{ClientArgs, Output};
+use crate::config::Seconds;
 
 /// `ensign bench`.
 #[derive(Debug, Subcommand)]
@@ -20,6 +21,17 @@ Examples:
   ensign bench publish --endpoint localhost:5356 --credentials ensign-dev.json"
     )]
     Publish(PublishBench),
+    /// Make many partitions, leave them alone, write to them, and kill a node: what a partition costs.
+    #[command(
+        after_help = "Starts a cluster of its own, one `ensign serve` process a node, in a new folder under --dir, and removes it
+afterwards. Each figure is printed with what it should be and their ratio, where 1.0 or less is as it should be. A figure that
+is too high does not fail the run.
+
+Examples:
+  ensign bench partitions
+  ensign bench partitions --count 200 --idle 10s --output json"
+    )]
+    Partitions(PartitionsBench),
     /// Fill a topic, then read all of it as fast as it comes.
     #[command(after_help = "Example:\n  ensign bench subscribe --events 2000000 --size 200 --output json")]
     Subscribe(SubscribeBench),
@@ -77,4 +89,39 @@ pub struct SubscribeBench {
     /// How many subscribers read the whole topic at the same time.
     #[arg(long, value_name = "S", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub subscribers: u32,
+}
+
+/// `ensign bench partitions`.
+#[derive(Debug, Args)]
+pub struct PartitionsBench {
+    /// How many topics, of one partition each.
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(8..=10_000))]
+    pub count: u32,
+    /// How many nodes, each with a replica of every partition.
+    #[arg(long, value_name = "R", default_value_t = 3, value_parser = clap::value_parser!(u64).range(3..=9))]
+    pub replicas: u64,
+    /// For how long nothing is done, twice: to measure idle nodes, and before the writes to quiesced partitions.
+    #[arg(long, value_name = "TIME", default_value = "30s")]
+    pub idle: Seconds,
+    /// How many quiesced partitions are written to.
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub writes: u32,
+    /// How many events are published to one partition, and how many to all, for the throughput of each.
+    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub events: u64,
+    /// How many bytes of payload each has.
+    #[arg(long, value_name = "B", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(8..=5_000_000))]
+    pub size: u32,
+    /// How many publishers.
+    #[arg(long, value_name = "P", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub publishers: u32,
+    /// How many events each publisher may have un-acknowledged.
+    #[arg(long, value_name = "W", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub window: u32,
+    /// Where to put its data.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub dir: PathBuf,
+    /// How to print.
+    #[arg(long, value_enum, default_value_t = Output::Human)]
+    pub output: Output,
 }

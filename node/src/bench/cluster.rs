@@ -58,19 +58,7 @@ impl Cluster {
             .spawn()
             .context("cannot start a cluster")?;
         let pid = child.id().context("the cluster ended at once")?;
-        let stdout = child.stdout.take().context("the cluster has no output")?;
-        let mut lines = BufReader::new(stdout).lines();
-        let ready = async {
-            while let Some(line) = lines.next_line().await? {
-                if line.trim() == "ready" {
-                    return Ok(());
-                }
-            }
-            bail!("the cluster ended before it was ready")
-        };
-        let started =
-            timeout(START, ready).await.unwrap_or_else(|_| bail!("the cluster was not ready within {START:?}"));
-        started.with_context(|| last_words(&log))?;
+        wait_ready(&mut child, &log).await?;
         Ok(Self { child, pid, dir, metrics })
     }
 
@@ -94,15 +82,43 @@ impl Cluster {
     /// # Errors
     /// It did not stop, or ended with an error.
     pub(super) async fn stop(mut self) -> anyhow::Result<()> {
-        if let Some(pid) = rustix::process::Pid::from_raw(self.pid.cast_signed()) {
-            rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
-        }
-        let status = timeout(STOP, self.child.wait()).await.context("the cluster did not stop")??;
-        if !status.success() {
-            bail!("the cluster ended with {status}: {}", last_words(&self.dir.path().join("server.log")));
-        }
+        terminate(&mut self.child, &self.dir.path().join("server.log")).await?;
         self.dir.close().context("cannot remove the cluster's data")
     }
+}
+
+/// Waits until a process that was just started says `ready`.
+///
+/// # Errors
+/// It did not in time, or ended; its last words are in the message.
+pub(super) async fn wait_ready(child: &mut Child, log: &Path) -> anyhow::Result<()> {
+    let stdout = child.stdout.take().context("the process has no output")?;
+    let mut lines = BufReader::new(stdout).lines();
+    let ready = async {
+        while let Some(line) = lines.next_line().await? {
+            if line.trim() == "ready" {
+                return Ok(());
+            }
+        }
+        bail!("a process of the cluster ended before it was ready")
+    };
+    let started = timeout(START, ready).await.unwrap_or_else(|_| bail!("the cluster was not ready within {START:?}"));
+    started.with_context(|| last_words(log))
+}
+
+/// Stops a process in an orderly way.
+///
+/// # Errors
+/// It did not stop, or ended with an error.
+pub(super) async fn terminate(child: &mut Child, log: &Path) -> anyhow::Result<()> {
+    if let Some(pid) = child.id().and_then(|pid| rustix::process::Pid::from_raw(pid.cast_signed())) {
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+    }
+    let status = timeout(STOP, child.wait()).await.context("a process of the cluster did not stop")??;
+    if !status.success() {
+        bail!("a process of the cluster ended with {status}: {}", last_words(log));
+    }
+    Ok(())
 }
 
 /// What the nodes behind a metrics page have written and synced.
@@ -136,9 +152,11 @@ fn last_words(log: &Path) -> String {
     lines[lines.len().saturating_sub(5)..].join("\n")
 }
 
-/// Three ports that nobody uses now. Another process could take one before the cluster does; then it says so and ends.
-fn free_ports() -> anyhow::Result<[SocketAddr; 3]> {
-    let bind = || TcpListener::bind(("127.0.0.1", 0));
-    let held = [bind()?, bind()?, bind()?];
-    Ok([held[0].local_addr()?, held[1].local_addr()?, held[2].local_addr()?])
+/// Ports that nobody uses now. Another process could take one before the cluster does; then it says so and ends.
+pub(super) fn free_ports<const N: usize>() -> anyhow::Result<[SocketAddr; N]> {
+    // All held at once, so that none is given out twice.
+    let held: Vec<TcpListener> =
+        (0..N).map(|_| TcpListener::bind(("127.0.0.1", 0))).collect::<Result<_, std::io::Error>>()?;
+    let addresses: Vec<SocketAddr> = held.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
+    addresses.try_into().map_err(|_| anyhow::anyhow!("not enough ports"))
 }

@@ -104,9 +104,23 @@ async fn fill(
     payload: &Bytes,
     done: &AtomicU64,
 ) -> anyhow::Result<Histogram<u64>> {
+    fill_all(std::slice::from_ref(publisher), events, window, payload, done).await
+}
+
+/// Publishes `events` to these topics in turn, with at most `window` of them unacknowledged, and waits for every acknowledgement.
+///
+/// # Errors
+/// The first event that was not stored.
+pub(super) async fn fill_all(
+    publishers: &[Publisher],
+    events: u64,
+    window: usize,
+    payload: &Bytes,
+    done: &AtomicU64,
+) -> anyhow::Result<Histogram<u64>> {
     let mut latency = microseconds()?;
     let mut waiting: VecDeque<(Receipt, Instant)> = VecDeque::with_capacity(window);
-    for _ in 0..events {
+    for publisher in publishers.iter().cycle().take(events as usize) {
         if waiting.len() >= window {
             settle(&mut waiting, &mut latency, done).await?;
         }

@@ -7,6 +7,8 @@ mod args;
 mod cluster;
 mod disk;
 mod load;
+mod nodes;
+mod partitions;
 mod report;
 mod usage;
 
@@ -24,7 +26,7 @@ use tokio::time::{Instant, interval};
 
 use crate::cli::{Output, connect, note, print_json, print_record, thousands, until_interrupted};
 
-pub use args::{BenchCommand, Common, PublishBench, SubscribeBench};
+pub use args::{BenchCommand, Common, PartitionsBench, PublishBench, SubscribeBench};
 use cluster::Cluster;
 use disk::Floor;
 use load::{Load, Publishers};
@@ -42,6 +44,7 @@ pub async fn run(command: BenchCommand) -> anyhow::Result<()> {
         match command {
             BenchCommand::Publish(args) => publish(args).await,
             BenchCommand::Subscribe(args) => subscribe(args).await,
+            BenchCommand::Partitions(args) => partitions::run(args).await,
         }
     })
     .await

@@ -36,6 +36,16 @@ fn parse_cpu(stat: &str) -> Option<Duration> {
     Some(Duration::from_millis((user + system) * 1000 / TICKS_PER_SECOND))
 }
 
+/// Resident memory of a process, in bytes. `None` where `/proc` does not tell.
+pub(super) fn resident(pid: u32) -> Option<u64> {
+    parse_resident(&std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
+}
+
+fn parse_resident(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? << 10)
+}
+
 /// The sum of all samples of one counter on a Prometheus page.
 pub(super) fn counter(page: &str, name: &str) -> Option<u64> {
     let samples = page.lines().filter_map(|line| {
@@ -55,6 +65,12 @@ mod tests {
         let stat = "7 (a) b ( c) S 1 7 7 0 -1 4194560 100 0 0 0 250 50 0 0 20 0 3 0 100 1 1";
         assert_eq!(parse_cpu(stat), Some(Duration::from_secs(3)));
         assert_eq!(parse_cpu("nonsense"), None);
+    }
+
+    #[test]
+    fn resident_memory_is_read_in_bytes() {
+        assert_eq!(parse_resident("Name:\tensign\nVmRSS:\t   12345 kB\nRssAnon:\t 1 kB\n"), Some(12_345 << 10));
+        assert_eq!(parse_resident("Name:\tensign\n"), None);
     }
 
     #[test]

@@ -1,0 +1,142 @@
+//! A throw-away cluster of real processes, one a node, so that each can be looked at and killed by itself.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::Context as _;
+use ensign_client::{Client, CredentialsFile, Options};
+use ensign_proto::NodeId;
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+
+use super::cluster::{free_ports, terminate, wait_ready};
+use crate::authority::Authority;
+
+/// Running nodes. Dropping them kills them and removes their data.
+pub(super) struct Nodes {
+    dir: TempDir,
+    running: BTreeMap<u64, Running>,
+}
+
+struct Running {
+    child: Child,
+    pid: u32,
+    grpc: SocketAddr,
+    http: SocketAddr,
+}
+
+impl Nodes {
+    /// Starts and bootstraps `count` nodes in a new folder under `dir`, and waits until each serves.
+    ///
+    /// # Errors
+    /// One did not start; its last words are in the message.
+    pub(super) async fn start(dir: &Path, count: u64) -> anyhow::Result<Self> {
+        let dir = tempfile::Builder::new().prefix("ensign-bench-").tempdir_in(dir)?;
+        let authority = Authority::generate("bench")?;
+        std::fs::write(dir.path().join("ca.pem"), authority.certificate())?;
+        let ports: Vec<[SocketAddr; 4]> = (1..=count).map(|_| free_ports()).collect::<Result<_, _>>()?;
+        let peers: Vec<String> = (1..).zip(&ports).map(|(id, ports)| format!("\"{id}={}\"", ports[0])).collect();
+        let mut nodes = Self { dir, running: BTreeMap::new() };
+        for (id, [peer, grpc, http, metrics]) in (1..=count).zip(ports) {
+            let folder = nodes.folder(id);
+            std::fs::create_dir_all(&folder)?;
+            let issued = authority.issue(NodeId(id))?;
+            std::fs::write(folder.join("node.pem"), issued.certificate)?;
+            std::fs::write(folder.join("node.key"), issued.private_key)?;
+            let config = format!(
+                "[node]\nid = {id}\ndata_dir = \"{data}\"\nroot_key = \"{root}\"\n\
+                 [listen]\ngrpc = \"{grpc}\"\nhttp = \"{http}\"\nmetrics = \"{metrics}\"\npeers = \"{peer}\"\n\
+                 [cluster]\npeers = [{peers}]\ncertificate = \"{certificate}\"\nprivate_key = \"{key}\"\nauthority = \"{ca}\"\n\
+                 [storage]\nprefill = \"512MiB\"\n[log]\nfilter = \"warn,openraft=error\"\n",
+                data = folder.join("data").display(),
+                root = nodes.dir.path().join("root.key").display(),
+                peers = peers.join(", "),
+                certificate = folder.join("node.pem").display(),
+                key = folder.join("node.key").display(),
+                ca = nodes.dir.path().join("ca.pem").display(),
+            );
+            std::fs::write(folder.join("ensign.toml"), config)?;
+            let child = nodes.spawn(id)?;
+            let pid = child.id().context("a node ended at once")?;
+            nodes.running.insert(id, Running { child, pid, grpc, http });
+        }
+        for id in 1..=count {
+            let log = nodes.log(id);
+            let node = nodes.running.get_mut(&id).context("no such node")?;
+            wait_ready(&mut node.child, &log).await?;
+        }
+        Ok(nodes)
+    }
+
+    fn spawn(&self, id: u64) -> anyhow::Result<Child> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("serve").arg("--config").arg(self.folder(id).join("ensign.toml"));
+        if id == 1 {
+            command.arg("--bootstrap").arg("--credentials").arg(self.credentials());
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(std::fs::File::create(self.log(id))?);
+        command.kill_on_drop(true).spawn().with_context(|| format!("cannot start node {id}"))
+    }
+
+    fn folder(&self, id: u64) -> PathBuf {
+        self.dir.path().join(format!("node-{id}"))
+    }
+
+    fn log(&self, id: u64) -> PathBuf {
+        self.folder(id).join("server.log")
+    }
+
+    fn credentials(&self) -> PathBuf {
+        self.dir.path().join("credentials.json")
+    }
+
+    /// Where its files are.
+    pub(super) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The nodes that run, and their processes.
+    pub(super) fn pids(&self) -> impl Iterator<Item = (u64, u32)> {
+        self.running.iter().map(|(id, node)| (*id, node.pid))
+    }
+
+    /// Clients with the project's key and with the operator's, of these nodes alone.
+    ///
+    /// # Errors
+    /// The credentials cannot be read.
+    pub(super) fn clients(&self, of: impl Fn(u64) -> bool) -> anyhow::Result<(Client, Client)> {
+        let (mut project, operator) = Options::from_file(CredentialsFile::read(&self.credentials())?);
+        let mut operator = operator.context("the credentials have no administrator's key")?;
+        let list = |text: fn(&Running) -> String| {
+            let chosen = self.running.iter().filter(|(id, _)| of(**id));
+            chosen.map(|(_, node)| text(node)).collect::<Vec<_>>().join(",")
+        };
+        for options in [&mut project, &mut operator] {
+            options.set_endpoints(&list(|node| node.grpc.to_string()));
+            options.set_auth_urls(&list(|node| format!("http://{}", node.http)));
+        }
+        Ok((Client::connect(project)?, Client::connect(operator)?))
+    }
+
+    /// `kill -9`, and waits until it is gone.
+    ///
+    /// # Errors
+    /// There is no such node.
+    pub(super) async fn kill(&mut self, id: u64) -> anyhow::Result<()> {
+        let mut node = self.running.remove(&id).context("no such node")?;
+        Ok(node.child.kill().await?)
+    }
+
+    /// Stops every node in an orderly way and removes the data.
+    ///
+    /// # Errors
+    /// One did not stop, or ended with an error.
+    pub(super) async fn stop(mut self) -> anyhow::Result<()> {
+        let logs: BTreeMap<u64, PathBuf> = self.running.keys().map(|id| (*id, self.log(*id))).collect();
+        let stops = self.running.iter_mut().map(|(id, node)| terminate(&mut node.child, &logs[id]));
+        futures::future::try_join_all(stops).await?;
+        self.dir.close().context("cannot remove the cluster's data")
+    }
+}
