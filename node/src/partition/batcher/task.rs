@@ -120,6 +120,12 @@ impl Task {
                 },
             }
         }
+        // On the heap, and only from the first event on: a partition that nobody writes to stays small.
+        Box::pin(self.append(now, leadership, stop)).await
+    }
+
+    /// Seals and proposes what is queued and what comes, for as long as one key and one leadership last.
+    async fn append(&mut self, now: Leadership, leadership: &mut watch::Receiver<Leadership>, stop: &Stop) -> End {
         let dek = match self.parts.sealing_key(now.term).await {
             Ok(dek) => dek,
             Err(NoKey::Key(error)) => return End::Key(error),
