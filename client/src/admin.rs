@@ -145,6 +145,21 @@ impl Admin {
         self.client.connection().call_within(REVOKE_TIMEOUT, Repeat::Harmless, message, send).await
     }
 
+    /// Changes limits of a project, or with none named of every project that has none of its own; answers what holds then. Only
+    /// an operator's key may.
+    pub async fn set_quota(&self, project: Option<ProjectId>, change: pb::Quota) -> Result<pb::QuotaStatus, CallError> {
+        use pb::set_quota_request::Whose;
+        let whose = Some(project.map_or(Whose::ClusterDefault(true), |project| Whose::ProjectId(project.to_string())));
+        call!(self, Harmless, pb::SetQuotaRequest { whose, change: Some(change) }, set_quota)
+    }
+
+    /// The limits and the use of a project, or of every project that the key may see, oldest first; an operator's key sees the
+    /// cluster's default before them.
+    pub async fn quotas(&self, project: Option<ProjectId>) -> Result<Vec<pb::QuotaStatus>, CallError> {
+        let message = pb::ShowQuotasRequest { project_id: text(project) };
+        call!(self, Harmless, message, show_quotas).map(|reply| reply.quotas)
+    }
+
     /// The nodes and groups of the cluster, as the answering node sees them.
     pub async fn cluster_status(&self) -> Result<pb::ClusterStatusReply, CallError> {
         call!(self, Harmless, pb::ClusterStatusRequest {}, cluster_status)

@@ -18,6 +18,7 @@ mod handle;
 mod link;
 mod machine;
 mod paging;
+mod quota;
 mod reconcile;
 mod records;
 mod state;
@@ -31,12 +32,13 @@ mod wire;
 pub use command::{Command, NewTopic, Outcome, Refusal, Response, TOPICS_BATCH_MAX};
 pub use errors::{
     ApiKeyError, ChangeTopicError, CreateOrganizationError, CreateProjectError, CreateTopicError, PutNodeError,
-    ReconcileError, RefreshError, VaultFailure, WriteFailure,
+    ReconcileError, RefreshError, SetQuotaError, VaultFailure, WriteFailure,
 };
 pub use handle::{Catalog, CatalogParts};
 pub use link::{Custody, ProposeLink, ProposeLinkError, Replica, VaultHas, VaultWrites};
 pub use machine::CatalogMachine;
 pub use paging::{Page, PageError, PageRequest};
+pub use quota::{BUILT_IN, Change, Limit, PerResource, Quota, QuotaChange, Resource};
 pub use reconcile::Reconciled;
 pub use records::{ApiKey, NodeRecord, Organization, Project, SigningKey, Topic, TopicPolicies, TopicState};
 pub use vault::VaultRings;

@@ -19,6 +19,7 @@ pub mod node;
 pub mod partition;
 pub mod peers;
 mod plant;
+pub mod quota;
 pub mod rpc;
 pub mod serve;
 mod signals;

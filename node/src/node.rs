@@ -39,6 +39,7 @@ use crate::peers::{
     self, LeaderLink, Life, Membership, PeerChannel, PeerTls, Peers, PipeTransport, Services, VaultCalls,
 };
 use crate::plant;
+use crate::quota::{PeerQuota, QuotaParts, QuotaService, Quotas};
 use crate::rpc::{Ensign, Guarded, OPENING_MAX, RpcParts};
 use crate::telemetry;
 use crate::vault::{HolderService, VaultService};
@@ -127,6 +128,7 @@ pub struct Node {
     catalog: Catalog,
     identity: Identity,
     partitions: Partitions,
+    quotas: Quotas,
     vault_client: VaultClient,
     clock: Arc<dyn Clock>,
     rng: Arc<dyn Rng>,
@@ -262,6 +264,13 @@ impl Node {
             limits: BatchLimits::default(),
             tail_bytes: ByteCount(config.storage.tail_cache.get() / 2),
         });
+        let stored = partitions.clone();
+        let quotas = Quotas::new(QuotaParts {
+            me,
+            catalog: catalog.clone(),
+            link: Arc::new(PeerQuota::new(Arc::new(peers.clone()))),
+            stored: Arc::new(move || stored.stored_by_project()),
+        });
         let services = Services {
             node: me,
             cluster,
@@ -270,7 +279,8 @@ impl Node {
             catalog: catalog.clone(),
             vault: Arc::new(VaultService(vault.clone())),
             holder: Arc::new(HolderService(holder.clone())),
-            more: Routes::new(ForwardService::server(partitions.clone(), tasks.clone())),
+            more: Routes::new(ForwardService::server(partitions.clone(), tasks.clone()))
+                .add_service(QuotaService::server(quotas.clone())),
             tasks: tasks.clone(),
         };
         peers::serve(listeners.peers, &tls, services);
@@ -291,6 +301,7 @@ impl Node {
             catalog,
             identity,
             partitions,
+            quotas,
             vault_client,
             clock,
             rng,
@@ -412,6 +423,7 @@ impl Node {
             catalog: self.catalog.clone(),
             identity: self.identity.clone(),
             partitions: self.partitions.clone(),
+            quotas: self.quotas.clone(),
             clock: Arc::clone(&self.clock),
             rng: Arc::clone(&self.rng),
             tasks: self.tasks.clone(),
@@ -442,6 +454,7 @@ impl Node {
             vault: self.vault_client.clone(),
             lease: lease_config(&self.config),
             runtime: self.runtime.clone(),
+            quotas: self.quotas.clone(),
             clock: Arc::clone(&self.clock),
         });
         let admin = admin.max_decoding_message_size(OPENING_MAX);
@@ -471,6 +484,8 @@ impl Node {
                 health.trouble("catalog", leaderless.then(|| what.to_owned()));
             }
         });
+        let quotas = self.quotas.clone();
+        self.tasks.spawn("quota-reports", |stop| quotas.keep_reported(stop));
         let catalog = self.catalog.clone();
         self.tasks.spawn("catalog-compaction", |stop| catalog.keep_compact(stop));
         let catalog = self.catalog.clone();

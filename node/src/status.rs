@@ -3,16 +3,21 @@
 //! A nack is a promise that the event is not stored. What may be stored after all ends the stream instead.
 #![deny(clippy::wildcard_enum_match_arm)]
 
+use std::time::Duration;
+
 use ensign_proto::InvalidTopicName;
 use ensign_proto::convert::InvalidField;
 use ensign_proto::pb::ensign::v1beta1::nack::Code as NackCode;
-use tonic::Status;
+use prost::Message as _;
+use tonic::metadata::MetadataMap;
+use tonic::{Code, Status};
 use tracing::{error, warn};
 
-use crate::catalog::{ChangeTopicError, CreateTopicError, PageError, TopicState, WriteFailure};
+use crate::catalog::{ChangeTopicError, CreateTopicError, PageError, Resource, TopicState, WriteFailure};
 use crate::ensql::SyntaxError;
 use crate::identity::AuthError;
 use crate::partition::{KeysError, NotServed, PublishError, ReadError};
+use crate::quota::{self, Exhausted};
 
 /// Texts that clients compare or show.
 pub(crate) mod text {
@@ -90,6 +95,10 @@ pub(crate) fn create_topic_failed(error: &CreateTopicError) -> Status {
     match error {
         CreateTopicError::NameTaken => Status::already_exists("topic name already exists in project"),
         CreateTopicError::TooMany { .. } => Status::resource_exhausted(error.to_string()),
+        CreateTopicError::Quota { .. } => {
+            quota::metrics::refused(Resource::Topics, 1);
+            exhausted(error.to_string(), Resource::Topics, None)
+        }
         CreateTopicError::Vault(failure) => {
             warn!(%failure, "a topic was not created");
             Status::unavailable("the key vault cannot be reached at the moment, please try again")
@@ -195,6 +204,58 @@ pub(crate) fn event_too_large(offset: u64, size: usize, limit: usize) -> Status 
     ))
 }
 
+/// Says in the metadata of a refusal which quota is used up, and after how many milliseconds another try may work.
+const QUOTA: &str = "ensign-quota";
+const RETRY_AFTER: &str = "ensign-retry-after-ms";
+
+/// `google.rpc.Status`, as `grpc-status-details-bin` carries it.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Details {
+    #[prost(int32, tag = "1")]
+    code: i32,
+    #[prost(string, tag = "2")]
+    message: String,
+    #[prost(message, repeated, tag = "3")]
+    details: Vec<prost_types::Any>,
+}
+
+/// `google.rpc.RetryInfo`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct RetryInfo {
+    #[prost(message, optional, tag = "1")]
+    retry_delay: Option<prost_types::Duration>,
+}
+
+/// A quota that is used up. Without `retry_after`, trying again does not help.
+fn exhausted(message: String, resource: Resource, retry_after: Option<Duration>) -> Status {
+    let mut metadata = MetadataMap::new();
+    metadata.insert(QUOTA, tonic::metadata::MetadataValue::from_static(resource.as_str()));
+    let Some(retry_after) = retry_after else {
+        return Status::with_metadata(Code::ResourceExhausted, message, metadata);
+    };
+    metadata.insert(RETRY_AFTER, (u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX)).into());
+    let retry = RetryInfo { retry_delay: prost_types::Duration::try_from(retry_after).ok() };
+    let any = prost_types::Any {
+        type_url: "type.googleapis.com/google.rpc.RetryInfo".to_owned(),
+        value: retry.encode_to_vec(),
+    };
+    let details = Details { code: Code::ResourceExhausted as i32, message: message.clone(), details: vec![any] };
+    let details = details.encode_to_vec().into();
+    Status::with_details_and_metadata(Code::ResourceExhausted, message, details, metadata)
+}
+
+/// A stream that is not opened for want of quota.
+pub(crate) fn quota_exhausted(error: &Exhausted) -> Status {
+    exhausted(error.to_string(), error.resource(), error.retry_after())
+}
+
+/// Events that are not taken for want of quota: certainly not stored, so a nack. Of the codes that clients know it is the one that
+/// says so; what to do is in the text.
+pub(crate) fn quota_nack(error: &Exhausted) -> (NackCode, String) {
+    let hint = error.retry_after().map(|after| format!("; try again in {} ms", after.as_millis())).unwrap_or_default();
+    (NackCode::ConsensusFailure, format!("could not commit event: {error}{hint}"))
+}
+
 /// Says in the metadata of a refusal from when on a new producer session must be made, in milliseconds since 1970.
 const SESSION_AFTER: &str = "ensign-session-after";
 
@@ -205,6 +266,44 @@ pub(crate) enum Refusal {
     Nack(NackCode, &'static str),
     /// The stream ends.
     End(Status),
+}
+
+/// What events that got this nack before anybody was asked are counted as.
+pub(crate) fn edge_cause(code: NackCode) -> &'static str {
+    match code {
+        NackCode::MaxEventSizeExceeded => "too_large",
+        NackCode::TopicUnknown => "topic_unknown",
+        NackCode::TopicArchived => "archived",
+        NackCode::TopicDeleted => "deleted",
+        NackCode::ShardingFailure => "not_served",
+        NackCode::ConsensusFailure => "quota",
+        NackCode::Unknown
+        | NackCode::PermissionDenied
+        | NackCode::Redirect
+        | NackCode::Internal
+        | NackCode::Unprocessed
+        | NackCode::Timeout
+        | NackCode::UnhandledMimetype
+        | NackCode::UnknownType
+        | NackCode::DeliverAgainAny
+        | NackCode::DeliverAgainNotMe => "other",
+    }
+}
+
+/// What events that were not acknowledged are counted as.
+pub(crate) fn publish_cause(error: &PublishError) -> &'static str {
+    match error {
+        PublishError::Archived => "archived",
+        PublishError::Deleted => "deleted",
+        PublishError::DiskFull => "disk_full",
+        PublishError::TooLarge => "too_large",
+        PublishError::KeyUnusable { .. } => "key_unusable",
+        PublishError::Fenced { .. } => "fenced",
+        PublishError::Spent { .. } => "spent",
+        PublishError::Forgotten { .. } => "forgotten",
+        PublishError::Unavailable { .. } => "unavailable",
+        PublishError::OutcomeUnknown { .. } => "outcome_unknown",
+    }
 }
 
 /// What a publisher is told.
@@ -261,6 +360,39 @@ mod tests {
         for error in doubtful {
             assert!(matches!(publish_failed(&error), Refusal::End(_)), "{error}");
         }
+    }
+
+    #[test]
+    fn a_quota_that_is_used_up_says_which_and_when_to_come_back() {
+        let rate = Exhausted::Rate {
+            resource: Resource::BytesPerSecond,
+            limit: 5_000,
+            retry_after: Duration::from_millis(1_250),
+        };
+        let status = quota_exhausted(&rate);
+        let metadata = |key: &str| status.metadata().get(key).map(|value| value.to_str().unwrap().to_owned());
+        assert_eq!(
+            (metadata("ensign-quota").as_deref(), metadata("ensign-retry-after-ms").as_deref()),
+            (Some("bytes-per-second"), Some("1250"))
+        );
+        let details = Details::decode(status.details()).unwrap();
+        assert_eq!((details.code, &*details.message), (8, status.message()));
+        assert_eq!(details.details[0].type_url, "type.googleapis.com/google.rpc.RetryInfo");
+        let retry = RetryInfo::decode(&details.details[0].value[..]).unwrap().retry_delay.unwrap();
+        assert_eq!((retry.seconds, retry.nanos), (1, 250_000_000));
+        let (code, text) = quota_nack(&rate);
+        assert_eq!(code, NackCode::ConsensusFailure);
+        let expected = "could not commit event: the project may publish 5000 bytes a second and publishes more: slow down, or ask \
+                        an operator to raise the quota (ensign quota set --bytes-per-second); try again in 1250 ms";
+        assert_eq!(text, expected);
+        // Nothing that time alone mends.
+        let full = Exhausted::Stored { limit: 10, stored: 12 };
+        assert!(quota_nack(&full).1.ends_with("reading goes on"), "{}", quota_nack(&full).1);
+        assert!(quota_exhausted(&full).details().is_empty());
+        let topics = create_topic_failed(&CreateTopicError::Quota { limit: 3 });
+        let expected = "ResourceExhausted: the project has its limit of 3 topics: destroy topics that are no longer needed, or ask \
+                        an operator to raise the quota (ensign quota set --topics)";
+        assert_eq!(shown(&topics), expected);
     }
 
     #[test]

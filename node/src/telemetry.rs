@@ -56,5 +56,6 @@ pub fn metrics() -> Result<&'static PrometheusHandle, BuildError> {
     ensign_storage::metrics::describe();
     ensign_keyvault::metrics::describe();
     crate::partition::metrics::describe();
+    crate::quota::metrics::describe();
     Ok(HANDLE.get_or_init(|| handle))
 }

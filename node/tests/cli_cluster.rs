@@ -257,3 +257,59 @@ fn many_topics_are_created_from_a_list_and_each_is_answered_for() {
     assert!(code == Some(2) && message.contains("/nowhere/at/all"), "{code:?} {message}");
     assert_eq!(cluster.json(&["topic", "list"], "")[0].as_array().expect("an array").len(), 302);
 }
+
+#[test]
+fn quotas_from_the_command_line() {
+    let cluster = Cluster::start();
+    let projects = cluster.json(&["project", "list"], "");
+    let project = projects[0][0]["id"].as_str().expect("an id");
+    let limits = |quota: &Value| -> Vec<(String, Value, String)> {
+        let limits = quota["limits"].as_array().expect("a list").iter();
+        let text = |value: &Value| value.as_str().expect("text").to_owned();
+        limits.map(|limit| (text(&limit["limit"]), limit["at"].clone(), text(&limit["from"]))).collect()
+    };
+    let of = |name: &str, at: Value, from: &str| (name.to_owned(), at, from.to_owned());
+
+    cluster.json(&["quota", "set", "--default", "--events-per-second", "5,000", "--streams", "unlimited"], "");
+    let set = cluster.json(&["quota", "set", "--project", project, "--topics", "1", "--stored-bytes", "2MB"], "");
+    assert_eq!(set[0]["project"], project);
+    let shown = cluster.json(&["quota", "show"], "");
+    assert_eq!(shown[0].as_array().expect("a list").len(), 2, "the default, and the one project");
+    let expected = [
+        of("events-per-second", 5_000.into(), "default"),
+        of("bytes-per-second", Value::Null, "built-in"),
+        of("stored-bytes", 2_000_000.into(), "project"),
+        of("topics", 1.into(), "project"),
+        of("streams", Value::Null, "default"),
+    ];
+    assert_eq!(limits(&shown[0][1]), expected);
+
+    cluster.json(&["topic", "create", "first"], "");
+    let (code, said) = cluster.failure(&["topic", "create", "second"]);
+    assert!(code == Some(5) && said.contains("its limit of 1 topics"), "{code:?} {said}");
+    let shown = cluster.json(&["quota", "show", "--project", project], "");
+    assert_eq!(shown[0][0]["limits"][3]["used"], 1);
+    let table = cluster.run(&["quota", "show", "--project", project], "");
+    let table = String::from_utf8_lossy(&table.stdout).into_owned();
+    assert!(table.contains("100 %") && table.contains("2,000,000"), "{table}");
+
+    cluster.json(&["quota", "unset", "--project", project, "topics"], "");
+    cluster.json(&["topic", "create", "second"], "");
+    let shown = cluster.json(&["quota", "show", "--project", project], "");
+    assert_eq!(
+        limits(&shown[0][0])[2..4],
+        [of("stored-bytes", 2_000_000.into(), "project"), of("topics", Value::Null, "built-in")]
+    );
+    cluster.json(&["quota", "unset", "--default"], "");
+
+    // What cannot be, and who may not.
+    assert_eq!(cluster.failure(&["quota", "set", "--project", project]).0, Some(2));
+    assert_eq!(cluster.failure(&["quota", "set", "--topics", "5"]).0, Some(2));
+    assert_eq!(cluster.failure(&["quota", "set", "--default", "--topics", "many"]).0, Some(2));
+    assert_eq!(cluster.failure(&["quota", "set", "--project", "nonsense", "--topics", "5"]).0, Some(2));
+    let nobody = "01HXXXXXXXXXXXXXXXXXXXXXXX";
+    assert_eq!(cluster.failure(&["quota", "set", "--project", nobody, "--topics", "5"]).0, Some(3));
+    let tenant = cluster.file("tenant.json");
+    cluster.json(&["apikey", "create", "tenant", "--save", tenant.to_str().expect("text")], "");
+    assert_eq!(Cluster::run_as(&tenant, &["quota", "set", "--default", "--topics", "9"], "").status.code(), Some(4));
+}

@@ -4,6 +4,7 @@
 //! operator's key sees all. Here requests are read and answered; what they change is the catalog's and the vault's.
 
 mod convert;
+mod quota;
 mod scope;
 mod status;
 mod topics;
@@ -24,6 +25,7 @@ use tracing::info;
 use crate::catalog::{ApiKey, Catalog};
 use crate::identity::{Identity, NewApiKey};
 use crate::partition::Partitions;
+use crate::quota::Quotas;
 use scope::Caller;
 
 /// What the admin service needs.
@@ -44,6 +46,8 @@ pub struct AdminParts {
     pub lease: LeaseConfig,
     /// The groups of this node.
     pub runtime: Runtime,
+    /// What projects use.
+    pub quotas: Quotas,
     /// What time it is.
     pub clock: Arc<dyn Clock>,
 }
@@ -57,15 +61,16 @@ struct Shared {
     vault: VaultClient,
     lease: LeaseConfig,
     runtime: Runtime,
+    quotas: Quotas,
     clock: Arc<dyn Clock>,
     started: UnixNanos,
 }
 
 /// The `ensign.admin.v1.Admin` service. Add it to the client listener's routes.
 pub fn service(parts: AdminParts) -> AdminServer<impl Admin> {
-    let AdminParts { node, cluster, catalog, identity, partitions, vault, lease, runtime, clock } = parts;
+    let AdminParts { node, cluster, catalog, identity, partitions, vault, lease, runtime, quotas, clock } = parts;
     let started = clock.wall();
-    let shared = Shared { node, cluster, catalog, identity, partitions, vault, lease, runtime, clock, started };
+    let shared = Shared { node, cluster, catalog, identity, partitions, vault, lease, runtime, quotas, clock, started };
     AdminServer::new(Service(Arc::new(shared)))
 }
 
@@ -232,6 +237,31 @@ impl Admin for Service {
             receipt: String::new(),
             waited: convert::span(self.0.clock.boot().0.saturating_sub(begin.0)),
         }))
+    }
+
+    async fn set_quota(&self, request: Request<pb::SetQuotaRequest>) -> Result<Response<pb::QuotaStatus>, Status> {
+        let (caller, request) = self.enter(request, Permission::ProjectsEdit).await?;
+        quota::check_operator(&caller)?;
+        let change = quota::change(request.change)?;
+        let whose = quota::whose(&caller, &self.0, request.whose.as_ref())?;
+        self.0.catalog.set_quota(whose, change).await.map_err(|error| status::set_quota(&error))?;
+        info!(project = ?whose.map(|id| id.to_string()), ?change, by = %caller.claims.subject, "a quota was changed");
+        let after = match whose.and_then(|project| self.0.catalog.view().project(project)) {
+            Some(project) => quota::projects(&self.0, &[project]).await.pop().unwrap_or_default(),
+            None => quota::default(&self.0),
+        };
+        Ok(Response::new(after))
+    }
+
+    async fn show_quotas(
+        &self,
+        request: Request<pb::ShowQuotasRequest>,
+    ) -> Result<Response<pb::ShowQuotasReply>, Status> {
+        let (caller, request) = self.enter(request, Permission::ProjectsRead).await?;
+        let shown = quota::shown(&caller, &self.0, &request.project_id)?;
+        let default = (caller.is_operator()).then(|| quota::default(&self.0));
+        let quotas = default.into_iter().chain(quota::projects(&self.0, &shown).await).collect();
+        Ok(Response::new(pb::ShowQuotasReply { quotas }))
     }
 
     async fn cluster_status(

@@ -12,6 +12,9 @@ use crate::identity::Claims;
 use crate::rpc::auth;
 use crate::status::text;
 
+/// What others than operators are told.
+pub(super) const OPERATORS_ONLY: &str = "only an operator's key may set quotas";
+
 /// The longest name of an organization or a project, in characters.
 const NAME_MAX: usize = 200;
 
@@ -31,6 +34,11 @@ impl Caller {
         }
         let operator = shared.catalog.view().api_key(claims.subject).is_some_and(|key| key.admin);
         Ok(Self { claims, operator })
+    }
+
+    /// Whether it is an operator's key that calls.
+    pub(super) fn is_operator(&self) -> bool {
+        self.operator
     }
 
     /// Whether this organization is any of the caller's business. Others do not exist for it.

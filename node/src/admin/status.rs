@@ -6,8 +6,8 @@ use tonic::Status;
 use tracing::{error, warn};
 
 use crate::catalog::{
-    ApiKeyError, CreateOrganizationError, CreateProjectError, CreateTopicError, RefreshError, VaultFailure,
-    WriteFailure,
+    ApiKeyError, CreateOrganizationError, CreateProjectError, CreateTopicError, RefreshError, SetQuotaError,
+    VaultFailure, WriteFailure,
 };
 use crate::identity::CreateKeyError;
 
@@ -61,9 +61,19 @@ pub(super) fn create_topics(error: &CreateTopicError) -> Status {
     match error {
         CreateTopicError::ProjectUnknown => Status::not_found(error.to_string()),
         CreateTopicError::NameTaken => Status::already_exists(error.to_string()),
-        CreateTopicError::TooMany { .. } => Status::resource_exhausted(error.to_string()),
+        CreateTopicError::TooMany { .. } | CreateTopicError::Quota { .. } => {
+            Status::resource_exhausted(error.to_string())
+        }
         CreateTopicError::Vault(failure) => vault_failed(failure),
         CreateTopicError::Write(failure) => write_failed(failure),
+    }
+}
+
+/// A quota that was not changed.
+pub(super) fn set_quota(error: &SetQuotaError) -> Status {
+    match error {
+        SetQuotaError::ProjectUnknown => Status::not_found(error.to_string()),
+        SetQuotaError::Write(failure) => write_failed(failure),
     }
 }
 

@@ -61,6 +61,7 @@ fn failed(shared: &Shared, project: ProjectId, name: &TopicName, error: &CreateT
         CreateTopicError::Vault(_) | CreateTopicError::Write(WriteFailure::Unavailable { .. }) => Outcome::Unavailable,
         CreateTopicError::ProjectUnknown
         | CreateTopicError::TooMany { .. }
+        | CreateTopicError::Quota { .. }
         | CreateTopicError::Write(WriteFailure::Internal { .. }) => Outcome::Refused,
     };
     // What is told is what a call for one topic is told; causes stay in the log.

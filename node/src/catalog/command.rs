@@ -10,6 +10,7 @@ use ensign_proto::{ApiKeyId, NodeId, OrgId, ProjectId, RingId, TopicId, TopicNam
 use ensign_raft::env::UnixNanos;
 use thiserror::Error;
 
+use super::quota::QuotaChange;
 use super::records::{ApiKey, NodeRecord, Organization, Project, SigningKey, Topic, TopicPolicies, TopicState};
 
 /// The most topics that one command makes: its answer has to travel, and what applies at once stays short.
@@ -77,6 +78,13 @@ pub enum Command {
         kid: [u8; 16],
         /// From when on it verifies nothing.
         verifies_until: UnixNanos,
+    },
+    /// Changes some of a project's limits, or of those of every project that has none of its own.
+    SetQuota {
+        /// Whose; none for the cluster's default.
+        project: Option<ProjectId>,
+        /// What to do with each limit.
+        change: QuotaChange,
     },
 }
 
@@ -146,6 +154,9 @@ pub enum Refusal {
     /// The node has begun a later life than the one that asks, or another process began the same one.
     #[error("this life of the node is over")]
     LifeOver,
+    /// The project has as many topics as its quota allows.
+    #[error("the project has as many topics as its quota allows")]
+    TopicQuota,
     /// The bytes are no command that this version knows.
     #[error("the command cannot be read")]
     Unreadable,

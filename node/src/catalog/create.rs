@@ -90,6 +90,11 @@ impl Catalog {
         if self.topic_count() + besides >= TOPICS_MAX {
             return Err(CreateTopicError::TooMany { limit: TOPICS_MAX });
         }
+        if let Some(limit) = self.quota(project).topics.at()
+            && self.topic_count_of(project).saturating_add(besides as u64) >= limit
+        {
+            return Err(CreateTopicError::Quota { limit });
+        }
         Ok(())
     }
 
@@ -111,12 +116,15 @@ impl Catalog {
         topics: Vec<NewTopic>,
         command: impl FnOnce(Vec<NewTopic>) -> Option<Command>,
     ) -> Result<Vec<Made>, CreateTopicError> {
+        let Some(project) = topics.first().map(|topic| topic.project) else { return Ok(Vec::new()) };
         let custody: Vec<Vec<Custody>> = topics.iter().map(|topic| self.custody_of(topic.project, topic.id)).collect();
         if let Err(failure) = self.parts.vault.put_custodies(custody.concat()).await {
             self.take_back(custody.concat()).await;
             return Err(failure.into());
         }
         let Some(command) = command(topics) else { return Ok(Vec::new()) };
+        let limit = self.quota(project).topics.at().unwrap_or_default();
+        let refused = |refusal| refused(refusal, limit);
         let made: Vec<Made> = match self.write(command).await {
             Ok(Ok(Outcome::Topic(topic))) => vec![Ok(topic)],
             Ok(Ok(Outcome::Topics(each))) => each.into_iter().map(|topic| topic.map_err(refused)).collect(),
@@ -144,10 +152,12 @@ impl Catalog {
     }
 }
 
-fn refused(refusal: Refusal) -> CreateTopicError {
+/// `limit` is that of the project's topics.
+fn refused(refusal: Refusal, limit: u64) -> CreateTopicError {
     match refusal {
         Refusal::NameTaken => CreateTopicError::NameTaken,
         Refusal::ProjectUnknown => CreateTopicError::ProjectUnknown,
+        Refusal::TopicQuota => CreateTopicError::Quota { limit },
         other => unexpected(&Err(other)).into(),
     }
 }

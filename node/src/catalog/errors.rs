@@ -136,9 +136,29 @@ pub enum CreateTopicError {
         /// How many.
         limit: usize,
     },
+    /// The project has as many topics as its quota allows: destroy some, or have the quota raised.
+    #[error(
+        "the project has its limit of {limit} topics: destroy topics that are no longer needed, or ask an operator to raise the \
+         quota (ensign quota set --topics)"
+    )]
+    Quota {
+        /// How many.
+        limit: u64,
+    },
     /// Nothing is to be seen of it; try again.
     #[error(transparent)]
     Vault(#[from] VaultFailure),
+    /// See there.
+    #[error(transparent)]
+    Write(#[from] WriteFailure),
+}
+
+/// Why a quota was not changed.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum SetQuotaError {
+    /// No such project.
+    #[error("project not found")]
+    ProjectUnknown,
     /// See there.
     #[error(transparent)]
     Write(#[from] WriteFailure),

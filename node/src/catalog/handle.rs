@@ -18,10 +18,11 @@ use tracing::warn;
 use super::command::{Command, Outcome, Refusal};
 use super::errors::{
     ApiKeyError, ChangeTopicError, CreateOrganizationError, CreateProjectError, PutNodeError, RefreshError,
-    VaultFailure, WriteFailure,
+    SetQuotaError, VaultFailure, WriteFailure,
 };
 use super::freshness::Freshness;
 use super::link::{Custody, ProposeLink, ProposeLinkError, Replica, VaultWrites};
+use super::quota::QuotaChange;
 use super::records::{ApiKey, NodeRecord, Organization, Project, SigningKey, Topic, TopicPolicies, TopicState};
 use super::view::View;
 use super::wire;
@@ -97,6 +98,11 @@ impl Catalog {
     /// The reading half.
     pub fn view(&self) -> &View {
         &self.parts.view
+    }
+
+    /// Who leads the catalog's group, as this node knows it.
+    pub fn leadership(&self) -> ensign_raft::Leadership {
+        *self.parts.replica.leadership().borrow()
     }
 
     /// Whether this node leads the catalog's group, and is ready to.
@@ -395,6 +401,19 @@ impl Catalog {
         policies: TopicPolicies,
     ) -> Result<Arc<Topic>, ChangeTopicError> {
         changed_topic(self.write(Command::SetTopicPolicies { topic, policies, at: self.now() }).await?)
+    }
+
+    /// Changes a project's limits, or with none named those of every project that has none of its own. Doing it again changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// See [`SetQuotaError`].
+    pub async fn set_quota(&self, project: Option<ProjectId>, change: QuotaChange) -> Result<(), SetQuotaError> {
+        match self.write(Command::SetQuota { project, change }).await? {
+            Ok(_) => Ok(()),
+            Err(Refusal::ProjectUnknown) => Err(SetQuotaError::ProjectUnknown),
+            other => Err(unexpected(&other).into()),
+        }
     }
 
     /// Adds an API key whose hash the vault already has. The caller chose every field; asking again answers the same key.

@@ -8,6 +8,7 @@ use ensign_proto::{ApiKeyId, GroupId, NodeId, OrgId, Partition, ProjectId, Topic
 use ensign_raft::env::UnixNanos;
 
 use super::command::{Command, NewTopic, Outcome, Refusal, Response};
+use super::quota::{Limit, PerResource, Quota, QuotaChange};
 use super::records::{ApiKey, NodeRecord, Organization, Project, SigningKey, Topic, TopicState};
 
 /// For how long, in the proposers' time, a destroyed topic's id answers a late retry of its creation.
@@ -25,6 +26,9 @@ pub(super) struct State {
     pub(super) signing_keys: BTreeMap<[u8; 16], Arc<SigningKey>>,
     /// Destroyed topics and when: their ids are never given out again by a delayed retry.
     pub(super) tombstones: BTreeMap<TopicId, UnixNanos>,
+    /// Limits of projects that have some of their own, and of all others.
+    pub(super) quotas: BTreeMap<ProjectId, Quota>,
+    pub(super) default_quota: Quota,
     pub(super) next_group: GroupId,
     /// Topics that were changed or forgotten since [`State::take_touched`]; no part of what is replicated.
     touched: Vec<TopicId>,
@@ -44,6 +48,8 @@ impl Default for State {
             api_keys: BTreeMap::new(),
             signing_keys: BTreeMap::new(),
             tombstones: BTreeMap::new(),
+            quotas: BTreeMap::new(),
+            default_quota: Quota::default(),
             next_group: GroupId::FIRST_PARTITION,
             touched: Vec::new(),
             topics_by_name: BTreeMap::new(),
@@ -95,6 +101,7 @@ impl State {
                 }
             },
             Command::RetireSigningKey { kid, verifies_until } => self.retire_signing_key(kid, verifies_until),
+            Command::SetQuota { project, change } => self.set_quota(project, &change),
         }
     }
 
@@ -157,6 +164,12 @@ impl State {
         let project = self.projects.get(&new.project).ok_or(Refusal::ProjectUnknown)?;
         if self.topics_by_name.contains_key(&(new.project, new.name.hash())) {
             return Err(Refusal::NameTaken);
+        }
+        // Here, where creations have one order: two at once cannot both have the last place.
+        if let Some(limit) = self.quota(new.project).topics.at()
+            && self.topics_after(new.project, None).count() as u64 >= limit
+        {
+            return Err(Refusal::TopicQuota);
         }
         let topic = Topic {
             id: new.id,
@@ -236,6 +249,28 @@ impl State {
         let retired = SigningKey { verifies_until: Some(until), ..(**old).clone() };
         self.signing_keys.insert(kid, Arc::new(retired));
         Ok(Outcome::Done)
+    }
+
+    fn set_quota(&mut self, project: Option<ProjectId>, change: &QuotaChange) -> Response {
+        let Some(project) = project else {
+            self.default_quota = self.default_quota.changed(change);
+            return Ok(Outcome::Done);
+        };
+        if !self.projects.contains_key(&project) {
+            return Err(Refusal::ProjectUnknown);
+        }
+        let changed = self.quotas.get(&project).copied().unwrap_or_default().changed(change);
+        if changed.is_empty() {
+            self.quotas.remove(&project);
+        } else {
+            self.quotas.insert(project, changed);
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// The limits that hold for a project.
+    pub(super) fn quota(&self, project: ProjectId) -> PerResource<Limit> {
+        self.quotas.get(&project).unwrap_or(&Quota::default()).or(&self.default_quota)
     }
 
     fn put_topic(&mut self, topic: Topic) -> Outcome {

@@ -92,6 +92,15 @@ fn new_topic(n: u8, owner: u8, title: u8) -> NewTopic {
     }
 }
 
+fn change() -> impl Strategy<Value = Change> {
+    prop_oneof![
+        Just(Change::Keep),
+        Just(Change::Unset),
+        Just(Change::Set(Limit::Unlimited)),
+        (0..3_u64).prop_map(|limit| Change::Set(Limit::At(limit))),
+    ]
+}
+
 /// Ids and names from a small range, so that commands meet.
 fn command() -> impl Strategy<Value = Command> {
     let few = 0..4_u8;
@@ -138,6 +147,10 @@ fn command() -> impl Strategy<Value = Command> {
         1 => (id(), id()).prop_map(|(n, now)| Command::RevokeApiKey { key: ApiKeyId::from_bytes([n; 16]), at: at(now) }),
         1 => (id(), id()).prop_map(|(n, public)| Command::AddSigningKey(signing_key(n, public))),
         1 => (id(), id()).prop_map(|(n, until)| Command::RetireSigningKey { kid: [n; 16], verifies_until: at(until) }),
+        1 => (proptest::option::of(id()), change(), change()).prop_map(|(owner, topics, streams)| Command::SetQuota {
+            project: owner.map(project),
+            change: QuotaChange { topics, streams, ..QuotaChange::default() },
+        }),
     ]
 }
 
@@ -152,6 +165,7 @@ struct Model {
     signing: Vec<SigningKey>,
     nodes: BTreeMap<NodeId, NodeRecord>,
     groups: u64,
+    quotas: BTreeMap<Option<ProjectId>, Quota>,
 }
 
 impl Model {
@@ -235,6 +249,19 @@ impl Model {
                 let known = self.signing.iter_mut().find(|known| known.kid == kid).ok_or(Refusal::SigningKeyUnknown)?;
                 known.verifies_until = Some(known.verifies_until.unwrap_or(verifies_until).min(verifies_until));
             }
+            Command::SetQuota { project, change } => {
+                if project.is_some_and(|id| !self.projects.iter().any(|known| known.id == id)) {
+                    return Err(Refusal::ProjectUnknown);
+                }
+                let quota = self.quotas.entry(project).or_default();
+                for (limit, change) in [(&mut quota.topics, change.topics), (&mut quota.streams, change.streams)] {
+                    match change {
+                        Change::Keep => {}
+                        Change::Unset => *limit = None,
+                        Change::Set(set) => *limit = Some(set),
+                    }
+                }
+            }
         }
         Ok(())
     }
@@ -252,6 +279,12 @@ impl Model {
         };
         if self.topics.iter().any(|known| (known.project, &known.name) == (new.project, &new.name)) {
             return Err(Refusal::NameTaken);
+        }
+        let set = |whose| self.quotas.get(&whose).and_then(|quota: &Quota| quota.topics);
+        if let Some(Limit::At(limit)) = set(Some(new.project)).or(set(None))
+            && self.topics.iter().filter(|known| known.project == new.project).count() as u64 >= limit
+        {
+            return Err(Refusal::TopicQuota);
         }
         self.topics.push(Topic {
             id: new.id,
@@ -314,6 +347,11 @@ impl Model {
                 let known = own.iter().find(|topic| topic.name == name(n)).cloned();
                 assert_eq!(view.topic_by_name(owner, &name(n)).map(|topic| (*topic).clone()), known);
             }
+        }
+        for owner in (0..4).map(project) {
+            let set = |whose, pick: fn(&Quota) -> Option<Limit>| self.quotas.get(&whose).and_then(pick);
+            let streams = set(Some(owner), |quota| quota.streams).or(set(None, |quota| quota.streams));
+            assert_eq!(view.quota(owner).streams, streams.unwrap_or(BUILT_IN.streams));
         }
         assert_eq!(view.projects(None).len(), self.projects.len());
         assert!(self.projects.iter().all(|known| view.project(known.id).as_deref() == Some(known)));
@@ -459,6 +497,68 @@ fn stored_bytes_are_still_what_they_were() {
     let commands: Vec<String> = sample_commands().iter().map(|command| hex(&command.encode())).collect();
     insta::assert_snapshot!("stored_commands", commands.join("\n"));
     insta::assert_snapshot!("stored_snapshot", hex(&sample().snapshot()));
+}
+
+#[test]
+fn stored_quotas_are_still_what_they_were() {
+    let change = QuotaChange {
+        events_per_second: Change::Set(Limit::At(1_000)),
+        bytes_per_second: Change::Set(Limit::Unlimited),
+        stored_bytes: Change::Unset,
+        topics: Change::Set(Limit::At(0)),
+        streams: Change::Keep,
+    };
+    let commands = [None, Some(project(1))].map(|project| Command::SetQuota { project, change });
+    insta::assert_snapshot!(
+        "stored_quota_commands",
+        commands.each_ref().map(|command| hex(&command.encode())).join("\n")
+    );
+    let mut machine = sample();
+    for (index, command) in commands.iter().enumerate() {
+        assert_eq!(Command::decode(&command.encode()).unwrap(), *command);
+        machine.apply(&entry(50 + index, command.encode())).unwrap();
+    }
+    let snapshot = machine.snapshot();
+    insta::assert_snapshot!("stored_quota_snapshot", hex(&snapshot));
+    let (mut other, view) = CatalogMachine::new();
+    other.restore(&snapshot).unwrap();
+    assert_eq!(view.own_quota(project(1)), view.default_quota());
+    assert_eq!(view.quota(project(1)).events_per_second, Limit::At(1_000));
+    assert_eq!(view.quota(project(1)).streams, BUILT_IN.streams);
+}
+
+#[test]
+fn the_last_place_for_a_topic_is_given_once_and_a_repeated_creation_is_no_further_topic() {
+    let mut machine = sample();
+    let mut index = 100;
+    let mut apply = |command: &Command| {
+        index += 1;
+        machine.apply(&entry(index, command.encode())).map(|_| ())
+    };
+    let create = |n: u8| {
+        Command::CreateTopic(NewTopic {
+            id: topic(n),
+            project: project(1),
+            name: name(n),
+            ring: ring(1),
+            replicas: nodes(3),
+            policies: policies(0),
+            at: at(n),
+        })
+    };
+    let limit = |limit| Command::SetQuota {
+        project: Some(project(1)),
+        change: QuotaChange { topics: limit, ..QuotaChange::default() },
+    };
+    // One is there already.
+    apply(&limit(Change::Set(Limit::At(2)))).unwrap();
+    apply(&create(10)).unwrap();
+    assert_eq!(apply(&create(11)), Err(Refusal::TopicQuota));
+    apply(&create(10)).unwrap();
+    apply(&limit(Change::Unset)).unwrap();
+    apply(&create(11)).unwrap();
+    let stranger = Command::SetQuota { project: Some(project(9)), change: QuotaChange::default() };
+    assert_eq!(apply(&stranger), Err(Refusal::ProjectUnknown));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::machine::Shared;
 use super::paging::{Page, PageError, PageRequest, Paged};
+use super::quota::{Limit, PerResource, Quota};
 use super::records::{ApiKey, NodeRecord, Organization, Project, SigningKey, Topic};
 
 /// How much of the topics' changes a follower has seen. The default has seen nothing.
@@ -161,6 +162,26 @@ impl View {
     /// The node of this id.
     pub fn node(&self, id: NodeId) -> Option<Arc<NodeRecord>> {
         self.shared.read().nodes.get(&id).cloned()
+    }
+
+    /// The limits that hold for a project: its own, else the cluster's default, else what is built in.
+    pub fn quota(&self, project: ProjectId) -> PerResource<Limit> {
+        self.shared.read().quota(project)
+    }
+
+    /// The limits that were set for a project itself.
+    pub fn own_quota(&self, project: ProjectId) -> Quota {
+        self.shared.read().quotas.get(&project).copied().unwrap_or_default()
+    }
+
+    /// The limits that were set for every project that has none of its own.
+    pub fn default_quota(&self) -> Quota {
+        self.shared.read().default_quota
+    }
+
+    /// How many topics a project has, those that are being destroyed included.
+    pub fn topic_count_of(&self, project: ProjectId) -> u64 {
+        self.shared.read().topics_after(project, None).count() as u64
     }
 
     /// How many topics the cluster has.

@@ -11,16 +11,17 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use ensign_proto::{ApiKeyId, GroupId, TopicId};
+use ensign_proto::{ApiKeyId, GroupId, ProjectId, TopicId};
 use ensign_raft::env::UnixNanos;
 use prost::Message;
 use thiserror::Error;
 
 use self::rows::{
-    ChangeRow, CommandKind, CommandRow, OrganizationRow, ResponseKind, ResponseRow, ResponsesRow, SnapshotRow,
-    TopicsRow, change, id, kid, raw, state_number, state_of,
+    ChangeRow, CommandKind, CommandRow, OrganizationRow, ProjectQuotaRow, QuotaChangeRow, QuotaRow, ResponseKind,
+    ResponseRow, ResponsesRow, SnapshotRow, TopicsRow, change, id, kid, raw, state_number, state_of,
 };
 use super::command::{Command, NewTopic, Outcome, Refusal, Response, TOPICS_BATCH_MAX};
+use super::quota::Quota;
 use super::records::{ApiKey, NodeRecord, Organization, Project, SigningKey, Topic};
 use super::state::State;
 
@@ -95,6 +96,10 @@ pub(super) fn encode_command(command: &Command) -> Bytes {
         Command::RetireSigningKey { kid, verifies_until } => {
             CommandKind::RetireSigningKey(change(kid, *verifies_until))
         }
+        Command::SetQuota { project, change } => CommandKind::SetQuota(QuotaChangeRow {
+            project: project.map(|project| raw(project.as_bytes())).unwrap_or_default(),
+            limits: Some(change.into()),
+        }),
     };
     frame(&CommandRow { kind: Some(kind) })
 }
@@ -139,6 +144,10 @@ pub(super) fn decode_command(bytes: &Bytes) -> Result<Command, DecodeError> {
         CommandKind::RetireSigningKey(row) => {
             Command::RetireSigningKey { kid: kid(&row.id)?, verifies_until: UnixNanos(row.at) }
         }
+        CommandKind::SetQuota(row) => Command::SetQuota {
+            project: (!row.project.is_empty()).then(|| id::<ProjectId>(&row.project, "project")).transpose()?,
+            change: row.limits.unwrap_or_default().try_into()?,
+        },
     })
 }
 
@@ -152,6 +161,7 @@ fn refusal_number(refusal: Refusal) -> u32 {
         Refusal::NameTaken => 6,
         Refusal::IdTaken => 7,
         Refusal::Unreadable => 8,
+        Refusal::TopicQuota => 60,
         Refusal::TopicState(state) => 16 + state_number(state),
         Refusal::LifeOver => 40,
     }
@@ -167,6 +177,7 @@ fn refusal_of(number: u32) -> Result<Refusal, DecodeError> {
         6 => Refusal::NameTaken,
         7 => Refusal::IdTaken,
         8 => Refusal::Unreadable,
+        60 => Refusal::TopicQuota,
         17..=19 => Refusal::TopicState(state_of(number - 16)?),
         40 => Refusal::LifeOver,
         _ => return Err(DecodeError::Invalid("refusal")),
@@ -228,7 +239,17 @@ pub(super) fn encode_snapshot(state: &State, applied: u64) -> Bytes {
         signing_keys: state.signing_keys.values().map(|key| (&**key).into()).collect(),
         tombstones: state.tombstones.iter().map(|(topic, since)| change(topic.as_bytes(), *since)).collect(),
         applied,
+        default_quota: (!state.default_quota.is_empty()).then(|| (&state.default_quota).into()),
+        quotas: state
+            .quotas
+            .iter()
+            .map(|(project, quota)| ProjectQuotaRow { project: raw(project.as_bytes()), limits: Some(quota.into()) })
+            .collect(),
     })
+}
+
+fn quota(row: Option<QuotaRow>) -> Result<Quota, DecodeError> {
+    row.unwrap_or_default().try_into()
 }
 
 pub(super) fn decode_snapshot(bytes: &Bytes) -> Result<(State, u64), DecodeError> {
@@ -265,6 +286,10 @@ pub(super) fn decode_snapshot(bytes: &Bytes) -> Result<(State, u64), DecodeError
     }
     for tombstone in row.tombstones {
         state.tombstones.insert(id::<TopicId>(&tombstone.id, "topic")?, UnixNanos(tombstone.at));
+    }
+    state.default_quota = quota(row.default_quota)?;
+    for row in row.quotas {
+        state.quotas.insert(id::<ProjectId>(&row.project, "project")?, quota(row.limits)?);
     }
     Ok((state.with_indexes(), row.applied))
 }

@@ -16,7 +16,7 @@ use super::exit::UsageError;
 use super::output::{confirm, line, list, one, record, thousands, wire_time};
 
 /// An id that was typed.
-fn id<T: FromStr<Err = ensign_proto::InvalidId>>(text: Option<String>) -> Result<Option<T>, UsageError> {
+pub(super) fn id<T: FromStr<Err = ensign_proto::InvalidId>>(text: Option<String>) -> Result<Option<T>, UsageError> {
     text.map(|text| text.parse()).transpose().map_err(|error: ensign_proto::InvalidId| UsageError(error.to_string()))
 }
 

@@ -8,6 +8,7 @@ mod connect;
 mod events;
 mod exit;
 mod output;
+mod quota;
 mod topic;
 mod topics;
 
@@ -63,6 +64,7 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
         Command::Query(args) => events::query(args).await,
         Command::ApiKey(command) => admin::api_key(command).await,
         Command::Key(command) => admin::key(command).await,
+        Command::Quota(command) => quota::run(command).await,
         Command::Status(args) => admin::status(args).await,
         Command::Bench(command) => crate::bench::run(command).await,
     }

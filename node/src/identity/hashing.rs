@@ -1,8 +1,9 @@
 //! Argon2id, beside the async runtime and within bounds: each hash takes megabytes and milliseconds of a core.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use argon2::{Algorithm, Argon2, Params, PasswordHash, PasswordHasher as _, PasswordVerifier as _, Version};
@@ -15,7 +16,8 @@ use zeroize::Zeroizing;
 use super::credentials::ClientSecret;
 use super::secrets::Secret;
 
-/// Logins that wait for a core; the next ones are told to come back.
+/// Logins that wait for a core; the next ones are told to come back. Of one client id as many as there are places left, so that no
+/// client keeps all others out.
 const QUEUE_MAX: usize = 32;
 
 /// How costly a hash is. Stored with each hash, so a change concerns new ones only.
@@ -55,8 +57,16 @@ pub(super) struct HashPool {
 struct Shared {
     params: HashParams,
     cores: Arc<Semaphore>,
-    waiting: AtomicUsize,
+    waiting: Mutex<Waiting>,
     clock: Arc<dyn Clock>,
+}
+
+/// Who waits.
+#[derive(Default)]
+struct Waiting {
+    all: usize,
+    /// By what their client id hashes to; whoever has none to show shares one.
+    of: HashMap<[u8; 32], usize>,
 }
 
 impl fmt::Debug for HashPool {
@@ -69,19 +79,25 @@ impl HashPool {
     pub(super) fn new(params: HashParams, clock: Arc<dyn Clock>) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
         let cores = Arc::new(Semaphore::new((cores / 2).max(1)));
-        Self { shared: Arc::new(Shared { params, cores, waiting: AtomicUsize::new(0), clock }) }
+        Self { shared: Arc::new(Shared { params, cores, waiting: Mutex::default(), clock }) }
     }
 
     /// Whether there is room for one more. Asked before anything is looked up, so that the answer tells nothing about the login.
     pub(super) fn has_room(&self) -> bool {
-        self.shared.waiting.load(Ordering::Relaxed) < QUEUE_MAX
+        lock(&self.shared.waiting).all < QUEUE_MAX
     }
 
     /// Whether `secret` is what `hash` was made of. Begins before `deadline` or not at all.
-    pub(super) async fn verify(&self, hash: Secret, secret: ClientSecret, deadline: Instant) -> Result<bool, Busy> {
+    pub(super) async fn verify(
+        &self,
+        client: [u8; 32],
+        hash: Secret,
+        secret: ClientSecret,
+        deadline: Instant,
+    ) -> Result<bool, Busy> {
         let clock = Arc::clone(&self.shared.clock);
         let (verified, took) = self
-            .run(deadline, move || {
+            .run(client, deadline, move || {
                 let start = clock.boot();
                 let verified = std::str::from_utf8(hash.expose())
                     .ok()
@@ -103,7 +119,7 @@ impl HashPool {
         rng.fill(&mut salt);
         let secret = Zeroizing::new(secret.expose().to_owned());
         let deadline = Instant::now() + Duration::from_secs(30);
-        self.run(deadline, move || {
+        self.run([0; 32], deadline, move || {
             Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
                 .hash_password_with_salt(secret.as_bytes(), &salt)
                 .map(|hash| Secret::new(hash.to_string().into_bytes()))
@@ -114,8 +130,8 @@ impl HashPool {
     }
 
     /// Waits for a turn, and gives it to the next one.
-    pub(super) async fn turn(&self, deadline: Instant) -> Result<(), Busy> {
-        let _place = Place::take(&self.shared)?;
+    pub(super) async fn turn(&self, client: [u8; 32], deadline: Instant) -> Result<(), Busy> {
+        let _place = Place::take(&self.shared, client)?;
         match timeout_at(deadline, self.shared.cores.acquire()).await {
             Ok(Ok(_permit)) => Ok(()),
             _ => Err(Busy),
@@ -124,10 +140,11 @@ impl HashPool {
 
     async fn run<T: Send + 'static>(
         &self,
+        client: [u8; 32],
         deadline: Instant,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Busy> {
-        let place = Place::take(&self.shared)?;
+        let place = Place::take(&self.shared, client)?;
         let permit = timeout_at(deadline, Arc::clone(&self.shared.cores).acquire_owned()).await;
         let Ok(Ok(permit)) = permit else { return Err(Busy) };
         drop(place);
@@ -142,18 +159,40 @@ impl HashPool {
 }
 
 /// A place in the queue, given back when dropped.
-struct Place<'a>(&'a AtomicUsize);
+struct Place<'a> {
+    waiting: &'a Mutex<Waiting>,
+    client: [u8; 32],
+}
+
+fn lock(waiting: &Mutex<Waiting>) -> MutexGuard<'_, Waiting> {
+    // Every change is whole before anything could panic.
+    waiting.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl<'a> Place<'a> {
-    fn take(shared: &'a Shared) -> Result<Self, Busy> {
-        let place = Self(&shared.waiting);
-        if shared.waiting.fetch_add(1, Ordering::Relaxed) >= QUEUE_MAX { Err(Busy) } else { Ok(place) }
+    fn take(shared: &'a Shared, client: [u8; 32]) -> Result<Self, Busy> {
+        let mut waiting = lock(&shared.waiting);
+        let own = waiting.of.get(&client).copied().unwrap_or_default();
+        // Known and unknown ids alike: a full share must not tell which are which.
+        if own >= QUEUE_MAX.saturating_sub(waiting.all) {
+            return Err(Busy);
+        }
+        waiting.all += 1;
+        *waiting.of.entry(client).or_default() += 1;
+        Ok(Self { waiting: &shared.waiting, client })
     }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        let mut waiting = lock(self.waiting);
+        waiting.all -= 1;
+        if let Entry::Occupied(mut own) = waiting.of.entry(self.client) {
+            *own.get_mut() -= 1;
+            if *own.get() == 0 {
+                own.remove();
+            }
+        }
     }
 }
 
@@ -179,14 +218,14 @@ mod tests {
         let hash = pool().hash(&right, &rng).await.unwrap();
         let text = std::str::from_utf8(hash.expose()).unwrap();
         assert!(text.starts_with("$argon2id$v=19$m=64,t=1,p=1$"), "{text}");
-        assert!(pool().verify(hash.clone(), right, soon()).await.unwrap());
-        assert!(!pool().verify(hash, wrong, soon()).await.unwrap());
+        assert!(pool().verify([1; 32], hash.clone(), right, soon()).await.unwrap());
+        assert!(!pool().verify([1; 32], hash, wrong, soon()).await.unwrap());
     }
 
     #[tokio::test]
     async fn a_hash_that_cannot_be_read_fits_nothing() {
         let secret = ClientSecret::generate(&SeededRng::new(1));
-        assert_eq!(pool().verify(Secret::new(b"$argon2id$".to_vec()), secret, soon()).await, Ok(false));
+        assert_eq!(pool().verify([1; 32], Secret::new(b"$argon2id$".to_vec()), secret, soon()).await, Ok(false));
     }
 
     #[tokio::test]
@@ -196,17 +235,27 @@ mod tests {
         let cores = Arc::clone(&pool.shared.cores).acquire_many_owned(cores).await.unwrap();
         let secret = || ClientSecret::generate(&SeededRng::new(1));
         let hash = pool.clone();
-        let mut queue: Vec<_> =
-            (0..QUEUE_MAX).map(|_| Box::pin(hash.verify(Secret::new(Vec::new()), secret(), soon()))).collect();
-        for waiting in &mut queue {
-            assert!(futures::poll!(waiting).is_pending());
+        let login = |client: u8| Box::pin(hash.verify([client; 32], Secret::new(Vec::new()), secret(), soon()));
+        let mut flood: Vec<_> = (0..QUEUE_MAX).map(|_| login(1)).collect();
+        let mut waiting = 0;
+        for login in &mut flood {
+            waiting += usize::from(futures::poll!(login).is_pending());
+        }
+        // One client has half of the places, and another one gets in.
+        assert_eq!((waiting, pool.has_room()), (QUEUE_MAX / 2, true));
+        let mut other = login(2);
+        assert!(futures::poll!(&mut other).is_pending());
+        assert_eq!(login(1).await, Err(Busy));
+        let mut many: Vec<_> = (3..3 + QUEUE_MAX as u8).map(login).collect();
+        for login in &mut many {
+            let _ = futures::poll!(login);
         }
         assert!(!pool.has_room());
-        assert_eq!(pool.verify(Secret::new(Vec::new()), secret(), soon()).await, Err(Busy));
-        drop(queue);
+        assert_eq!(login(99).await, Err(Busy));
+        drop((flood, other, many));
         drop(cores);
-        assert!(pool.has_room());
-        assert_eq!(pool.verify(Secret::new(Vec::new()), secret(), soon()).await, Ok(false));
+        assert!(pool.has_room() && lock(&pool.shared.waiting).of.is_empty());
+        assert_eq!(login(1).await, Ok(false));
     }
 
     #[tokio::test]

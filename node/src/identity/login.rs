@@ -92,6 +92,8 @@ impl Identity {
         arrived: Instant,
     ) -> Result<Option<Arc<ApiKey>>, LoginError> {
         // What nobody can log in without is waited for; what only serves to say "no" with more confidence is not.
+        // Those who wait are told apart by what they say they are, whether there is such a client or not.
+        let client = sha256(client_id.as_str().as_bytes());
         let (deadline, soon) = (arrived + DEADLINE, arrived + self.inner.config.failure_delay * 9 / 10);
         self.vault_answers(soon).await?;
         let mut key = self.inner.catalog.api_key_by_client(client_id.as_str());
@@ -104,7 +106,7 @@ impl Identity {
             // Nothing is hashed for an id that could not log in anyway. But it meets whatever one that could would meet, when it
             // would: a vault that does not answer, a queue that is too long.
             self.vault_answers_by(deadline).await?;
-            let turn = self.inner.pool.turn(deadline).await;
+            let turn = self.inner.pool.turn(client, deadline).await;
             return turn.map(|()| None).map_err(|_| LoginError::Busy { retry_after: Duration::from_secs(1) });
         };
         let asked = self.inner.secrets.get(SecretKind::ApiKey, *key.id.as_bytes());
@@ -125,7 +127,7 @@ impl Identity {
             }
         };
         let tag = self.secret_tag(client_id, &secret);
-        let verified = self.inner.pool.verify(hash, secret, deadline).await;
+        let verified = self.inner.pool.verify(client, hash, secret, deadline).await;
         lock(&self.inner.slowest).note(arrived.elapsed(), self.inner.clock.boot());
         match verified {
             Ok(false) => Ok(None),

@@ -21,6 +21,7 @@ use super::batcher::Admission;
 use super::block::BodyShape;
 use super::handle::PartitionHandle;
 use super::producers::Sequenced;
+use super::room::Share;
 use super::route::{ForwardLink, Route};
 
 /// How long an event may wait for its outcome, from its arrival.
@@ -74,8 +75,8 @@ pub struct Submission {
     pub bodies: Bytes,
     /// Where the outcome goes.
     pub reply: oneshot::Sender<Result<Appended, PublishError>>,
-    /// The rights to be in memory, held until there is an outcome.
-    pub room: Vec<OwnedSemaphorePermit>,
+    /// The rights to be in memory, held until there is an outcome: the stream's and its project's.
+    pub(crate) room: (OwnedSemaphorePermit, Share),
 }
 
 /// Why events were not acknowledged.
@@ -141,7 +142,7 @@ struct Item {
     /// An attempt of it may have been appended.
     doubtful: bool,
     reply: oneshot::Sender<Result<Appended, PublishError>>,
-    _room: Vec<OwnedSemaphorePermit>,
+    _room: (OwnedSemaphorePermit, Share),
 }
 
 impl Item {

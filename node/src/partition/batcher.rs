@@ -20,6 +20,7 @@ use self::task::Task;
 use super::append::{AppendError, Appended, AppendedRun, Chunk, Outcome};
 use super::keys::Keys;
 use super::machine::PartitionMachine;
+use super::room::Share;
 
 /// Bounds of the batcher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +61,7 @@ struct Job {
     alone: bool,
     reply: oneshot::Sender<Outcome>,
     _room: OwnedSemaphorePermit,
-    _shared: Option<OwnedSemaphorePermit>,
+    _shared: Option<Share>,
 }
 
 impl Job {
@@ -96,7 +97,7 @@ impl std::fmt::Debug for Job {
 pub struct Slot {
     jobs: mpsc::UnboundedSender<Job>,
     room: OwnedSemaphorePermit,
-    shared: Option<OwnedSemaphorePermit>,
+    shared: Option<Share>,
 }
 
 impl Batcher {
@@ -123,7 +124,7 @@ impl Batcher {
 impl Slot {
     /// Also keeps a share of what all partitions of the node have, for as long as the chunk is in memory.
     #[must_use]
-    pub fn with_share(mut self, share: OwnedSemaphorePermit) -> Self {
+    pub(super) fn with_share(mut self, share: Share) -> Self {
         self.shared = Some(share);
         self
     }
@@ -174,5 +175,90 @@ impl BatcherParts {
         let (batcher, jobs) = Batcher::queue(&self.limits);
         let task = Task::new(self, jobs);
         (batcher, move |stop| Box::pin(task.run(stop)))
+    }
+}
+
+#[cfg(test)]
+impl Batcher {
+    /// A batcher whose chunks the test takes, and answers as it likes; what it drops has no answer.
+    pub(super) fn tapped() -> (Self, mpsc::UnboundedReceiver<Tapped>) {
+        let (batcher, mut jobs) = Self::queue(&BatchLimits::default());
+        let (sender, tapped) = mpsc::unbounded_channel();
+        #[expect(clippy::disallowed_methods, reason = "ends with the batcher")]
+        tokio::spawn(async move {
+            while let Some(job) = jobs.recv().await {
+                let Job { chunk, reply, _room, .. } = job;
+                if sender.send(Tapped { chunk, reply }).is_err() {
+                    return;
+                }
+            }
+        });
+        (batcher, tapped)
+    }
+}
+
+/// A chunk on its way to a leader, in the hands of a test.
+#[cfg(test)]
+pub(super) struct Tapped {
+    pub(super) chunk: Chunk,
+    pub(super) reply: oneshot::Sender<Outcome>,
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use ensign_proto::SessionId;
+
+    use super::*;
+    use crate::partition::producers::Sequenced;
+
+    fn chunk() -> Chunk {
+        Chunk {
+            producer: Sequenced { session: SessionId::new(1, [1; 10]), epoch: 1, first: 1, count: 1 },
+            previous: None,
+            publisher: Bytes::new(),
+            kinds: Vec::new(),
+            shapes: Arc::new([]),
+            kind_of: Arc::new([]),
+            bodies: Bytes::new(),
+        }
+    }
+
+    /// What was proposed once, and may be stored, is refused for whatever reason: the sender must not hear that it is not stored.
+    #[tokio::test]
+    async fn a_chunk_in_doubt_is_never_told_that_nothing_was_appended() {
+        let room = Arc::new(Semaphore::new(8));
+        let refusals = [
+            AppendError::NotLeader { leader: Some(NodeId(2)) },
+            AppendError::OutcomeUnknown,
+            AppendError::Gap { last: 1 },
+            AppendError::Fenced { epoch: 2 },
+            AppendError::Spent { sequence: 1 },
+            AppendError::Forgotten { now_ms: 1 },
+            AppendError::Archived,
+            AppendError::Deleted,
+            AppendError::KeyUnusable { detail: String::new() },
+            AppendError::Busy { detail: String::new() },
+            AppendError::DiskFull,
+            AppendError::TooLarge,
+        ];
+        for refusal in refusals {
+            for doubtful in [false, true] {
+                let (reply, outcome) = oneshot::channel();
+                let job = Job {
+                    chunk: chunk(),
+                    held: Vec::new(),
+                    doubtful,
+                    alone: false,
+                    reply,
+                    _room: Arc::clone(&room).try_acquire_owned().unwrap(),
+                    _shared: None,
+                };
+                job.refuse(refusal.clone());
+                let told = if doubtful { AppendError::OutcomeUnknown } else { refusal.clone() };
+                assert_eq!(outcome.await.unwrap(), Err(told));
+            }
+        }
+        assert_eq!(room.available_permits(), 8);
     }
 }

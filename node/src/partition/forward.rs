@@ -12,13 +12,14 @@ use ensign_proto::{LogIndex, NodeId, TopicId};
 use ensign_raft::env::Tasks;
 use futures::future::BoxFuture;
 use futures::{Stream, StreamExt as _};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::append::{self, AppendError, Chunk, Outcome};
 use super::handle::BarrierLink;
 use super::registry::Partitions;
+use super::room::FairRoom;
 use super::route::{ForwardLink, Route};
 use crate::peers::PeerChannel;
 
@@ -26,8 +27,8 @@ use crate::peers::PeerChannel;
 const MESSAGE_MAX: usize = 16 << 20;
 
 /// Bytes of chunks from other nodes on their way to a commit, over all partitions that this node leads; more wait at their
-/// senders. Not taken from what this node's own publishers share: two nodes that wait for each other's room would wait for ever.
-const ROOM: usize = 256 << 20;
+/// senders, and no project takes all of it. Not taken from what this node's own publishers share: two nodes that wait for each other's room would wait for ever.
+const ROOM: u64 = 256 << 20;
 
 /// Unanswered chunks of one stream.
 const WINDOW: usize = 64;
@@ -97,26 +98,13 @@ impl BarrierLink for PeerForward {
 pub struct ForwardService {
     partitions: Partitions,
     tasks: Tasks,
-    room: Room,
-}
-
-/// What all forwarded chunks may take together, in KiB.
-#[derive(Debug, Clone)]
-pub(super) struct Room {
-    free: Arc<Semaphore>,
-    limit: u32,
-}
-
-impl Room {
-    pub(super) fn new(bytes: usize) -> Self {
-        Self { free: Arc::new(Semaphore::new(bytes >> 10)), limit: (bytes >> 10) as u32 }
-    }
+    room: FairRoom,
 }
 
 impl ForwardService {
     /// The service, ready to be added to the peer server.
     pub fn server(partitions: Partitions, tasks: Tasks) -> ForwardServer<Self> {
-        ForwardServer::new(Self { partitions, tasks, room: Room::new(ROOM) })
+        ForwardServer::new(Self { partitions, tasks, room: FairRoom::new(ROOM) })
             .max_decoding_message_size(MESSAGE_MAX)
             .max_encoding_message_size(MESSAGE_MAX)
     }
@@ -173,14 +161,12 @@ impl Forward for ForwardService {
 /// Queues a peer's chunk. Its event bytes are copied out of the message that they came in, which is freed sooner for it.
 pub(super) async fn queue(
     handle: &super::handle::PartitionHandle,
-    room: &Room,
+    room: &FairRoom,
     chunk: peer::AppendChunk,
 ) -> Result<oneshot::Receiver<Outcome>, AppendError> {
     let chunk = Chunk::try_from(chunk).map_err(|error| AppendError::Busy { detail: error.to_string() })?;
     // First its own partition's share, so that one that is stuck takes none of what all of them have.
     let slot = handle.batcher().reserve(chunk.size()).await?;
-    let share = ((chunk.size().0 >> 10) as u32 + 1).min(room.limit);
-    let share = Arc::clone(&room.free).acquire_many_owned(share).await;
-    let share = share.map_err(|_| AppendError::NotLeader { leader: None })?;
+    let share = room.acquire(handle.project(), chunk.size().0).await;
     Ok(slot.with_share(share).send(chunk))
 }

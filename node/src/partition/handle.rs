@@ -171,6 +171,11 @@ impl PartitionHandle {
         self.parts.group.inspect(|machine| machine.state().log_start)
     }
 
+    /// Bytes of its events as they are delivered, as far as this node has applied.
+    pub fn stored_bytes(&self) -> u64 {
+        self.parts.group.inspect(|machine| machine.state().bytes)
+    }
+
     /// The partition's time: that of its newest event, as far as this node has applied.
     pub fn entry_time_ms(&self) -> u64 {
         self.parts.group.inspect(|machine| machine.state().last_id.unix_ms())

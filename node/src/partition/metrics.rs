@@ -12,6 +12,10 @@ pub fn describe() {
         Unit::Seconds,
         "From the arrival of events to their acknowledgement; events that arrive together count once"
     );
+    describe_counter!(
+        "ensign_publish_refused_total",
+        "Events that were not acknowledged, by cause; those of outcome_unknown may be stored all the same"
+    );
     describe_gauge!("ensign_online_publishers", "Open publish streams");
     describe_gauge!("ensign_online_subscribers", "Open subscribe streams");
 }
@@ -23,6 +27,11 @@ pub(super) fn observe_batch(events: u32, bytes: usize) {
 
 pub(super) fn observe_committed(events: u64) {
     counter!("ensign_events", "node" => "unk", "region" => "unk").increment(events);
+}
+
+/// Events that were not acknowledged. `cause` is one of a few words of ours.
+pub(crate) fn observe_refused(cause: &'static str, events: u64) {
+    counter!("ensign_publish_refused_total", "cause" => cause).increment(events);
 }
 
 pub(crate) fn observe_ack(latency: std::time::Duration) {

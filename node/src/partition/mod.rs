@@ -25,6 +25,7 @@ mod open;
 mod producers;
 mod registry;
 mod rlid;
+mod room;
 mod route;
 mod tail;
 mod types;
@@ -43,6 +44,7 @@ pub use tail::{StoredBatch, Tail, TailBudget};
 
 pub(crate) use event::{RawKind, encode_body};
 pub(crate) use producers::made_at;
+pub(crate) use room::FairRoom;
 
 #[cfg(test)]
 pub(crate) mod testing;

@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use ensign_proto::{ByteCount, ClusterId, GroupId, NodeId, PartitionContext, TopicId};
+use ensign_proto::{ByteCount, ClusterId, GroupId, NodeId, PartitionContext, ProjectId, TopicId};
 use ensign_raft::env::{Clock, Rng, Stop, Tasks};
 use ensign_raft::{GroupSpec, Mode, Runtime, StartError};
 use ensign_storage::NodeLog;
@@ -162,6 +162,18 @@ impl Partitions {
     /// The way to leaders on other nodes.
     pub(crate) fn forward(&self) -> Arc<dyn ForwardLink> {
         Arc::clone(&self.inner.parts.forward)
+    }
+
+    /// Bytes of events in the partitions that this node leads, by project.
+    pub fn stored_by_project(&self) -> HashMap<ProjectId, u64> {
+        let running = self.inner.running.read().unwrap_or_else(PoisonError::into_inner);
+        let mut stored = HashMap::new();
+        for handle in running.values().map(|running| &running.handle) {
+            if handle.leadership().borrow().ready {
+                *stored.entry(handle.project()).or_default() += handle.stored_bytes();
+            }
+        }
+        stored
     }
 
     /// How many partitions run here.

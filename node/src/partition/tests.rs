@@ -1,7 +1,7 @@
 //! Partitions on one node and on three, with real Raft groups over a network that can be cut, and keys that seal nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -24,12 +24,14 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::append::{AppendError, Appended};
 use super::appender::{Appender, Numbering, PublishError, Submission};
-use super::batcher::{Admission, BatchLimits, Batcher, BatcherParts};
+use super::batcher::{Admission, BatchLimits, Batcher, BatcherParts, Tapped};
 use super::handle::{BarrierLink, PartitionHandle, Parts};
 use super::keys::{Keys as _, KeysError};
 use super::route::{ForwardLink, Route};
 use super::testing::OpenKeys;
-use super::{BodyShape, PartitionMachine, Tail, TailBudget, encode_body, forward};
+use super::{BodyShape, FairRoom, PartitionMachine, Tail, TailBudget, encode_body, forward};
+
+mod trouble;
 
 /// The way to other nodes of the test's cluster, unless it is cut.
 #[derive(Default)]
@@ -37,12 +39,15 @@ struct TestLink {
     batchers: Mutex<BTreeMap<NodeId, Batcher>>,
     groups: Mutex<BTreeMap<NodeId, Group<PartitionMachine>>>,
     cut: Mutex<BTreeSet<NodeId>>,
+    tap: Mutex<Option<Arc<Tap>>>,
 }
 
 impl ForwardLink for TestLink {
     fn open(&self, leader: NodeId, _: TopicId) -> BoxFuture<'static, Result<Route, String>> {
         let cut = self.cut.lock().unwrap().contains(&leader);
         let batcher = self.batchers.lock().unwrap().get(&leader).cloned().filter(|_| !cut);
+        let tap = self.tap.lock().unwrap().clone();
+        let batcher = batcher.map(|batcher| tap.map_or(batcher.clone(), |tap| tap(batcher)));
         Box::pin(async move { batcher.map(Route::local).ok_or_else(|| "cut off".to_owned()) })
     }
 }
@@ -57,6 +62,9 @@ impl BarrierLink for TestLink {
     }
 }
 
+/// What becomes of chunks on their way to another node.
+type Tap = dyn Fn(Batcher) -> Batcher + Send + Sync;
+
 struct TestNode {
     handle: PartitionHandle,
     group: Group<PartitionMachine>,
@@ -69,6 +77,9 @@ struct Cluster {
     link: Arc<TestLink>,
     keys: Arc<OpenKeys>,
     tasks: Tasks,
+    runtimes: BTreeMap<NodeId, Runtime>,
+    logs: BTreeMap<NodeId, MemoryLog>,
+    voters: BTreeSet<NodeId>,
 }
 
 const GROUP: GroupId = GroupId(16);
@@ -96,36 +107,51 @@ impl Cluster {
                 runtime
             })
             .collect();
-        let mut nodes = BTreeMap::new();
-        for runtime in runtimes {
-            let me = runtime.node();
-            // A tail this small makes readers go to the log.
-            let tail = Tail::new(TailBudget::new(ByteCount(64 << 10), ByteCount(16 << 10)));
-            let machine = PartitionMachine::new(context(), Arc::clone(&tail));
-            let spec = GroupSpec { id: GROUP, voters: voters.clone(), mode: Mode::Found };
-            let group = runtime.start(spec, MemoryLog::new().group(GROUP), machine).await.unwrap();
-            let (admission, admitted) = watch::channel(Admission::Open);
-            let (batcher, task) = BatcherParts {
-                me,
-                context: context(),
-                group: group.clone(),
-                ring: RingId::default(),
-                keys: Arc::<OpenKeys>::clone(&keys),
-                clock: Arc::new(SystemClock),
-                admission: admitted.clone(),
-                limits: BatchLimits { target: ByteCount(8 << 10), ..BatchLimits::default() },
-            }
-            .start();
-            tasks.spawn("batcher", task);
-            link.batchers.lock().unwrap().insert(me, batcher.clone());
-            link.groups.lock().unwrap().insert(me, group.clone());
-            let ring = RingId::default();
-            let parts =
-                Parts { me, context: context(), ring, group: group.clone(), tail, batcher, admission: admitted };
-            let handle = PartitionHandle::new(parts, Arc::<OpenKeys>::clone(&keys), Arc::<TestLink>::clone(&link));
-            nodes.insert(me, TestNode { handle, group, admission });
+        let runtimes = runtimes.into_iter().map(|runtime| (runtime.node(), runtime)).collect();
+        let logs = voters.iter().map(|me| (*me, MemoryLog::new())).collect();
+        let mut cluster = Self { net, nodes: BTreeMap::new(), link, keys, tasks, runtimes, logs, voters };
+        for me in cluster.voters.clone() {
+            cluster.run(me).await;
         }
-        Self { net, nodes, link, keys, tasks }
+        cluster
+    }
+
+    /// Starts a node's replica on what its log holds.
+    async fn run(&mut self, me: NodeId) {
+        // A tail this small makes readers go to the log.
+        let tail = Tail::new(TailBudget::new(ByteCount(64 << 10), ByteCount(16 << 10)));
+        let machine = PartitionMachine::new(context(), Arc::clone(&tail));
+        let spec = GroupSpec { id: GROUP, voters: self.voters.clone(), mode: Mode::Found };
+        let group = self.runtimes[&me].start(spec, self.logs[&me].group(GROUP), machine).await.unwrap();
+        let (admission, admitted) = watch::channel(Admission::Open);
+        let (batcher, task) = BatcherParts {
+            me,
+            context: context(),
+            group: group.clone(),
+            ring: RingId::default(),
+            keys: Arc::<OpenKeys>::clone(&self.keys),
+            clock: Arc::new(SystemClock),
+            admission: admitted.clone(),
+            limits: BatchLimits { target: ByteCount(8 << 10), ..BatchLimits::default() },
+        }
+        .start();
+        self.tasks.spawn("batcher", task);
+        self.link.batchers.lock().unwrap().insert(me, batcher.clone());
+        self.link.groups.lock().unwrap().insert(me, group.clone());
+        let ring = RingId::default();
+        let parts = Parts { me, context: context(), ring, group: group.clone(), tail, batcher, admission: admitted };
+        let handle =
+            PartitionHandle::new(parts, Arc::<OpenKeys>::clone(&self.keys), Arc::<TestLink>::clone(&self.link));
+        self.nodes.insert(me, TestNode { handle, group, admission });
+    }
+
+    /// Stops a node's replica, forgets what it had in memory, and starts it again.
+    async fn restart(&mut self, me: NodeId) {
+        self.nodes.remove(&me);
+        self.link.batchers.lock().unwrap().remove(&me);
+        self.link.groups.lock().unwrap().remove(&me);
+        self.runtimes[&me].stop(GROUP).await;
+        self.run(me).await;
     }
 
     /// What the catalog says, on every node.
@@ -139,7 +165,7 @@ impl Cluster {
         let handle = self.nodes[&node].handle.clone();
         let (submissions, appender) = Appender::new(handle, Arc::<TestLink>::clone(&self.link), Arc::new(OsRng));
         self.tasks.spawn("appender", move |stop| appender.run(stop));
-        Publisher { submissions, room: Arc::new(Semaphore::new(1 << 20)) }
+        Publisher { submissions, room: Arc::new(Semaphore::new(1 << 20)), shared: FairRoom::new(1 << 20) }
     }
 
     async fn leader(&self) -> NodeId {
@@ -182,6 +208,7 @@ impl Cluster {
 struct Publisher {
     submissions: mpsc::Sender<Submission>,
     room: Arc<Semaphore>,
+    shared: FairRoom,
 }
 
 type Waiting = oneshot::Receiver<Result<Appended, PublishError>>;
@@ -203,7 +230,10 @@ impl Publisher {
             shapes,
             bodies: bodies.into(),
             reply,
-            room: vec![Arc::clone(&self.room).acquire_owned().await.unwrap()],
+            room: (
+                Arc::clone(&self.room).acquire_owned().await.unwrap(),
+                self.shared.acquire(context().project, 1).await,
+            ),
         };
         self.submissions.send(submission).await.unwrap();
         outcome
@@ -546,7 +576,7 @@ async fn chunks_from_other_nodes_wait_for_room_and_go_on_when_there_is_some() {
         }
     };
     // Room for one of them.
-    let room = forward::Room::new(8 << 10);
+    let room = FairRoom::new(8 << 10);
     let handle = &cluster.nodes[&leader].handle;
     cluster.net.isolate(leader);
     let first = forward::queue(handle, &room, chunk(1)).await.unwrap();
@@ -558,4 +588,49 @@ async fn chunks_from_other_nodes_wait_for_room_and_go_on_when_there_is_some() {
     assert!(matches!(settled, Ok(_) | Err(AppendError::OutcomeUnknown | AppendError::NotLeader { .. })), "{settled:?}");
     let queued = tokio::time::timeout(Duration::from_mins(1), second).await.expect("room again").unwrap();
     tokio::time::timeout(Duration::from_mins(1), queued).await.expect("an outcome").unwrap().ok();
+}
+
+/// The node that holds the client's stream sent a chunk, and its answer was lost. Whatever is said of the next attempt proves
+/// nothing about the first one.
+#[tokio::test]
+async fn an_event_whose_first_attempt_was_lost_is_not_nacked_for_what_is_said_of_the_second() {
+    let refusals = [
+        AppendError::Archived,
+        AppendError::Deleted,
+        AppendError::TooLarge,
+        AppendError::KeyUnusable { detail: "revoked".to_owned() },
+        AppendError::Fenced { epoch: 7 },
+        AppendError::Spent { sequence: 1 },
+        AppendError::Forgotten { now_ms: 7 },
+    ];
+    for refusal in refusals {
+        for lost in [true, false] {
+            let cluster = Cluster::start(3).await;
+            let leader = cluster.leader().await;
+            let follower = NodeId(leader.0 % 3 + 1);
+            let attempts = Arc::new(AtomicU64::new(0));
+            let (count, refuse) = (Arc::clone(&attempts), refusal.clone());
+            let tap: Arc<Tap> = Arc::new(move |_| {
+                let (batcher, mut chunks) = Batcher::tapped();
+                let (count, refuse) = (Arc::clone(&count), refuse.clone());
+                #[expect(clippy::disallowed_methods, reason = "ends with the route")]
+                tokio::spawn(async move {
+                    while let Some(tapped) = chunks.recv().await {
+                        // Without an answer it is dropped, as with a connection that breaks.
+                        if count.fetch_add(1, Ordering::SeqCst) > 0 || !lost {
+                            let _ = tapped.reply.send(Err(refuse.clone()));
+                        }
+                    }
+                });
+                batcher
+            });
+            *cluster.link.tap.lock().unwrap() = Some(tap);
+            let session = SessionId::new(1_700_000_000_000, [4; 10]);
+            let numbering = Numbering::Theirs { session, epoch: 1, first: 1 };
+            let outcome = cluster.publisher(follower).send(numbering, &names("e", 0..1)).await.await.unwrap();
+            let unknown = matches!(outcome, Err(PublishError::OutcomeUnknown { .. }));
+            assert_eq!(unknown, lost, "{refusal}: {outcome:?}");
+            assert!(attempts.load(Ordering::SeqCst) > u64::from(lost));
+        }
+    }
 }

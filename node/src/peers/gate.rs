@@ -263,7 +263,7 @@ impl Membership {
 
 /// The node that a call's certificate names: put there by the gate, and by nothing else.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct CallingNode(pub(super) NodeId);
+pub(crate) struct CallingNode(pub(crate) NodeId);
 
 /// Puts a gate in front of all that a node offers its peers.
 #[derive(Clone)]

@@ -26,14 +26,15 @@ use std::task::{Context, Poll};
 use ensign_proto::NodeId;
 use ensign_proto::pb::ensign::v1beta1::ensign_server::EnsignServer;
 use ensign_raft::env::{Clock, Rng, Tasks, UnixNanos};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tonic::body::Body;
 use tonic::server::NamedService;
 
 use crate::catalog::Catalog;
 use crate::health::Phase;
 use crate::identity::Identity;
-use crate::partition::Partitions;
+use crate::partition::{FairRoom, Partitions};
+use crate::quota::Quotas;
 
 pub(crate) use guard::Guarded;
 
@@ -59,6 +60,8 @@ pub struct RpcParts {
     pub identity: Identity,
     /// The events.
     pub partitions: Partitions,
+    /// How much projects may use.
+    pub quotas: Quotas,
     /// What time it is.
     pub clock: Arc<dyn Clock>,
     /// For producer sessions.
@@ -75,13 +78,13 @@ impl std::fmt::Debug for RpcParts {
     }
 }
 
-/// Bytes of events on their way to a commit, over all publish streams of a node; more wait in their clients.
-const PUBLISH_ROOM: usize = 256 << 20;
+/// Bytes of events on their way to a commit, over all publish streams of a node; more wait in their clients. No project takes all
+/// of it.
+const PUBLISH_ROOM: u64 = 256 << 20;
 
 pub(crate) struct Shared {
     parts: RpcParts,
-    /// In KiB.
-    publish_room: Arc<Semaphore>,
+    publish_room: FairRoom,
     started: UnixNanos,
 }
 
@@ -102,7 +105,7 @@ impl Ensign {
     /// The service.
     pub fn new(parts: RpcParts) -> Self {
         let started = parts.clock.wall();
-        let publish_room = Arc::new(Semaphore::new(PUBLISH_ROOM >> 10));
+        let publish_room = FairRoom::new(PUBLISH_ROOM);
         let shared = Arc::new(Shared { parts, publish_room, started });
         let unary = EnsignServer::new(unary::Unary(Arc::clone(&shared))).max_decoding_message_size(OPENING_MAX);
         let identity = shared.parts.identity.clone();

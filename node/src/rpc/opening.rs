@@ -13,6 +13,8 @@ use tonic::{Status, Streaming};
 use super::auth::{self, Caller, Need};
 use super::wire::Call;
 use super::{OPENING_MAX, Shared};
+use crate::quota::{Meter, StreamPlace};
+use crate::status;
 
 /// How long the first message of a stream, and the only one of another call, may take.
 pub(super) const OPENING: Duration = Duration::from_secs(30);
@@ -34,6 +36,18 @@ pub(super) async fn authorize(shared: &Shared, call: &Call, body: &mut Body, nee
         linger(body).await;
     }
     caller
+}
+
+/// A place among the streams of the caller's project, for as long as it is kept.
+///
+/// # Errors
+/// RESOURCE_EXHAUSTED: there are too many.
+pub(super) async fn place(meter: &Meter, body: &mut Body) -> Result<StreamPlace, Status> {
+    let place = meter.open_stream().map_err(|error| status::quota_exhausted(&error));
+    if place.is_err() {
+        linger(body).await;
+    }
+    place
 }
 
 /// Waits a moment for the first bytes of a refused call, and drops them: a client that has not sent them yet would miss the reason.

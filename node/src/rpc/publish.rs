@@ -35,6 +35,7 @@ use super::{EVENT_MAX, REQUEST_MAX, Shared};
 use crate::catalog::TopicState;
 use crate::partition::metrics::Online;
 use crate::partition::{Admission, Appender, Numbering, PartitionHandle, Submission, made_at};
+use crate::quota::Meter;
 use crate::status::{self, text};
 
 /// Bytes of events that one stream may have in memory; more wait in the client.
@@ -81,6 +82,9 @@ async fn publish(shared: Arc<Shared>, call: Call, mut body: Body, frames: Frames
     let need = Need::All(&[Permission::Publisher]);
     let caller = opening::authorize(&shared, &call, &mut body, need).await?;
     let project = caller.project()?;
+    let meter = shared.parts.quotas.meter(project);
+    // Before anything is waited for: a stream that says nothing has its place like any other.
+    let _place = opening::place(&meter, &mut body).await?;
     let mut messages = wire::messages::<api::PublisherRequest>(body, REQUEST_MAX);
     let open = match opening::first(&mut messages).await {
         Ok(None) => return Ok(()),
@@ -115,13 +119,14 @@ async fn publish(shared: Arc<Shared>, call: Call, mut body: Body, frames: Frames
     let intake = Intake {
         shared: Arc::clone(&shared),
         caller,
+        meter,
         scope,
         producer,
         sessions: HashSet::new(),
         publisher: publisher.encode_to_vec().into(),
         topics: HashMap::new(),
         refreshed: None,
-        room: Arc::new(Semaphore::new(ROOM >> 10)),
+        room: Arc::new(Semaphore::new((ROOM >> 10) + 1)),
         answer_room: Arc::new(Semaphore::new(ANSWER_ROOM)),
         runs,
     };
@@ -156,6 +161,7 @@ fn check_session(shared: &Shared, producer: Option<Producer>) -> Result<(), Stat
 struct Intake {
     shared: Arc<Shared>,
     caller: Caller,
+    meter: Meter,
     scope: Scope,
     producer: Option<Producer>,
     /// Those that have numbered events of this stream.
@@ -305,7 +311,7 @@ impl Intake {
         let local_ids = LocalIds::of(&event.local_id);
         drop(event);
         let room = self.answer_room(&local_ids).await?;
-        self.hand_on(Run::Refused { local_ids, code, reason, room }).await
+        self.hand_on(Run::Refused { local_ids, code, reason: reason.into(), room }).await
     }
 
     /// Whether the event may be appended, and where.
@@ -336,9 +342,23 @@ impl Intake {
         }
         match admission {
             Admission::Open => Ok(topic),
+            // Perhaps it is here already, from an earlier stream whose answer was lost: the leader knows.
+            Admission::Archived if event.producer_sequence != 0 => {
+                self.archived_here(topic).await;
+                Ok(topic)
+            }
             Admission::Archived => Err((NackCode::TopicArchived, "cannot publish to an archived topic")),
             Admission::Deleted => Err((NackCode::TopicDeleted, "topic is currently being deleted")),
         }
+    }
+
+    /// Waits a moment until this node's partition knows what its catalog knows: that the topic takes nothing new.
+    async fn archived_here(&self, topic: TopicId) {
+        let Some(destination) = self.topics.get(&topic) else { return };
+        let mut admission = destination.handle.watch_admission();
+        let follows = admission.wait_for(|now| *now != Admission::Open);
+        // Late: the leader has its own.
+        let _ = tokio::time::timeout(Duration::from_secs(1), follows).await;
     }
 
     /// The topic's appender; it is started with the stream's first event for the topic. None: there is no such topic.
@@ -387,15 +407,22 @@ impl Intake {
 
     async fn submit(&mut self, gathering: Option<Gathering>) -> Result<(), Status> {
         let Some(run) = gathering else { return Ok(()) };
-        let weight = run.weight() + self.publisher.len();
-        let permits = ((weight >> 10) + 1).min(ROOM >> 10) as u32;
-        let answer_room = self.answer_room(&run.local_ids).await?;
-        let mut room = Vec::with_capacity(2);
-        // First its own share, so that a stream that has used it up holds none of what all streams share.
-        for share in [&self.room, &self.shared.publish_room] {
-            let granted = Arc::clone(share).acquire_many_owned(permits).await;
-            room.push(granted.map_err(|_| Status::unavailable(text::STOPPING))?);
+        // While it waits for its turn, the client is not read: that slows it down before anything is refused.
+        if let Err(exhausted) = self.meter.admit(run.shapes.len() as u64, run.bodies.len() as u64).await {
+            if let Numbering::Theirs { .. } = run.numbering {
+                // Perhaps it is here already, from an earlier stream whose answer was lost: not a nack. Its publisher comes back.
+                return Err(status::quota_exhausted(&exhausted));
+            }
+            let (code, reason) = status::quota_nack(&exhausted);
+            let room = self.answer_room(&run.local_ids).await?;
+            return self.hand_on(Run::Refused { local_ids: run.local_ids, code, reason: reason.into(), room }).await;
         }
+        let weight = (run.weight() + self.publisher.len()).min(ROOM);
+        let answer_room = self.answer_room(&run.local_ids).await?;
+        // First its own room, so that a stream that has used it up holds none of what all streams share.
+        let own = Arc::clone(&self.room).acquire_many_owned((weight >> 10) as u32 + 1).await;
+        let own = own.map_err(|_| Status::unavailable(text::STOPPING))?;
+        let room = (own, self.shared.publish_room.acquire(self.scope.project(), weight as u64).await);
         let (reply, outcome) = oneshot::channel();
         let submission = Submission {
             numbering: run.numbering,

@@ -19,6 +19,7 @@ use super::{OPENING_MAX, Shared, auth::Caller};
 use crate::catalog::{Topic, TopicState};
 use crate::ensql::{self, Query};
 use crate::partition::{LogPlace, PartitionHandle, StoredBatch};
+use crate::quota::StreamPlace;
 use crate::status::{self, text};
 
 /// How long a query waits to see everything that was committed before it.
@@ -42,6 +43,7 @@ async fn open(shared: Arc<Shared>, call: Call, mut body: Body) -> Result<Scan, S
     if shared.parts.catalog.view().api_key(caller.claims.subject).is_some_and(|key| key.admin) {
         return Err(Status::permission_denied(text::OPERATOR_READS_NO_EVENTS));
     }
+    let place = opening::place(&shared.parts.quotas.meter(caller.project()?), &mut body).await?;
     let query = match opening::first(&mut wire::messages::<api::Query>(body, OPENING_MAX)).await {
         Ok(query) => query.ok_or_else(|| Status::invalid_argument("invalid query"))?,
         Err(Unopened::Late) => return Err(Status::deadline_exceeded("the query did not arrive in time")),
@@ -57,7 +59,7 @@ async fn open(shared: Arc<Shared>, call: Call, mut body: Body) -> Result<Scan, S
     let ended = Box::pin(auth::ended(Arc::clone(&shared), caller));
     let left = parsed.limit.unwrap_or(u64::MAX);
     let limit = message_limit(&call, query.message_bytes_max);
-    Ok(Scan { handle, next, end, left, place: None, ahead: Vec::new().into(), limit, ended })
+    Ok(Scan { handle, next, end, left, place: None, ahead: Vec::new().into(), limit, ended, _place: place })
 }
 
 /// The query and the topic that it is for.
@@ -100,6 +102,7 @@ struct Scan {
     ahead: std::collections::VecDeque<StoredBatch>,
     limit: usize,
     ended: std::pin::Pin<Box<dyn Future<Output = Status> + Send>>,
+    _place: StreamPlace,
 }
 
 async fn step(scan: Option<Scan>) -> Option<(Result<Frame, Status>, Option<Scan>)> {

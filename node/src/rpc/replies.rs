@@ -1,5 +1,6 @@
 //! The replying side of a publish stream: one answer for each event, in order, and the totals last.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 
 use bytes::{Bytes, BytesMut};
@@ -13,7 +14,7 @@ use tonic::Status;
 
 use super::gathering::LocalIds;
 use super::wire;
-use crate::partition::metrics::observe_ack;
+use crate::partition::metrics::{observe_ack, observe_refused};
 use crate::partition::{Appended, PublishError};
 use crate::status::{self, Refusal};
 
@@ -34,8 +35,8 @@ pub(super) enum Run {
         outcome: oneshot::Receiver<Result<Appended, PublishError>>,
         room: OwnedSemaphorePermit,
     },
-    /// They were refused at once.
-    Refused { local_ids: LocalIds, code: NackCode, reason: &'static str, room: OwnedSemaphorePermit },
+    /// They were refused before anybody was asked.
+    Refused { local_ids: LocalIds, code: NackCode, reason: Cow<'static, str>, room: OwnedSemaphorePermit },
     /// There will be no more.
     End(Result<(), Status>),
 }
@@ -134,7 +135,8 @@ impl Replies {
         match run {
             Run::Refused { local_ids, code, reason, room } => {
                 self.keep(room);
-                self.nack(local_ids, code, reason);
+                observe_refused(status::edge_cause(code), local_ids.len() as u64);
+                self.nack(local_ids, code, &reason);
             }
             Run::Submitted { topic, local_ids, since, mut outcome, room } => {
                 let outcome = if let Some(outcome) = (&mut outcome).now_or_never() {
@@ -153,10 +155,13 @@ impl Replies {
                         observe_ack(since.elapsed());
                         self.acks(local_ids, &appended);
                     }
-                    Err(error) => match status::publish_failed(&error) {
-                        Refusal::Nack(code, reason) => self.nack(local_ids, code, reason),
-                        Refusal::End(status) => return Err(status),
-                    },
+                    Err(error) => {
+                        observe_refused(status::publish_cause(&error), local_ids.len() as u64);
+                        match status::publish_failed(&error) {
+                            Refusal::Nack(code, reason) => self.nack(local_ids, code, reason),
+                            Refusal::End(status) => return Err(status),
+                        }
+                    }
                 }
             }
             Run::End(_) => {}
@@ -205,7 +210,9 @@ mod tests {
             let mut local_ids = LocalIds::default();
             (0..1_000).for_each(|_| local_ids.push(&[n; 128]));
             let room = Arc::clone(&room).acquire_many_owned(2).await.unwrap();
-            runs.send(Run::Refused { local_ids, code: NackCode::TopicUnknown, reason: "no", room }).await.unwrap();
+            runs.send(Run::Refused { local_ids, code: NackCode::TopicUnknown, reason: "no".into(), room })
+                .await
+                .unwrap();
         };
         let mut replies = std::pin::pin!(Replies::new(frames).run(answers));
         for n in 0..5 {

@@ -66,6 +66,11 @@ impl Scope {
         Ok(Self { project, filter: Some(readings) })
     }
 
+    /// Whose topics they are.
+    pub(super) fn project(&self) -> ProjectId {
+        self.project
+    }
+
     /// Whether the stream takes every topic of the project, also later ones.
     pub(super) fn is_open(&self) -> bool {
         self.filter.is_none()

@@ -27,6 +27,7 @@ use super::{OPENING_MAX, REPLY_MAX, Shared};
 use crate::catalog::Topic;
 use crate::partition::metrics::Online;
 use crate::partition::{LogPlace, PartitionHandle, StoredBatch};
+use crate::quota::StreamPlace;
 use crate::status::{self, text};
 
 /// Sealed batches that a stream reads ahead, shared by its topics; each gets at least one batch.
@@ -66,6 +67,7 @@ async fn open(shared: Arc<Shared>, call: Call, mut body: Body) -> Result<Option<
     let need = Need::All(&[Permission::Subscriber]);
     let caller = opening::authorize(&shared, &call, &mut body, need).await?;
     let project = caller.project()?;
+    let place = opening::place(&shared.parts.quotas.meter(project), &mut body).await?;
     let mut messages = wire::messages::<api::SubscribeRequest>(body, OPENING_MAX);
     let subscription = match opening::first(&mut messages).await {
         Ok(None) => return Ok(None),
@@ -115,6 +117,7 @@ async fn open(shared: Arc<Shared>, call: Call, mut body: Body) -> Result<Option<
         totals: api::CloseStream::default(),
         closing: false,
         _online: Online::subscriber(),
+        _place: place,
     };
     Ok(Some((wire::message(&ready), subscriber)))
 }
@@ -179,6 +182,7 @@ struct Subscriber {
     totals: api::CloseStream,
     closing: bool,
     _online: Online,
+    _place: StreamPlace,
 }
 
 type Step = Option<(Result<Frame, Status>, Option<Subscriber>)>;

@@ -2,6 +2,7 @@
 
 mod limits;
 mod publish;
+mod quotas;
 mod revoke;
 mod subscribe;
 mod tokens;
@@ -35,6 +36,7 @@ use crate::health::Phase;
 use crate::identity::{HashParams, Identity, IdentityConfig, MemorySecrets, NewApiKey};
 use crate::partition::testing::OpenKeys;
 use crate::partition::{BarrierLink, BatchLimits, ForwardLink, Keys, Partitions, PartitionsParts, Route};
+use crate::quota::{QuotaLink, QuotaParts, Quotas, Reported, Take, Taken, Total, Use};
 
 const CLUSTER: ClusterId = ClusterId::from_bytes([9; 16]);
 const ME: NodeId = NodeId(1);
@@ -49,6 +51,20 @@ impl ForwardLink for Alone {
 
 impl BarrierLink for Alone {
     fn barrier(&self, _: NodeId, _: TopicId) -> BoxFuture<'static, Result<LogIndex, String>> {
+        Box::pin(async { Err("there is no other node".to_owned()) })
+    }
+}
+
+impl QuotaLink for Alone {
+    fn take(&self, _: NodeId, _: Take) -> BoxFuture<'static, Result<Taken, String>> {
+        Box::pin(async { Err("there is no other node".to_owned()) })
+    }
+
+    fn report(&self, _: NodeId, _: Vec<(ProjectId, Use)>) -> BoxFuture<'static, Result<Option<Reported>, String>> {
+        Box::pin(async { Err("there is no other node".to_owned()) })
+    }
+
+    fn usage(&self, _: NodeId, _: Vec<ProjectId>) -> BoxFuture<'static, Result<Option<Vec<Total>>, String>> {
         Box::pin(async { Err("there is no other node".to_owned()) })
     }
 }
@@ -140,12 +156,24 @@ impl Server {
             // So small that readers go to the log.
             tail_bytes: ByteCount(1 << 20),
         });
+        let stored = partitions.clone();
+        let quotas = Quotas::new(QuotaParts {
+            me,
+            catalog: catalog.clone(),
+            link: Arc::new(Alone),
+            stored: Arc::new(move || stored.stored_by_project()),
+        });
+        tasks.spawn("quota-reports", {
+            let quotas = quotas.clone();
+            move |stop| quotas.keep_reported(stop)
+        });
         let phase = watch::Sender::new(Phase::Serving);
         let service = Ensign::new(RpcParts {
             node: me,
             catalog: catalog.clone(),
             identity: identity.clone(),
             partitions,
+            quotas,
             clock,
             rng,
             tasks: tasks.clone(),
