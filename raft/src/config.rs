@@ -42,6 +42,9 @@ impl Timing {
     }
 }
 
+/// How long a group is idle before it sleeps, unless told otherwise.
+const QUIESCE_AFTER: Duration = Duration::from_secs(2);
+
 /// What keeps every queue and message bounded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -89,6 +92,8 @@ pub struct RuntimeConfig {
     pub timing: Timing,
     /// Bounds.
     pub limits: Limits,
+    /// How long nothing may be asked of a group before it sleeps, three heartbeats at least. `None`: groups never sleep.
+    pub quiesce_after: Option<Duration>,
     /// Where a read that memory cannot answer goes.
     pub disk_reads: DiskReads,
     /// Plants the bug that `enable_leader_restore` is, for the simulation that must find it.
@@ -97,6 +102,9 @@ pub struct RuntimeConfig {
     /// Plants a replica that founds the group anew instead of waiting to be added.
     #[cfg(feature = "planted-bugs")]
     pub planted_refound: bool,
+    /// Plants a follower that sleeps on when its leader's node has died.
+    #[cfg(feature = "planted-bugs")]
+    pub planted_deep_sleep: bool,
 }
 
 /// Where reads that may block on the disk run.
@@ -110,6 +118,11 @@ pub enum DiskReads {
 }
 
 impl RuntimeConfig {
+    /// How long a group is idle before it sleeps: a follower learns with a heartbeat what is committed.
+    pub(crate) fn idle_max(&self) -> Option<Duration> {
+        self.quiesce_after.map(|after| after.max(self.timing.heartbeat * 3))
+    }
+
     /// Default bounds, LAN timing.
     pub fn new(node: NodeId) -> Self {
         Self {
@@ -117,11 +130,14 @@ impl RuntimeConfig {
             incarnation: 0,
             timing: Timing::LAN,
             limits: Limits::default(),
+            quiesce_after: Some(QUIESCE_AFTER),
             disk_reads: DiskReads::Pool,
             #[cfg(feature = "planted-bugs")]
             planted_leader_restore: false,
             #[cfg(feature = "planted-bugs")]
             planted_refound: false,
+            #[cfg(feature = "planted-bugs")]
+            planted_deep_sleep: false,
         }
     }
 }

@@ -81,6 +81,8 @@ pub struct GroupStatus {
     pub matched: BTreeMap<NodeId, LogIndex>,
     /// How often this replica was re-created after a failure.
     pub restarts: u64,
+    /// It sleeps: nothing was asked of its group for a while, and its core does not tick.
+    pub asleep: bool,
 }
 
 /// A proof that a majority of the voters holds the entry on disk and that this node has applied it. Only this crate can make one.

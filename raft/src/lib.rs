@@ -24,6 +24,7 @@ mod liveness;
 mod machine;
 mod membership;
 mod metrics;
+mod nap;
 mod net;
 mod propose;
 mod read;
@@ -31,6 +32,7 @@ mod replica;
 mod runtime;
 mod store;
 mod supervise;
+mod sweep;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod throttle;

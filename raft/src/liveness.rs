@@ -16,7 +16,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ensign_proto::{GroupId, NodeId};
+use ensign_proto::NodeId;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use tokio::sync::watch;
@@ -27,14 +27,12 @@ use tracing::{info, warn};
 use crate::config::Timing;
 use crate::env::{Lane, Tasks};
 use crate::metrics;
-use crate::net::{Answer, Peers, Request};
+use crate::net::{Answer, NO_GROUP, Peers, Request};
 
 /// Heartbeats without an answer after which a peer may be dead.
 const MISSED_MAX: u32 = 3;
 /// Pings of one peer that may be unanswered. A slow answer still counts.
 const PINGS_MAX: usize = 8;
-/// The group of messages that concern no group.
-const NO_GROUP: GroupId = GroupId(0);
 
 /// What this node knows of a peer's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,6 +111,12 @@ impl Liveness {
             return PeerState::Alive;
         }
         self.lock().get(&node).map_or(PeerState::Unknown, |watched| watched.state)
+    }
+
+    /// The incarnation of `node`, if it lives.
+    pub(crate) fn alive_as(&self, node: NodeId) -> Option<u64> {
+        let peers = self.lock();
+        peers.get(&node).filter(|watched| watched.state == PeerState::Alive).map(|watched| watched.incarnation)
     }
 
     /// Every watched peer, in the order of their numbers.
@@ -245,12 +249,12 @@ impl Liveness {
     }
 
     /// A peer's own ping tells its incarnation. That it gets through one way makes nobody alive; that it is another one
-    /// tells that the old one is dead.
+    /// tells that the old one is dead: incarnations only grow.
     pub(crate) fn pinged(&self, peer: NodeId, incarnation: u64) {
         let reborn = self
             .lock()
             .get(&peer)
-            .is_some_and(|watched| watched.state == PeerState::Alive && watched.incarnation != incarnation);
+            .is_some_and(|watched| watched.state == PeerState::Alive && watched.incarnation < incarnation);
         if reborn {
             self.answered(peer, incarnation);
         }

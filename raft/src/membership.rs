@@ -162,6 +162,7 @@ impl Replica {
     }
 
     async fn change(&self, raft: &Raft, change: ChangeMembers<u64, ()>, base: &Base) -> Result<(), MembershipError> {
+        self.rouse().await;
         let unchanged = Precondition::<Types>::LastMembershipLogId { last_membership_log_id: base.at };
         let changing = raft.change_membership_if(change, false, [unchanged]);
         match timeout(PATIENCE.max(self.config.timing.election_max * 2), changing).await {

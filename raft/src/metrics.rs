@@ -10,6 +10,9 @@ const CONNECTS: &str = "ensign_raft_peer_connects_total";
 const BROKEN: &str = "ensign_raft_peer_pipes_broken_total";
 const ALIVE: &str = "ensign_raft_peers_alive";
 const DEATHS: &str = "ensign_raft_peer_deaths_total";
+const ASLEEP: &str = "ensign_raft_groups_asleep";
+const ELECTIONS: &str = "ensign_raft_elections_called_total";
+const WON: &str = "ensign_raft_elections_won_total";
 
 /// Tells the recorder what the names mean.
 pub(crate) fn describe() {
@@ -21,12 +24,18 @@ pub(crate) fn describe() {
     describe_counter!(BROKEN, "Pipes to or from peers that broke");
     describe_gauge!(ALIVE, "Peers that answer this node's pings");
     describe_counter!(DEATHS, "Peers that stopped answering, or came back as another incarnation");
+    describe_gauge!(ASLEEP, "Replicas that sleep: idle, with their ticks off");
+    describe_counter!(ELECTIONS, "Elections called because a leader's node died, or because nobody led a group");
+    describe_counter!(WON, "Elections that this node won");
 }
 
 /// This node won or lost a leadership.
 pub(crate) fn leadership_changed(led: bool, leads: bool) {
     if led != leads {
         gauge!(GROUPS_LED).increment(if leads { 1.0 } else { -1.0 });
+        if leads {
+            counter!(WON).increment(1);
+        }
     }
 }
 
@@ -53,6 +62,21 @@ pub(crate) fn connected() {
 /// A pipe broke.
 pub(crate) fn pipe_broken() {
     counter!(BROKEN).increment(1);
+}
+
+/// A replica fell asleep.
+pub(crate) fn slept() {
+    gauge!(ASLEEP).increment(1.0);
+}
+
+/// A replica that slept is awake, or gone.
+pub(crate) fn woke() {
+    gauge!(ASLEEP).decrement(1.0);
+}
+
+/// An election was called because a leader's node died, or nobody led.
+pub(crate) fn election_called() {
+    counter!(ELECTIONS).increment(1);
 }
 
 /// So many peers answer.

@@ -14,11 +14,13 @@ mod client;
 mod conn;
 mod message;
 mod serve;
+mod sleeper;
 
 pub(crate) use client::Factory;
 pub(crate) use conn::Peers;
-pub(crate) use message::{Answer, Request};
+pub(crate) use message::{Answer, NO_GROUP, Request};
 pub(crate) use serve::{Local, serve};
+pub(crate) use sleeper::{SLEEPERS_MAX, Sleeper, Verdict};
 
 #[cfg(test)]
 mod tests;

@@ -77,6 +77,7 @@ impl Replica {
             return Err(ProposeError::TooLarge { size, limit });
         }
         self.check_proposable(expected, size)?;
+        self.rouse().await;
         let units = (size.0 / ADMISSION_UNIT + 1).min(self.config.limits.pending.0 / ADMISSION_UNIT).max(1);
         let admitted = Arc::clone(&self.admission)
             .acquire_many_owned(units as u32)

@@ -17,6 +17,11 @@ use crate::store;
 impl Replica {
     pub(crate) async fn read_index(&self) -> Result<LogIndex, ReadError> {
         let raft = self.core().map_err(read_error)?;
+        if self.leadership_now().leads(self.config.node) {
+            self.nap.note_activity();
+            self.stir();
+        }
+        let _hurry = self.nap.hurry();
         // A quorum that answers does so within a lease; applying may need a little longer.
         let patience = self.config.timing.election_max * 2;
         match timeout(patience, raft.ensure_linearizable(ReadPolicy::ReadIndex)).await {

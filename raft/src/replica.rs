@@ -22,6 +22,7 @@ use crate::errors::{CompactError, ProposeError, TransferError};
 use crate::group::{Committed, GroupStatus, Health, Leadership};
 use crate::membership::Members;
 use crate::metrics;
+use crate::nap::{Nap, NapState};
 use crate::types::{LogId, Raft, StoredMembership};
 
 /// What a machine answered, with its type erased.
@@ -54,6 +55,7 @@ pub(crate) struct Replica {
     fenced: OnceLock<Arc<str>>,
     full: AtomicBool,
     pub(crate) admission: Arc<Semaphore>,
+    pub(crate) nap: Nap,
 }
 
 /// Why there is no core to talk to.
@@ -92,11 +94,16 @@ impl Replica {
             fenced: OnceLock::new(),
             full: AtomicBool::new(false),
             admission: Arc::new(Semaphore::new(units as usize)),
+            nap: Nap::new(),
         }
     }
 
     pub(crate) fn leadership(&self) -> watch::Receiver<Leadership> {
         self.leadership.subscribe()
+    }
+
+    pub(crate) fn leadership_now(&self) -> Leadership {
+        *self.leadership.borrow()
     }
 
     pub(crate) fn applied(&self) -> watch::Receiver<LogIndex> {
@@ -225,6 +232,19 @@ impl Replica {
         if members.is_empty() { self.voters.clone() } else { members }
     }
 
+    /// Its voters as the core knows them; none while the group was not created, or the core is gone.
+    pub(crate) fn voters_now(&self) -> BTreeSet<NodeId> {
+        let raft = self.raft();
+        raft.map(|raft| raft.voter_ids().map(NodeId).collect()).unwrap_or_default()
+    }
+
+    /// On the leader: the last entry that `node` is known to hold.
+    pub(crate) fn matched(&self, node: NodeId) -> Option<LogIndex> {
+        let metrics = self.raft()?.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.replication.as_ref()?.get(&node.0).map(|matched| index_or_zero(matched.as_ref()))
+    }
+
     pub(crate) fn core(&self) -> Result<Raft, Absent> {
         if let Some(cause) = self.fenced() {
             return Err(Absent::Fenced(cause));
@@ -251,6 +271,7 @@ impl Replica {
         if to == self.config.node || !raft.voter_ids().any(|voter| voter == to.0) {
             return Err(TransferError::NotAVoter { to });
         }
+        self.rouse().await;
         let mut leadership = self.leadership();
         raft.trigger().transfer_leader(to.0).await.map_err(|_fatal| TransferError::Stopped)?;
         let moved = leadership.wait_for(|now| now.leader == Some(to));
@@ -332,6 +353,7 @@ impl Replica {
             voters: raft.as_ref().map_or_else(|| self.voters.clone(), |raft| raft.voter_ids().map(NodeId).collect()),
             matched: raft.as_ref().map(matched).unwrap_or_default(),
             restarts: self.restarts.load(Ordering::Relaxed),
+            asleep: matches!(self.nap.state(), NapState::Asleep(_)),
         }
     }
 }

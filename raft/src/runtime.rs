@@ -24,6 +24,7 @@ use crate::metrics;
 use crate::net::{self, Local, Peers};
 use crate::replica::Replica;
 use crate::supervise;
+use crate::sweep::Sweeper;
 use crate::types::AsyncRuntime;
 
 /// Leaderships that are handed over at once: a node that leads a thousand groups asks for a thousand elections.
@@ -39,8 +40,6 @@ struct Inner {
     config: RuntimeConfig,
     peers: Arc<Peers>,
     local: Arc<Local>,
-    /// Peers that are watched whether or not they share a group with this node.
-    named: Mutex<BTreeSet<NodeId>>,
     rng: Arc<dyn Rng>,
     tasks: Tasks,
 }
@@ -58,6 +57,10 @@ struct Groups {
 impl Registry {
     fn lock(&self) -> MutexGuard<'_, Groups> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<Replica>> {
+        self.lock().running.values().cloned().collect()
     }
 
     pub(crate) fn get(&self, group: GroupId) -> Option<Arc<Replica>> {
@@ -86,9 +89,11 @@ impl Runtime {
         let tasks = tasks.child();
         let peers = Arc::new(Peers::new(config, transport, Arc::clone(&rng), tasks.clone()));
         let liveness = Liveness::new(config.node, config.incarnation, config.timing, tasks.clone());
-        let registry = Arc::default();
-        let local = Arc::new(Local { registry, liveness, limits: config.limits, tasks: tasks.clone() });
-        Self { inner: Arc::new(Inner { config, peers, local, named: Mutex::default(), rng, tasks }) }
+        let local = Arc::new(Local::new(config.limits, liveness, tasks.clone()));
+        let sweeper = Sweeper::new(config, Arc::clone(&local), Arc::clone(&peers), Arc::clone(&rng));
+        let seed = rng.next_u64();
+        tasks.spawn("raft-sweep", move |stop| AsyncRuntime::scope(seed, sweeper.run(stop)));
+        Self { inner: Arc::new(Inner { config, peers, local, rng, tasks }) }
     }
 
     /// This node.
@@ -103,18 +108,8 @@ impl Runtime {
 
     /// Watches these peers too, in place of those that an earlier call named. This node itself needs no watching.
     pub fn watch_peers(&self, peers: BTreeSet<NodeId>) {
-        *self.inner.named.lock().unwrap_or_else(PoisonError::into_inner) = peers;
-        self.watch();
-    }
-
-    /// Watches everyone that this node has to do with, and nobody else.
-    fn watch(&self) {
-        let mut peers = self.inner.named.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let running: Vec<_> = self.inner.local.registry.lock().running.values().cloned().collect();
-        for replica in running {
-            peers.extend(replica.members());
-        }
-        self.inner.local.liveness.watch_only(&self.inner.peers, &peers);
+        *self.inner.local.named.lock().unwrap_or_else(PoisonError::into_inner) = peers;
+        self.inner.local.rewatch(&self.inner.peers);
     }
 
     /// From now on sends at most so many bytes a second to replicas that do not vote, over all groups: what rebuilds a replica
@@ -180,6 +175,7 @@ impl Runtime {
             self.forget(id, &replica);
             return Err(error);
         }
+        self.inner.local.newcomers.notify_one();
         Ok(Group::new(replica, machine))
     }
 

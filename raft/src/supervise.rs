@@ -48,6 +48,8 @@ fn settings(config: &RuntimeConfig, group: &GroupSpec) -> Result<Config, StartEr
         api_batch_capacity: 1024,
         api_batch_linger_ms: 0,
         enable_pre_vote: Some(true),
+        // A core that may sleep starts asleep; who wakes it is in `nap` and `sweep`.
+        enable_tick: config.quiesce_after.is_none(),
         // Restoring a leadership loses acknowledged entries when flushes are asynchronous: replication runs ahead of the
         // leader's own flush, so a leader that lost its tail could write something else under an id that followers hold.
         enable_leader_restore: Some(restore_leader(config)),
@@ -80,6 +82,7 @@ pub(crate) async fn run(
         match start_core(&replica, &peers, &spec).await {
             Ok(raft) => {
                 replica.set_raft(Some(raft.clone()));
+                replica.begin_nap();
                 if let Some(started) = started.take() {
                     let _ = started.send(Ok(()));
                 }
@@ -87,6 +90,7 @@ pub(crate) async fn run(
                 let term = replica.leadership().borrow().term;
                 replica.publish_leadership(Leadership { term, leader: None, ready: false });
                 replica.set_raft(None);
+                replica.end_nap();
                 let _ = raft.shutdown().await;
             }
             Err(error) => {
@@ -179,7 +183,9 @@ async fn observe(replica: &Arc<Replica>, raft: &Raft, spec: &GroupSpec) {
         };
         let leads = leader == Some(node.0);
         let ready = leads && replica.progress().applied.is_some_and(|id| id.leader_id.term == term);
-        replica.publish_leadership(Leadership { term: Term(term), leader: leader.map(NodeId), ready });
+        let now = Leadership { term: Term(term), leader: leader.map(NodeId), ready };
+        replica.publish_leadership(now);
+        replica.observed(now);
         let create = async {
             match initialize {
                 Some(at) => sleep_until(at).await,
@@ -199,6 +205,7 @@ async fn observe(replica: &Arc<Replica>, raft: &Raft, spec: &GroupSpec) {
             () = create => {
                 initialize = None;
                 if matches!(raft.is_initialized().await, Ok(false)) {
+                    replica.stir();
                     let voters: BTreeSet<u64> = spec.voters.iter().map(|voter| voter.0).collect();
                     match raft.initialize(voters).await {
                         Ok(()) => info!(group = %spec.id, "created"),

@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::codec;
 use crate::env::Lane;
-use crate::net::conn::{Broken, Conn, Peers};
+use crate::net::conn::{Broken, Conn, Peers, Urgency};
 use crate::net::message::{Answer, Refusal, Request, SnapshotPart};
 use crate::replica::Replica;
 use crate::types::{AppendRequest, Snapshot, Types, Vote};
@@ -183,7 +183,8 @@ impl Client {
 
 impl NetBackoff<Types> for Client {
     fn backoff(&self) -> Option<Backoff> {
-        let pauses = [20, 40, 80, 160].into_iter().chain(std::iter::repeat(250));
+        // The sweeper ends the pause as soon as the peer is back.
+        let pauses = [20, 40, 80, 160].into_iter().chain([250; 8]).chain(std::iter::repeat(2000));
         Some(Backoff::new(pauses.map(Duration::from_millis)))
     }
 }
@@ -297,6 +298,10 @@ impl Client {
             paced: false,
             deadline,
             channel: Channel { conn, group: self.group, stream },
+            urgency: match self.append_lane {
+                Lane::Control if !self.replica.nap.is_hurried() => Urgency::Lingers,
+                _ => Urgency::Prompt,
+            },
         })
     }
 }
@@ -333,6 +338,7 @@ struct Appends<S> {
     paced: bool,
     deadline: Duration,
     channel: Channel,
+    urgency: Urgency,
 }
 
 /// Slows down what goes to a learner.
@@ -397,7 +403,8 @@ impl<S: Stream<Item = AppendRequest> + Unpin> Appends<S> {
         let Some((request, cost)) = self.next.take() else { return Ok(()) };
         self.paced = false;
         let stream = self.channel.stream;
-        let call = self.channel.conn.call(self.channel.group, Request::Append { stream, request }).await?;
+        let append = Request::Append { stream, request };
+        let call = self.channel.conn.call_at(self.urgency, self.channel.group, append).await?;
         let answer = timeout(self.deadline, call);
         self.unanswered += cost;
         self.answers.push_back(Box::pin(async move {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use ensign_proto::{GroupId, NodeId};
 use thiserror::Error;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -22,6 +22,13 @@ use crate::throttle::Throttle;
 
 /// Messages that wait for the pipe; more wait in their senders.
 const QUEUE: usize = 1024;
+/// Messages that are taken from the queue at once.
+const BATCH: usize = 64;
+/// Heartbeats that go out together.
+const LINGERERS_MAX: usize = 1024;
+/// The part of a heartbeat's interval for which one may wait for others, and the longest wait.
+const LINGER_SHARE: u32 = 40;
+const LINGER_MAX: Duration = Duration::from_millis(10);
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 const RETRY_MIN: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_millis(500);
@@ -127,9 +134,18 @@ fn jittered(pause: Duration, rng: &dyn Rng) -> Duration {
     half + half.mul_f64((rng.next_u64() >> 11) as f64 / (1_u64 << 53) as f64)
 }
 
+/// How soon a request must go out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Urgency {
+    Prompt,
+    /// It may wait a little for others, so that the heartbeats of many groups share a frame.
+    Lingers,
+}
+
 /// An open pipe, and the calls that wait for an answer on it.
 pub(crate) struct Conn {
     queue: mpsc::Sender<Message>,
+    lingering: mpsc::Sender<Message>,
     waiting: Mutex<Waiting>,
     called: Notify,
     dead: CancellationToken,
@@ -144,11 +160,18 @@ struct Waiting {
 impl Conn {
     fn open(pipe: Pipe, timing: Timing, tasks: &Tasks) -> Arc<Self> {
         let (queue, queued) = mpsc::channel(QUEUE);
-        let conn =
-            Arc::new(Self { queue, waiting: Mutex::default(), called: Notify::new(), dead: CancellationToken::new() });
+        let (lingering, lingerers) = mpsc::channel(QUEUE);
+        let conn = Arc::new(Self {
+            queue,
+            lingering,
+            waiting: Mutex::default(),
+            called: Notify::new(),
+            dead: CancellationToken::new(),
+        });
+        let linger = (timing.heartbeat / LINGER_SHARE).min(LINGER_MAX);
         let (dead, outgoing) = (conn.dead.clone(), pipe.outgoing);
         tasks.spawn("raft-pipe-send", move |stop| async move {
-            let sending = dead.run_until_cancelled(send(queued, outgoing));
+            let sending = dead.run_until_cancelled(send(queued, Some((lingerers, linger)), outgoing));
             stop.run_until_cancelled(sending).await;
             dead.cancel();
         });
@@ -184,6 +207,15 @@ impl Conn {
 
     /// Queues a request; the answer comes through the returned future.
     pub(crate) async fn call(self: &Arc<Self>, group: GroupId, request: Request) -> Result<Call, Broken> {
+        self.call_at(Urgency::Prompt, group, request).await
+    }
+
+    pub(crate) async fn call_at(
+        self: &Arc<Self>,
+        urgency: Urgency,
+        group: GroupId,
+        request: Request,
+    ) -> Result<Call, Broken> {
         let id = self.fresh();
         let (sender, answer) = oneshot::channel();
         let first = {
@@ -196,7 +228,11 @@ impl Conn {
             self.called.notify_one();
         }
         let message = Message { group, call: id, body: Body::Request(request) };
-        match self.dead.run_until_cancelled(self.queue.send(message)).await {
+        let queue = match urgency {
+            Urgency::Prompt => &self.queue,
+            Urgency::Lingers => &self.lingering,
+        };
+        match self.dead.run_until_cancelled(queue.send(message)).await {
             Some(Ok(())) => Ok(call),
             Some(Err(_)) | None => Err(Broken::Pipe),
         }
@@ -281,10 +317,16 @@ impl Drop for Call {
 }
 
 /// Packs what is queued into frames and sends them, until either end closes.
-pub(crate) async fn send(mut queued: mpsc::Receiver<Message>, outgoing: mpsc::Sender<Bytes>) {
-    let mut batch = Vec::with_capacity(64);
+///
+/// What may linger waits for its time, or goes with whatever goes first.
+pub(crate) async fn send(
+    mut queued: mpsc::Receiver<Message>,
+    mut lingering: Option<(mpsc::Receiver<Message>, Duration)>,
+    outgoing: mpsc::Sender<Bytes>,
+) {
+    let mut batch = Vec::with_capacity(BATCH);
     let mut frame = Frame::new();
-    while queued.recv_many(&mut batch, 64).await > 0 {
+    while gather(&mut batch, &mut queued, lingering.as_mut()).await {
         let mut messages = batch.drain(..).peekable();
         while let Some(message) = messages.next() {
             frame.push(&message);
@@ -300,6 +342,41 @@ pub(crate) async fn send(mut queued: mpsc::Receiver<Message>, outgoing: mpsc::Se
             }
         }
     }
+}
+
+/// Takes the messages of the next frames; `false` once there will be none.
+async fn gather(
+    batch: &mut Vec<Message>,
+    queued: &mut mpsc::Receiver<Message>,
+    lingering: Option<&mut (mpsc::Receiver<Message>, Duration)>,
+) -> bool {
+    let Some((lingerers, linger)) = lingering else { return queued.recv_many(batch, BATCH).await > 0 };
+    let open = tokio::select! {
+        biased;
+        count = queued.recv_many(batch, BATCH) => count > 0,
+        Some(first) = lingerers.recv() => {
+            batch.push(first);
+            let until = Instant::now() + *linger;
+            loop {
+                let mut prompt = Vec::new();
+                tokio::select! {
+                    biased;
+                    count = queued.recv_many(&mut prompt, BATCH) => {
+                        batch.append(&mut prompt);
+                        break count > 0;
+                    }
+                    () = sleep_until(until) => break true,
+                    Some(next) = lingerers.recv(), if batch.len() < LINGERERS_MAX => batch.push(next),
+                }
+            }
+        }
+    };
+    while batch.len() < LINGERERS_MAX
+        && let Ok(next) = lingerers.try_recv()
+    {
+        batch.push(next);
+    }
+    open || !batch.is_empty()
 }
 
 /// Completes a frame with its attachments and takes it apart.

@@ -17,6 +17,7 @@ use openraft::raft::{
 };
 
 use crate::codec::{self, Cursor, Malformed, malformed};
+use crate::net::sleeper::{self, Sleeper, Verdict};
 use crate::types::{AppendRequest, LogId, RaftEntry, SnapshotMeta, Types, Vote};
 
 const FORMAT: u8 = 1;
@@ -33,6 +34,8 @@ pub(crate) const PART_MAX: usize = 64 << 20;
 
 /// A call number that nobody waits for.
 pub(crate) const NO_CALL: u64 = 0;
+/// The group of messages that concern no single group.
+pub(crate) const NO_GROUP: GroupId = GroupId(0);
 
 #[derive(Debug)]
 pub(crate) struct Message {
@@ -67,6 +70,10 @@ pub(crate) enum Request {
     Alive {
         incarnation: u64,
     },
+    /// The sender leads these groups and would have them sleep: does the receiver agree?
+    Sleep(Vec<Sleeper>),
+    /// The sender asks whether the receiver leads these groups, and whether they sleep as the sender knows them.
+    Check(Vec<Sleeper>),
     /// Of a kind that this node does not know, from a newer peer.
     Unknown {
         kind: u8,
@@ -98,6 +105,9 @@ pub(crate) enum Answer {
     Alive {
         incarnation: u64,
     },
+    /// The groups that sleep here from now on.
+    Asleep(Vec<GroupId>),
+    Checked(Vec<(GroupId, Verdict)>),
     Refused(Refusal),
     /// Of a kind that this node does not know.
     Unknown {
@@ -200,6 +210,8 @@ mod kind {
     pub(super) const SNAPSHOT: u8 = 6;
     pub(super) const PING: u8 = 7;
     pub(super) const ALIVE: u8 = 8;
+    pub(super) const SLEEP: u8 = 9;
+    pub(super) const CHECK: u8 = 10;
     /// Requests are below, answers are from here on.
     pub(super) const ANSWERS: u8 = 128;
     pub(super) const APPENDED: u8 = 129;
@@ -214,6 +226,8 @@ mod kind {
     pub(super) const PONG: u8 = 138;
     pub(super) const REFUSED: u8 = 139;
     pub(super) const LIVES: u8 = 140;
+    pub(super) const ASLEEP: u8 = 141;
+    pub(super) const CHECKED: u8 = 142;
 }
 
 fn put_payload(out: &mut BytesMut, attachments: &mut Vec<Bytes>, payload: Bytes) {
@@ -287,6 +301,14 @@ fn put_request(out: &mut BytesMut, attachments: &mut Vec<Bytes>, request: &Reque
             out.put_u64(*incarnation);
             kind::ALIVE
         }
+        Request::Sleep(sleepers) => {
+            sleeper::put_sleepers(out, sleepers);
+            kind::SLEEP
+        }
+        Request::Check(sleepers) => {
+            sleeper::put_sleepers(out, sleepers);
+            kind::CHECK
+        }
         Request::Unknown { kind } => *kind,
     }
 }
@@ -339,6 +361,14 @@ fn put_answer(out: &mut BytesMut, answer: &Answer) -> u8 {
             out.put_u64(*incarnation);
             kind::LIVES
         }
+        Answer::Asleep(groups) => {
+            sleeper::put_groups(out, groups);
+            kind::ASLEEP
+        }
+        Answer::Checked(verdicts) => {
+            sleeper::put_verdicts(out, verdicts);
+            kind::CHECKED
+        }
         Answer::Unknown { kind } => *kind,
         Answer::Refused(refusal) => {
             out.put_u8(match refusal {
@@ -380,6 +410,8 @@ fn get(cursor: &mut Cursor, attached: &mut impl Iterator<Item = Bytes>) -> Resul
         })),
         kind::PING => request(Request::Ping),
         kind::ALIVE => request(Request::Alive { incarnation: cursor.u64()? }),
+        kind::SLEEP => request(Request::Sleep(sleeper::sleepers(cursor)?)),
+        kind::CHECK => request(Request::Check(sleeper::sleepers(cursor)?)),
         kind::APPENDED => answer(Answer::Append(Ok(cursor.id_option()?))),
         kind::CONFLICT => answer(Answer::Append(Err(StreamAppendError::Conflict(cursor.id()?)))),
         kind::HIGHER_VOTE => answer(Answer::Append(Err(StreamAppendError::HigherVote(cursor.vote()?)))),
@@ -399,6 +431,8 @@ fn get(cursor: &mut Cursor, attached: &mut impl Iterator<Item = Bytes>) -> Resul
         kind::SNAPSHOT_CONTINUE => answer(Answer::SnapshotContinue),
         kind::SNAPSHOT_DONE => answer(Answer::SnapshotDone(cursor.vote()?)),
         kind::PONG => answer(Answer::Pong),
+        kind::ASLEEP => answer(Answer::Asleep(sleeper::groups(cursor)?)),
+        kind::CHECKED => answer(Answer::Checked(sleeper::verdicts(cursor)?)),
         kind::LIVES => answer(Answer::Alive { incarnation: cursor.u64()? }),
         kind::REFUSED => answer(Answer::Refused(match cursor.u8()? {
             1 => Refusal::UnknownGroup,

@@ -1,6 +1,6 @@
 //! The other end of a call: takes a peer's requests to their groups.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,7 +11,7 @@ use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, unfold};
 use openraft::raft::StreamAppendResult;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tracing::{debug, warn};
 
 use crate::codec;
@@ -19,8 +19,10 @@ use crate::config::Limits;
 use crate::env::{Lane, Pipe, Tasks};
 use crate::liveness::Liveness;
 use crate::metrics;
-use crate::net::conn;
+use crate::nap::PreVote;
+use crate::net::conn::{self, Peers};
 use crate::net::message::{Answer, Body, Message, NO_CALL, PART_MAX, Refusal, Request, SnapshotPart};
+use crate::net::sleeper::{Sleeper, Verdict};
 use crate::replica::Replica;
 use crate::runtime::Registry;
 use crate::types::{AppendRequest, Raft, Snapshot, Types, Vote};
@@ -34,10 +36,30 @@ const SNAPSHOTS_MAX: usize = 4;
 
 /// What a pipe's requests are about: this node.
 pub(crate) struct Local {
-    pub(crate) registry: Arc<Registry>,
+    pub(crate) registry: Registry,
     pub(crate) liveness: Liveness,
     pub(crate) limits: Limits,
     pub(crate) tasks: Tasks,
+    /// Peers that are watched whether or not they share a group with this node.
+    pub(crate) named: Mutex<BTreeSet<NodeId>>,
+    /// A group has started.
+    pub(crate) newcomers: Notify,
+}
+
+impl Local {
+    pub(crate) fn new(limits: Limits, liveness: Liveness, tasks: Tasks) -> Self {
+        let (registry, named, newcomers) = (Registry::default(), Mutex::default(), Notify::new());
+        Self { registry, liveness, limits, tasks, named, newcomers }
+    }
+
+    /// Watches everyone that this node has to do with, and nobody else.
+    pub(crate) fn rewatch(&self, peers: &Arc<Peers>) {
+        let mut watched = self.named.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for replica in self.registry.all() {
+            watched.extend(replica.members());
+        }
+        self.liveness.watch_only(peers, &watched);
+    }
 }
 
 /// Serves one pipe until it ends or its peer breaks the protocol.
@@ -45,7 +67,7 @@ pub(crate) async fn serve(local: &Local, peer: NodeId, lane: Lane, pipe: Pipe) {
     let (answers, queued) = mpsc::channel(ANSWERS);
     let (outgoing, mut incoming) = (pipe.outgoing, pipe.incoming);
     local.tasks.spawn("raft-pipe-answer", move |stop| async move {
-        stop.run_until_cancelled(conn::send(queued, outgoing)).await;
+        stop.run_until_cancelled(conn::send(queued, None, outgoing)).await;
     });
     let mut server = Server {
         local,
@@ -136,6 +158,22 @@ impl Server<'_> {
                 self.local.liveness.pinged(self.peer, incarnation);
                 self.answer(group, call, Answer::Alive { incarnation: self.local.liveness.incarnation() });
             }
+            Request::Sleep(asked) => {
+                let agrees = |asked: &Sleeper| {
+                    let replica = self.local.registry.get(asked.group);
+                    replica.is_some_and(|replica| replica.agree(self.peer, asked, &self.local.liveness))
+                };
+                let asleep = asked.iter().filter(|asked| agrees(asked)).map(|asked| asked.group).collect();
+                self.answer(group, call, Answer::Asleep(asleep));
+            }
+            Request::Check(asked) => {
+                let verdict = |asked: Sleeper| {
+                    let replica = self.local.registry.get(asked.group);
+                    let verdict = replica.map_or(Verdict::NotLeader, |replica| replica.confirm(self.peer, &asked));
+                    (asked.group, verdict)
+                };
+                self.answer(group, call, Answer::Checked(asked.into_iter().map(verdict).collect()));
+            }
             Request::Unknown { kind } => {
                 if !std::mem::replace(&mut self.puzzled, true) {
                     warn!(peer = %self.peer, kind, "a peer is newer and sends what this node does not know; it is refused");
@@ -159,6 +197,12 @@ impl Server<'_> {
             }
             Request::PreVote(request) => {
                 self.is_own(&request.vote)?;
+                let replica = self.local.registry.get(group);
+                let met = replica.map(|replica| replica.pre_vote(self.peer, &self.local.liveness));
+                if let Some(PreVote::Refuse(response)) = met {
+                    self.answer(group, call, Answer::Vote(response));
+                    return Ok(());
+                }
                 self.with_core(group, call, move |raft| async move {
                     Ok(Answer::Vote(raft.pre_vote(request).await.map_err(|_| Refusal::Stopped)?))
                 });
@@ -196,7 +240,9 @@ impl Server<'_> {
         if self.work.len() >= WORK_MAX || replica.is_full() {
             return Err(Refusal::Busy);
         }
-        replica.raft().ok_or(Refusal::Stopped)
+        let raft = replica.raft().ok_or(Refusal::Stopped)?;
+        replica.stir();
+        Ok(raft)
     }
 
     /// The same for `bytes` of entries. Turned away here, they leave the core free to answer its leader and to vote.
@@ -372,12 +418,8 @@ mod tests {
     #[test]
     fn a_stream_that_its_sender_closes_leaves_nothing_behind() {
         let tasks = Tasks::new();
-        let local = Local {
-            registry: Arc::default(),
-            liveness: Liveness::new(NodeId(1), 1, Timing::LAN, tasks.clone()),
-            limits: Limits::default(),
-            tasks,
-        };
+        let liveness = Liveness::new(NodeId(1), 1, Timing::LAN, tasks.clone());
+        let local = Local::new(Limits::default(), liveness, tasks);
         let mut server = Server {
             local: &local,
             peer: NodeId(2),

@@ -55,6 +55,7 @@ const TAIL: u64 = 32;
 impl Checker {
     /// Looks at every node and at what clients learned since the last look.
     pub(crate) fn look(&mut self, world: &World) -> Result<(), Violation> {
+        sleepers(world)?;
         let (running, outcomes) = {
             let mut state = world.lock();
             if let Some(what) = state.broken.take() {
@@ -91,6 +92,10 @@ impl Checker {
             }
         }
         Ok(())
+    }
+
+    pub(crate) fn elections(&self) -> usize {
+        self.leaders.len()
     }
 
     /// Election safety: one leader a term. A leader never goes back behind a term that it led.
@@ -177,4 +182,24 @@ impl Checker {
         }
         Ok(())
     }
+}
+
+/// A follower that sleeps under a leader that sleeps has applied all that the leader holds.
+fn sleepers(world: &World) -> Result<(), Violation> {
+    let state = world.lock();
+    let running = state.nodes.iter().filter_map(|(node, slot)| Some((*node, slot.running.as_ref()?.group.status())));
+    let sleeping: BTreeMap<_, _> = running.filter(|(_, status)| status.asleep).collect();
+    for (node, status) in &sleeping {
+        let Some(leader) = status.leadership.leader else {
+            return broken(format!("node {node} sleeps, and knows no leader"));
+        };
+        let Some(there) = sleeping.get(&leader).filter(|there| there.leadership.term == status.leadership.term) else {
+            continue;
+        };
+        if there.leadership.leads(leader) && status.applied != there.last {
+            let what = format!("node {node} sleeps at {}, and its leader {leader} at {}", status.applied, there.last);
+            return broken(what);
+        }
+    }
+    Ok(())
 }

@@ -46,6 +46,7 @@ enum Undo {
     Heal,
     Release(NodeId),
     Grow(NodeId),
+    Propose,
 }
 
 pub(crate) struct SimCluster {
@@ -133,6 +134,7 @@ impl SimCluster {
                 Undo::Heal => self.heal(),
                 Undo::Release(node) => self.hold_syncs(node, false),
                 Undo::Grow(node) => self.limit_disk(node, None),
+                Undo::Propose => self.propose(true),
             }
         }
         Ok(())
@@ -182,6 +184,31 @@ impl SimCluster {
                 })
                 .then_some(())
         })
+    }
+
+    /// Whether clients propose from now on.
+    pub(crate) fn propose(&mut self, busy: bool) {
+        self.note(&format!("clients propose: {busy}"));
+        self.world.lock().busy = busy;
+    }
+
+    /// Runs until every node that is up sleeps.
+    pub(crate) fn run_until_asleep(&mut self) -> Result<(), Violation> {
+        self.propose(false);
+        self.run_until("sleep", |this| {
+            let state = this.world.lock();
+            let running: Vec<_> = state.nodes.values().filter_map(|slot| slot.running.as_ref()).collect();
+            (!running.is_empty() && running.iter().all(|running| running.group.status().asleep)).then_some(())
+        })
+    }
+
+    /// How many terms have had a leader.
+    pub(crate) fn elections(&self) -> usize {
+        self.checker.elections()
+    }
+
+    pub(crate) fn nodes(&self) -> Vec<NodeId> {
+        self.nodes.clone()
     }
 
     pub(crate) fn acked(&self) -> usize {
@@ -246,7 +273,7 @@ impl SimCluster {
         }
     }
 
-    fn cut(&mut self, from: NodeId, to: NodeId) {
+    pub(crate) fn cut(&mut self, from: NodeId, to: NodeId) {
         self.cuts.insert((from, to));
         self.sim.partition_oneway(name(from), name(to));
     }
@@ -284,7 +311,7 @@ impl SimCluster {
         let now = self.sim.elapsed();
         let node = self.some_node();
         self.disturbances += 1;
-        match self.below(14) {
+        match self.below(17) {
             0..=2 => {
                 let kinds = [Crash::KeepAll, Crash::DropAll, Crash::Prefix, Crash::Sectors];
                 self.crash(node, kinds[self.below(4) as usize]);
@@ -322,7 +349,11 @@ impl SimCluster {
                 self.limit_disk(node, Some(ByteCount(used.0 + self.below(64 << 10))));
                 self.undo.push((now + self.millis(200, 1500), Undo::Grow(node)));
             }
-            _ => self.world.lock().nodes.entry(node).or_default().compact = true,
+            13 => self.world.lock().nodes.entry(node).or_default().compact = true,
+            _ => {
+                self.propose(false);
+                self.undo.push((now + self.millis(500, 4000), Undo::Propose));
+            }
         }
     }
 
@@ -358,8 +389,14 @@ impl SimCluster {
             self.world.lock().nodes.entry(node).or_default().disk.heal();
             self.restart(node);
         }
+        self.propose(true);
         self.run_to_leader()?;
         let acked = self.acked();
+        self.run_until_acked(acked + 5)?;
+        // Whatever the run has done to it, the group still falls asleep, and wakes for a proposal.
+        self.run_until_asleep()?;
+        let acked = self.acked();
+        self.propose(true);
         self.run_until_acked(acked + 5)?;
         self.world.lock().busy = false;
         self.note("quiet");

@@ -26,12 +26,15 @@ pub(crate) const TIMING: Timing = Timing {
     election_min: Duration::from_millis(200),
     election_max: Duration::from_millis(400),
 };
+/// Short, so that groups sleep and wake often within a run.
+const QUIESCE_AFTER: Duration = Duration::from_millis(500);
 const PORT: u16 = 5357;
 
 /// Bugs to find.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Plants {
     pub(crate) leader_restore: bool,
+    pub(crate) deep_sleep: bool,
     pub(crate) log: Option<Plant>,
 }
 
@@ -74,7 +77,9 @@ pub(crate) async fn run(world: World, node: NodeId, voters: Vec<NodeId>, seed: u
 
     let mut config =
         RuntimeConfig { timing: TIMING, disk_reads: DiskReads::Inline, incarnation, ..RuntimeConfig::new(node) };
+    config.quiesce_after = Some(QUIESCE_AFTER);
     config.planted_leader_restore = plants.leader_restore;
+    config.planted_deep_sleep = plants.deep_sleep;
     // Small, so that checkpoints happen within a short run.
     config.limits = Limits { checkpoint_entries: 64, ..Limits::default() };
     let transport = Arc::new(SimTransport { node, tasks: tasks.clone() });

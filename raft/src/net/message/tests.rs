@@ -1,5 +1,6 @@
 use std::collections::BTreeSet;
 
+use ensign_proto::Term;
 use openraft::raft::VoteResponse;
 use proptest::prelude::*;
 
@@ -45,6 +46,19 @@ fn append() -> impl Strategy<Value = Request> {
     )
 }
 
+fn sleepers() -> impl Strategy<Value = Vec<Sleeper>> {
+    let sleeper = (any::<u64>(), any::<u64>(), prop::option::of(id())).prop_map(|(group, term, last)| Sleeper {
+        group: GroupId(group),
+        term: Term(term),
+        last,
+    });
+    prop::collection::vec(sleeper, 0..5)
+}
+
+fn verdict() -> impl Strategy<Value = Verdict> {
+    prop_oneof![Just(Verdict::Sleeps), Just(Verdict::Leads), Just(Verdict::NotLeader)]
+}
+
 fn request() -> impl Strategy<Value = Request> {
     let vote_request = || {
         (vote(), prop::option::of(id()), any::<bool>())
@@ -66,6 +80,8 @@ fn request() -> impl Strategy<Value = Request> {
         1 => snapshot,
         1 => Just(()).prop_map(|()| Request::Ping),
         1 => any::<u64>().prop_map(|incarnation| Request::Alive { incarnation }),
+        1 => sleepers().prop_map(Request::Sleep),
+        1 => sleepers().prop_map(Request::Check),
     ]
 }
 
@@ -87,6 +103,8 @@ fn answer() -> impl Strategy<Value = Answer> {
         vote().prop_map(Answer::SnapshotDone),
         Just(Answer::Pong),
         any::<u64>().prop_map(|incarnation| Answer::Alive { incarnation }),
+        prop::collection::vec(any::<u64>().prop_map(GroupId), 0..5).prop_map(Answer::Asleep),
+        prop::collection::vec((any::<u64>().prop_map(GroupId), verdict()), 0..5).prop_map(Answer::Checked),
         prop_oneof![
             Just(Refusal::UnknownGroup),
             Just(Refusal::Stopped),

@@ -1,0 +1,264 @@
+//! Many groups that sleep, over the network in memory and in paused time: what wakes them, and what does not.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use ensign_proto::{GroupId, NodeId, Term};
+use ensign_raft::env::{SeededRng, SystemClock, Tasks};
+use ensign_raft::testing::{Journal, MemoryNet, quick};
+use ensign_raft::{DiskReads, Group, GroupSpec, Mode, Runtime, RuntimeConfig};
+use ensign_storage::{MemoryLog, NodeLog as _};
+use tokio::time::{Instant, sleep};
+
+const GROUPS: u64 = 30;
+/// Far above what anything here takes in simulated time.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Node {
+    runtime: Runtime,
+    groups: BTreeMap<GroupId, Group<Journal>>,
+    log: MemoryLog,
+    tasks: Tasks,
+}
+
+struct Cluster {
+    net: MemoryNet,
+    nodes: BTreeMap<NodeId, Node>,
+    lives: u64,
+}
+
+const VOTERS: [NodeId; 3] = [NodeId(1), NodeId(2), NodeId(3)];
+
+fn ids() -> impl Iterator<Item = GroupId> {
+    (16..16 + GROUPS).map(GroupId)
+}
+
+impl Cluster {
+    async fn start() -> Self {
+        let mut cluster = Self { net: MemoryNet::new(), nodes: BTreeMap::new(), lives: 0 };
+        for node in VOTERS {
+            cluster.start_node(node, MemoryLog::new()).await;
+        }
+        cluster.all_led().await;
+        cluster.all_sleep(&VOTERS).await;
+        cluster
+    }
+
+    async fn start_node(&mut self, node: NodeId, log: MemoryLog) {
+        self.lives += 1;
+        let config = RuntimeConfig {
+            incarnation: self.lives,
+            quiesce_after: Some(Duration::from_secs(1)),
+            disk_reads: DiskReads::Inline,
+            ..quick(node)
+        };
+        let rng = Arc::new(SeededRng::new(self.lives));
+        let tasks = Tasks::new();
+        let runtime = Runtime::new(config, self.net.transport(node), Arc::new(SystemClock), rng, tasks.clone());
+        self.net.attach(&runtime);
+        let mut groups = BTreeMap::new();
+        for id in ids() {
+            let spec = GroupSpec { id, voters: VOTERS.into(), mode: Mode::Found };
+            let group = runtime.start(spec, log.group(id), Journal::default()).await.expect("the group starts");
+            groups.insert(id, group);
+        }
+        self.nodes.insert(node, Node { runtime, groups, log, tasks });
+    }
+
+    async fn kill(&mut self, node: NodeId) -> MemoryLog {
+        let dead = self.nodes.remove(&node).expect("the node runs");
+        self.net.detach(node);
+        let log = dead.log.crash();
+        assert!(dead.tasks.shut_down(PATIENCE).await, "its tasks end");
+        log
+    }
+
+    /// Who leads a group, says a majority-backed leader itself.
+    fn leader(&self, id: GroupId) -> Option<(NodeId, Term)> {
+        let leading = self.nodes.iter().filter_map(|(node, there)| {
+            let now = *there.groups[&id].leadership().borrow();
+            (now.ready && now.leads(*node)).then_some((*node, now.term))
+        });
+        leading.max_by_key(|(_, term)| *term)
+    }
+
+    fn leaders(&self) -> BTreeMap<GroupId, (NodeId, Term)> {
+        ids().filter_map(|id| Some((id, self.leader(id)?))).collect()
+    }
+
+    async fn until(&self, what: &str, mut holds: impl FnMut() -> bool) {
+        let end = Instant::now() + PATIENCE;
+        while !holds() {
+            assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn all_led(&self) {
+        self.until("every group has a leader", || self.leaders().len() as u64 == GROUPS).await;
+    }
+
+    fn asleep(&self, node: NodeId) -> BTreeSet<GroupId> {
+        let groups = self.nodes[&node].runtime.groups();
+        groups.into_iter().filter(|status| status.asleep).map(|status| status.id).collect()
+    }
+
+    async fn all_sleep(&self, nodes: &[NodeId]) {
+        let awake = || nodes.iter().map(|node| GROUPS - self.asleep(*node).len() as u64).sum::<u64>();
+        self.until(&format!("all groups sleep on {nodes:?}"), || awake() == 0).await;
+    }
+
+    async fn write(&self, id: GroupId) {
+        let (leader, _) = self.leader(id).expect("the group has a leader");
+        let group = &self.nodes[&leader].groups[&id];
+        group.propose(None, Bytes::from_static(b"x")).await.expect("the leader takes it");
+    }
+
+    async fn write_everywhere(&self) {
+        for id in ids() {
+            let end = Instant::now() + PATIENCE;
+            loop {
+                if let Some((leader, _)) = self.leader(id)
+                    && self.nodes[&leader].groups[&id].propose(None, Bytes::from_static(b"x")).await.is_ok()
+                {
+                    break;
+                }
+                assert!(Instant::now() < end, "group {id} takes no write within {PATIENCE:?}");
+                sleep(Duration::from_millis(5)).await;
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_publisher_never_notices_that_a_group_slept() {
+    let cluster = Cluster::start().await;
+    let before = cluster.leaders();
+    sleep(Duration::from_mins(1)).await;
+    cluster.all_sleep(&VOTERS).await;
+    for id in ids() {
+        let (leader, term) = before[&id];
+        let group = &cluster.nodes[&leader].groups[&id];
+        // `submit` is what publishers use, and it retries nothing.
+        let submitted = group.submit(Some(term), Bytes::from_static(b"x")).await.expect("the leader takes it");
+        submitted.await.expect("it is committed");
+    }
+    assert_eq!(cluster.leaders(), before, "nobody was elected");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_index_wakes_a_group() {
+    let cluster = Cluster::start().await;
+    let (id, (leader, _)) = cluster.leaders().pop_first().expect("a group");
+    cluster.nodes[&leader].groups[&id].read_index().await.expect("a majority answers");
+    assert!(!cluster.asleep(leader).contains(&id));
+    cluster.all_sleep(&VOTERS).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn leadership_moves_while_a_group_sleeps() {
+    let cluster = Cluster::start().await;
+    let (id, (leader, _)) = cluster.leaders().pop_first().expect("a group");
+    let to = VOTERS.into_iter().find(|node| *node != leader).expect("another voter");
+    cluster.nodes[&leader].groups[&id].transfer_leader(to).await.expect("it moves");
+    cluster.all_led().await;
+    cluster.write(id).await;
+    cluster.all_sleep(&VOTERS).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_dies_and_each_of_its_groups_elects_once() {
+    let mut cluster = Cluster::start().await;
+    let before = cluster.leaders();
+    let dead = NodeId(1);
+    let led: Vec<_> = before.iter().filter(|(_, (leader, _))| *leader == dead).map(|(id, _)| *id).collect();
+    assert!(led.len() as u64 >= GROUPS / 4, "leaders are spread: {before:?}");
+    cluster.kill(dead).await;
+    cluster.all_led().await;
+    let after = cluster.leaders();
+    let mut heirs: BTreeMap<NodeId, u64> = BTreeMap::new();
+    for (id, (leader, term)) in &before {
+        let (now, then) = after[id];
+        if *leader == dead {
+            *heirs.entry(now).or_default() += 1;
+            assert!(then.0 - term.0 <= 2, "group {id} needed {} elections", then.0 - term.0);
+        } else {
+            assert_eq!((now, then), (*leader, *term), "group {id} lost a follower only");
+        }
+    }
+    assert_eq!(heirs.len(), 2, "both survivors took some: {heirs:?}");
+    cluster.write_everywhere().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_follower_wakes_nobody() {
+    let mut cluster = Cluster::start().await;
+    let before = cluster.leaders();
+    let dead = NodeId(3);
+    let kept: BTreeSet<_> = before.iter().filter(|(_, (leader, _))| *leader != dead).map(|(id, _)| *id).collect();
+    cluster.kill(dead).await;
+    let end = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < end {
+        for node in [1, 2].map(NodeId) {
+            let asleep = cluster.asleep(node);
+            assert!(kept.is_subset(&asleep), "woken by the death of a follower: {:?}", kept.difference(&asleep));
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    cluster.all_sleep(&[1, 2].map(NodeId)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_returns_catches_up_and_what_it_did_not_miss_sleeps_on() {
+    let mut cluster = Cluster::start().await;
+    let back = NodeId(3);
+    let log = cluster.kill(back).await;
+    cluster.all_led().await;
+    cluster.all_sleep(&[1, 2].map(NodeId)).await;
+    let written = GroupId(16);
+    cluster.write(written).await;
+    cluster.all_sleep(&[1, 2].map(NodeId)).await;
+    let before = cluster.leaders();
+    cluster.start_node(back, log).await;
+    cluster.all_sleep(&VOTERS).await;
+    assert_eq!(cluster.leaders(), before, "its return deposed nobody");
+    let applied = |node: NodeId| *cluster.nodes[&node].groups[&written].applied().borrow();
+    assert_eq!(applied(back), applied(NodeId(1)), "it holds what was written without it");
+    cluster.write_everywhere().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_group_is_led_again_after_all_nodes_restart() {
+    let mut cluster = Cluster::start().await;
+    let before = cluster.leaders();
+    let mut logs = Vec::new();
+    for node in VOTERS {
+        logs.push((node, cluster.kill(node).await));
+    }
+    for (node, log) in logs {
+        cluster.start_node(node, log).await;
+    }
+    cluster.all_led().await;
+    for (id, (_, term)) in cluster.leaders() {
+        assert!(term.0 - before[&id].1.0 <= 3, "group {id} went from {:?} to {term}", before[&id]);
+    }
+    cluster.write_everywhere().await;
+    cluster.all_sleep(&VOTERS).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_was_cut_off_in_its_sleep_finds_out() {
+    let cluster = Cluster::start().await;
+    let before = cluster.leaders();
+    cluster.net.isolate(NodeId(1));
+    let led = |id: &GroupId| cluster.leader(*id).is_some_and(|(leader, _)| leader != NodeId(1));
+    cluster.until("the others lead everything", || ids().all(|id| led(&id))).await;
+    cluster.net.heal();
+    cluster.all_sleep(&VOTERS).await;
+    for (id, (leader, term)) in cluster.leaders() {
+        let there = *cluster.nodes[&NodeId(1)].groups[&id].leadership().borrow();
+        assert_eq!((there.leader, there.term), (Some(leader), term), "group {id} was led by {:?}", before[&id]);
+    }
+}
