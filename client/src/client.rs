@@ -11,6 +11,7 @@ use tonic::transport::Channel;
 
 use crate::admin::Admin;
 use crate::connection::{Connection, MESSAGE_BYTES_MAX, Repeat};
+use crate::consistency::Consistency;
 use crate::error::{CallError, ConnectError};
 use crate::options::Options;
 use crate::publish::{Publisher, PublisherOptions};
@@ -99,13 +100,25 @@ impl Client {
         Subscriber::open(self.clone(), topic, start, options).await
     }
 
-    /// Runs an EnSQL query.
+    /// Runs an EnSQL query over everything that was acknowledged before it.
     ///
     /// # Errors
     /// [`CallError`]; [`CallError::Invalid`] says what is wrong with the query.
     pub async fn query(&self, query: &str) -> Result<QueryResults, CallError> {
-        let message =
-            pb::Query { query: query.to_owned(), message_bytes_max: MESSAGE_BYTES_MAX as u32, ..pb::Query::default() };
+        self.query_with(query, Consistency::Default).await
+    }
+
+    /// Runs an EnSQL query over what is as fresh as is asked for.
+    ///
+    /// # Errors
+    /// As [`Client::query`]; [`CallError::Unavailable`] also when no replica can tell how fresh it is.
+    pub async fn query_with(&self, query: &str, consistency: Consistency) -> Result<QueryResults, CallError> {
+        let message = pb::Query {
+            query: query.to_owned(),
+            message_bytes_max: MESSAGE_BYTES_MAX as u32,
+            consistency: consistency.to_wire(),
+            ..pb::Query::default()
+        };
         let call = |channel, request| async move {
             let mut request: tonic::Request<pb::Query> = request;
             // The results may take longer than a call should: only their beginning is timed.
@@ -120,13 +133,22 @@ impl Client {
         Admin::new(self.clone())
     }
 
-    /// What the project holds, or only these topics of it.
+    /// What the project holds, or only these topics of it: as fresh as the server can tell soon.
     ///
     /// # Errors
     /// [`CallError`].
     pub async fn info(&self, topics: &[TopicId]) -> Result<pb::ProjectInfo, CallError> {
+        self.info_with(topics, Consistency::Default).await
+    }
+
+    /// What the project holds, or only these topics of it: as fresh as is asked for.
+    ///
+    /// # Errors
+    /// [`CallError`]; [`CallError::Unavailable`] also when no replica of a topic can tell how fresh it is.
+    pub async fn info_with(&self, topics: &[TopicId], consistency: Consistency) -> Result<pb::ProjectInfo, CallError> {
         let topics = topics.iter().map(|id| bytes::Bytes::copy_from_slice(id.as_bytes())).collect();
         let call = |channel, request| async move { Self::rpc(channel).info(request).await };
-        self.connection.call(Repeat::Harmless, pb::InfoRequest { topics }, call).await
+        let request = pb::InfoRequest { topics, consistency: consistency.to_wire() };
+        self.connection.call(Repeat::Harmless, request, call).await
     }
 }

@@ -28,6 +28,7 @@ mod admin;
 mod backoff;
 mod client;
 mod connection;
+mod consistency;
 mod credentials;
 mod error;
 mod event;
@@ -40,6 +41,7 @@ mod topics;
 
 pub use admin::{Admin, REVOKE_TIMEOUT, Revoke, Ring};
 pub use client::{Client, NodeState};
+pub use consistency::Consistency;
 pub use credentials::{Credentials, CredentialsError, CredentialsFile};
 pub use error::{CallError, ConnectError};
 pub use event::{DecodeEventError, Delivery, EVENT_BYTES_MAX, Event, EventType};

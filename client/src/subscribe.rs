@@ -16,6 +16,7 @@ use tracing::info;
 use crate::backoff::Backoff;
 use crate::client::Client;
 use crate::connection::{Connection, MESSAGE_BYTES_MAX};
+use crate::consistency::Consistency;
 use crate::error::{CallError, is_broken_connection};
 use crate::event::{Delivery, to_timestamp};
 use crate::publish::the_topic;
@@ -43,11 +44,13 @@ pub enum Start {
 pub struct SubscriberOptions {
     /// How long [`Subscriber::next`] tries to reach a server before it reports that it cannot.
     pub patience: Duration,
+    /// How fresh the place is that a live subscription begins at. Whatever it is, no event after that place is missed.
+    pub consistency: Consistency,
 }
 
 impl Default for SubscriberOptions {
     fn default() -> Self {
-        Self { patience: Duration::from_mins(1) }
+        Self { patience: Duration::from_mins(1), consistency: Consistency::Default }
     }
 }
 
@@ -105,7 +108,7 @@ impl Subscriber {
         options: SubscriberOptions,
     ) -> Result<Self, SubscribeError> {
         let deadline = Instant::now() + client.connection().call_timeout();
-        let opened = open_patiently(&client, topic, start, deadline).await?;
+        let opened = open_patiently(&client, topic, start, options.consistency, deadline).await?;
         let mut subscriber = Self {
             client,
             topic: opened.topic,
@@ -165,7 +168,9 @@ impl Subscriber {
             }
             sleep(self.backoff.delay()).await;
             let deadline = Instant::now() + self.options.patience;
-            match open_patiently(&self.client, &self.topic.to_string(), self.resume, deadline).await {
+            // The place is known by now, or was never asked to be fresher than this.
+            let consistency = self.expected.map_or(self.options.consistency, |_| Consistency::Default);
+            match open_patiently(&self.client, &self.topic.to_string(), self.resume, consistency, deadline).await {
                 Ok(opened) => self.begin(opened),
                 Err(error @ SubscribeError::Unavailable(_)) => return Err(error),
                 Err(error) => self.ended = Some(error),
@@ -232,12 +237,13 @@ async fn open_patiently(
     client: &Client,
     topic: &str,
     start: Start,
+    consistency: Consistency,
     deadline: Instant,
 ) -> Result<Opened, SubscribeError> {
     let mut backoff = Backoff::reconnect();
     let mut rejected = false;
     loop {
-        let error = match open(client.connection(), topic, start).await {
+        let error = match open(client.connection(), topic, start, consistency).await {
             Ok(opened) => return Ok(opened),
             Err(error) => error,
         };
@@ -256,12 +262,18 @@ async fn open_patiently(
     }
 }
 
-async fn open(connection: &Connection, topic: &str, start: Start) -> Result<Opened, CallError> {
+async fn open(
+    connection: &Connection,
+    topic: &str,
+    start: Start,
+    consistency: Consistency,
+) -> Result<Opened, CallError> {
     let subscription = pb::Subscription {
         client_id: connection.client_id.clone(),
         topics: vec![topic.to_owned()],
         start: wire(start)?,
         message_bytes_max: MESSAGE_BYTES_MAX as u32,
+        consistency: consistency.to_wire(),
         ..pb::Subscription::default()
     };
     let request = pb::SubscribeRequest { embed: Some(Asked::Subscription(subscription)) };

@@ -74,7 +74,7 @@ async fn a_gap_is_an_error_and_stays_one() {
 async fn a_server_that_is_away_is_reported_and_may_come_back() {
     let server = Server::start().await;
     fill(&server, 1..=1).await;
-    let options = SubscriberOptions { patience: Duration::from_millis(200) };
+    let options = SubscriberOptions { patience: Duration::from_millis(200), ..SubscriberOptions::default() };
     server.state().break_subscribe_after.push_back(1);
     let mut subscriber = server.client().subscribe("topic", Start::Earliest, options).await.unwrap();
     server.state().away = true;

@@ -159,6 +159,11 @@ pub(crate) fn read_failed(error: &ReadError) -> Status {
             warn!(cause, "a read found no leader in time");
             Status::unavailable("the topic's replicas cannot be reached at the moment, please try again")
         }
+        ReadError::Unreachable { cause } => {
+            warn!(cause, "a read reached none of the nodes that hold the topic");
+            let message = "none of the nodes that hold the topic can be reached at the moment, please try again";
+            retry_after(Code::Unavailable, message.to_owned(), MetadataMap::new(), Duration::from_secs(1))
+        }
         ReadError::Key(error) => key_failed(error),
         ReadError::Corrupt { what } => {
             error!(what, "a replica cannot be read");
@@ -233,15 +238,20 @@ fn exhausted(message: String, resource: Resource, retry_after: Option<Duration>)
     let Some(retry_after) = retry_after else {
         return Status::with_metadata(Code::ResourceExhausted, message, metadata);
     };
-    metadata.insert(RETRY_AFTER, (u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX)).into());
-    let retry = RetryInfo { retry_delay: prost_types::Duration::try_from(retry_after).ok() };
+    self::retry_after(Code::ResourceExhausted, message, metadata, retry_after)
+}
+
+/// A refusal that says when another try may work: for our clients in its metadata, for others as `google.rpc.RetryInfo`.
+fn retry_after(code: Code, message: String, mut metadata: MetadataMap, after: Duration) -> Status {
+    metadata.insert(RETRY_AFTER, (u64::try_from(after.as_millis()).unwrap_or(u64::MAX)).into());
+    let retry = RetryInfo { retry_delay: prost_types::Duration::try_from(after).ok() };
     let any = prost_types::Any {
         type_url: "type.googleapis.com/google.rpc.RetryInfo".to_owned(),
         value: retry.encode_to_vec(),
     };
-    let details = Details { code: Code::ResourceExhausted as i32, message: message.clone(), details: vec![any] };
+    let details = Details { code: code as i32, message: message.clone(), details: vec![any] };
     let details = details.encode_to_vec().into();
-    Status::with_details_and_metadata(Code::ResourceExhausted, message, details, metadata)
+    Status::with_details_and_metadata(code, message, details, metadata)
 }
 
 /// A stream that is not opened for want of quota.
@@ -401,6 +411,7 @@ mod tests {
         let statuses = [
             unauthenticated(&AuthError::Unavailable { cause: cause() }),
             read_failed(&ReadError::NoLeader { cause: cause() }),
+            read_failed(&ReadError::Unreachable { cause: cause() }),
         ];
         for status in statuses {
             assert!(!status.message().contains("10.0.0.3"), "{status:?}");

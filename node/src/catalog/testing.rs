@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use ensign_proto::{GroupId, LogIndex, NodeId, ProjectId, RingId, Term};
+use ensign_proto::{GroupId, LogIndex, NodeId, ProjectId, RingId, Term, TopicName};
 use ensign_raft::env::{Clock, Rng};
 use ensign_raft::{CommittedEntry, CompactError, Leadership, ProposeError, ReadError, StateMachine as _};
 use ensign_storage::EntryId;
@@ -14,11 +14,12 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use tokio::sync::watch;
 
-use super::command::Response;
-use super::errors::VaultFailure;
+use super::command::{Command, NewTopic, Outcome, Response};
+use super::errors::{CreateTopicError, VaultFailure};
 use super::handle::{Catalog, CatalogParts};
 use super::link::{Custody, ProposeLink, ProposeLinkError, Replica, VaultHas, VaultWrites};
 use super::machine::CatalogMachine;
+use super::records::{Topic, TopicPolicies};
 
 /// How long a catalog of these tests vouches for its view.
 pub const FRESH_FOR: Duration = Duration::from_secs(10);
@@ -50,6 +51,27 @@ fn cuttable_with(vault: Arc<dyn VaultWrites>, clock: Arc<dyn Clock>, rng: Arc<dy
     let (me, replica, link, fresh_for) = (NodeId(1), Arc::new(replica), Arc::new(NoLink), FRESH_FOR);
     let founders = BTreeSet::from([me]);
     (Catalog::new(CatalogParts { me, founders, replica, view, link, vault, fresh_for, clock, rng }), cut)
+}
+
+/// Makes a topic whose replicas are on these nodes.
+///
+/// # Errors
+/// See [`CreateTopicError`].
+pub async fn create_topic_on(
+    catalog: &Catalog,
+    project: ProjectId,
+    name: TopicName,
+    replicas: BTreeSet<NodeId>,
+) -> Result<Arc<Topic>, CreateTopicError> {
+    let owner = catalog.project(project).ok_or(CreateTopicError::ProjectUnknown)?;
+    let (policies, at) = (TopicPolicies::default(), catalog.now());
+    let id = catalog.fresh_topic();
+    catalog.parts.vault.put_custodies(catalog.custody_of(project, id)).await?;
+    let topic = NewTopic { id, project, name, ring: owner.ring, replicas, policies, at };
+    match catalog.write(Command::CreateTopic(topic)).await? {
+        Ok(Outcome::Topic(topic)) => Ok(topic),
+        _ => Err(CreateTopicError::NameTaken),
+    }
 }
 
 struct Solo {

@@ -346,19 +346,35 @@ pub struct SubscribeArgs {
     /// Stop after this many events.
     #[arg(long, value_name = "N")]
     pub count: Option<u64>,
+    /// How fresh the place must be where `--from latest` begins. Default: what the node knows.
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub consistency: Option<ConsistencyArg>,
     /// Connection.
     #[command(flatten)]
     pub client: ClientArgs,
+}
+
+/// How fresh what is read must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ConsistencyArg {
+    /// Everything that was acknowledged before; asks a majority first.
+    Latest,
+    /// What the nearest replica has, at most five seconds old; usually asks nobody.
+    Local,
 }
 
 /// `ensign query`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   ensign query \"SELECT * FROM orders\"
-  ensign query \"SELECT * FROM orders OFFSET 100 LIMIT 10\" --output json")]
+  ensign query \"SELECT * FROM orders OFFSET 100 LIMIT 10\" --output json
+  ensign query \"SELECT * FROM orders\" --consistency local   from the nearest replica, at most five seconds old")]
 pub struct QueryArgs {
     /// The query: SELECT * FROM topic [OFFSET n] [LIMIT n].
     pub query: String,
+    /// How fresh the answer must be. Default: latest.
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub consistency: Option<ConsistencyArg>,
     /// Connection.
     #[command(flatten)]
     pub client: ClientArgs,

@@ -10,8 +10,8 @@ use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use ensign_client::{
-    DecodeEventError, Delivery, Event, EventSchema, Mime, PublishError, Publisher, PublisherOptions, Receipt, Start,
-    SubscribeError, SubscriberOptions,
+    Consistency, DecodeEventError, Delivery, Event, EventSchema, Mime, PublishError, Publisher, PublisherOptions,
+    Receipt, Start, SubscribeError, SubscriberOptions,
 };
 use ensign_proto::{Offset, Rlid};
 use ensign_raft::env::{Clock as _, SystemClock};
@@ -20,7 +20,7 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 
-use super::args::{Output, PublishArgs, QueryArgs, SubscribeArgs};
+use super::args::{ConsistencyArg, Output, PublishArgs, QueryArgs, SubscribeArgs};
 use super::connect::connect;
 use super::exit::UsageError;
 use super::output::{line, note, one, thousands, time};
@@ -275,8 +275,9 @@ pub(super) async fn subscribe(args: SubscribeArgs) -> anyhow::Result<()> {
     if args.count == Some(0) {
         return Ok(());
     }
+    let options = SubscriberOptions { consistency: consistency(args.consistency), ..SubscriberOptions::default() };
     let work = async {
-        let mut subscriber = clients.project.subscribe(&args.topic, start, SubscriberOptions::default()).await?;
+        let mut subscriber = clients.project.subscribe(&args.topic, start, options).await?;
         if output == Output::Human {
             note(format_args!("subscribed to {}; Ctrl-C ends it", args.topic));
         }
@@ -306,7 +307,7 @@ pub(super) async fn query(args: QueryArgs) -> anyhow::Result<()> {
     let output = args.client.output;
     let clients = connect(&args.client)?;
     let work = async {
-        let mut results = clients.project.query(&args.query).await?;
+        let mut results = clients.project.query_with(&args.query, consistency(args.consistency)).await?;
         let mut rows = 0_u64;
         while let Some(delivery) = results.next().await? {
             show(output, &delivery)?;
@@ -318,6 +319,14 @@ pub(super) async fn query(args: QueryArgs) -> anyhow::Result<()> {
         Ok(())
     };
     until_interrupted(work).await
+}
+
+fn consistency(asked: Option<ConsistencyArg>) -> Consistency {
+    match asked {
+        None => Consistency::Default,
+        Some(ConsistencyArg::Latest) => Consistency::Latest,
+        Some(ConsistencyArg::Local) => Consistency::Local,
+    }
 }
 
 fn now() -> SystemTime {

@@ -19,8 +19,11 @@ use tracing::debug;
 use super::append::{AppendError, Appended, Chunk};
 use super::batcher::Admission;
 use super::block::BodyShape;
+use super::elsewhere::Counting;
+use super::freshness::Freshness;
 use super::handle::PartitionHandle;
-use super::producers::Sequenced;
+use super::producers::{Sequenced, made_at};
+use super::reach::Reach;
 use super::room::Share;
 use super::route::{ForwardLink, Route};
 
@@ -38,6 +41,12 @@ const WINDOW: usize = 64;
 
 /// Chunks taken from the stream and not answered.
 const QUEUE: usize = 1024;
+
+/// How long one attempt to learn who leads may take, and one to reach it.
+const ATTEMPT: Duration = Duration::from_secs(2);
+
+/// How long what was heard of a partition without a replica here is gone by.
+const KNOWN_FOR: Duration = Duration::from_mins(1);
 
 const BACK_OFF_MIN: Duration = Duration::from_millis(5);
 const BACK_OFF_MAX: Duration = Duration::from_millis(250);
@@ -160,7 +169,7 @@ impl Item {
 
 /// The task.
 pub struct Appender {
-    handle: PartitionHandle,
+    partition: Reach,
     link: Arc<dyn ForwardLink>,
     rng: Arc<dyn Rng>,
     submissions: mpsc::Receiver<Submission>,
@@ -169,6 +178,8 @@ pub struct Appender {
     /// Our session; made with the first event.
     session: Option<SessionId>,
     next_sequence: u64,
+    /// Something was sent under our session.
+    used: bool,
     /// The producer that sent last, and its last sequence that was not refused.
     last: Option<(SessionId, u32, u64)>,
     back_off: Duration,
@@ -178,7 +189,7 @@ pub struct Appender {
 
 impl std::fmt::Debug for Appender {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Appender").field("topic", &self.handle.topic()).finish_non_exhaustive()
+        f.debug_struct("Appender").field("topic", &self.partition.topic()).finish_non_exhaustive()
     }
 }
 
@@ -194,14 +205,10 @@ enum Next {
 
 impl Appender {
     /// An appender and the way to it.
-    pub fn new(
-        handle: PartitionHandle,
-        link: Arc<dyn ForwardLink>,
-        rng: Arc<dyn Rng>,
-    ) -> (mpsc::Sender<Submission>, Self) {
+    pub fn new(partition: Reach, link: Arc<dyn ForwardLink>, rng: Arc<dyn Rng>) -> (mpsc::Sender<Submission>, Self) {
         let (sender, submissions) = mpsc::channel(256);
         let appender = Self {
-            handle,
+            partition,
             link,
             rng,
             submissions,
@@ -209,6 +216,7 @@ impl Appender {
             open: true,
             session: None,
             next_sequence: 1,
+            used: false,
             last: None,
             back_off: BACK_OFF_MIN,
             cause: "no leader is known".to_owned(),
@@ -276,8 +284,8 @@ impl Appender {
 
     /// A session of this stream. It begins at the partition's time as this node knows it, which the leader's never precedes.
     fn own_session(&mut self) -> SessionId {
-        let (handle, rng) = (&self.handle, &self.rng);
-        *self.session.get_or_insert_with(|| new_session(handle.entry_time_ms(), &**rng))
+        let (partition, rng) = (&self.partition, &self.rng);
+        *self.session.get_or_insert_with(|| new_session(partition.entry_time_ms(), &**rng))
     }
 
     /// When the oldest chunk has waited long enough.
@@ -293,44 +301,101 @@ impl Appender {
     /// The way to the leader, once there is one.
     async fn route(&mut self, hint: Option<NodeId>, stop: &Stop) -> Result<Route, Next> {
         self.note_stop(stop);
-        let mut leadership = self.handle.leadership();
-        let mut admission = self.handle.watch_admission();
+        match self.partition.replica() {
+            Some(replica) => self.route_from(&replica, hint, stop).await,
+            None => self.route_from_afar(hint).await,
+        }
+    }
+
+    /// By what the replica here knows of leaders.
+    async fn route_from(
+        &mut self,
+        replica: &PartitionHandle,
+        hint: Option<NodeId>,
+        stop: &Stop,
+    ) -> Result<Route, Next> {
+        let mut leadership = replica.leadership();
+        let mut admission = replica.watch_admission();
         loop {
             if *admission.borrow_and_update() == Admission::Deleted {
                 return Err(Next::GiveUp(PublishError::Deleted));
             }
             let now = *leadership.borrow_and_update();
             let leader = hint.or(now.leader);
-            if leader == Some(self.handle.me()) {
-                return Ok(Route::local(self.handle.batcher().clone()));
+            if leader == Some(replica.me()) {
+                return Ok(Route::local(replica.batcher().clone()));
             }
             if let Some(leader) = leader {
-                let opened =
-                    tokio::time::timeout(Duration::from_secs(2), self.link.open(leader, self.handle.topic())).await;
-                return match opened {
-                    Ok(Ok(route)) => Ok(route),
-                    Ok(Err(cause)) => Err(self.again(format!("node {leader} cannot be reached: {cause}"))),
-                    Err(_) => Err(self.again(format!("node {leader} does not answer"))),
-                };
+                return self.open(leader).await;
             }
             let deadline = self.deadline();
             tokio::select! {
                 changed = leadership.changed() => if changed.is_err() { return Err(self.stopped()) },
                 changed = admission.changed() => if changed.is_err() { return Err(self.stopped()) },
+                () = replica.stopped() => return Err(self.stopped()),
                 () = tokio::time::sleep_until(deadline) => return Err(self.out_of_time()),
                 () = stop.cancelled(), if self.stopping_since.is_none() => self.note_stop(stop),
             }
         }
     }
 
-    /// The partition does not run here any more: the node is going.
+    /// By what other nodes say: the last leader that was heard of first, else whom a node that holds the partition names.
+    async fn route_from_afar(&mut self, hint: Option<NodeId>) -> Result<Route, Next> {
+        if self.partition.is_going() {
+            return Err(Next::GiveUp(PublishError::Deleted));
+        }
+        let Some(elsewhere) = self.partition.elsewhere().cloned() else { return Err(self.stopped()) };
+        let topic = self.partition.topic();
+        let known = elsewhere.known(topic).filter(|known| known.at.elapsed() < KNOWN_FOR);
+        let mut leader = hint.or(known.and_then(|known| known.leader));
+        if leader.is_none() || known.is_none() {
+            match elsewhere.stand(topic, Freshness::Known, Counting::Unwanted, ATTEMPT).await {
+                Ok(stand) => leader = hint.or(stand.leader),
+                Err(error) => return Err(self.again(error.to_string())),
+            }
+        }
+        self.renew_unused();
+        match leader {
+            // Before it began to look elsewhere, this node may have been the leader itself.
+            None => Err(self.again("an election is on".to_owned())),
+            Some(leader) if Some(leader) == self.partition.me() => {
+                elsewhere.note_leader(topic, None);
+                Err(self.again("this node holds no replica any more".to_owned()))
+            }
+            Some(leader) => {
+                let route = self.open(leader).await;
+                elsewhere.note_leader(topic, route.is_ok().then_some(leader));
+                route
+            }
+        }
+    }
+
+    async fn open(&mut self, leader: NodeId) -> Result<Route, Next> {
+        match tokio::time::timeout(ATTEMPT, self.link.open(leader, self.partition.topic())).await {
+            Ok(Ok(route)) => Ok(route),
+            Ok(Err(cause)) => Err(self.again(format!("node {leader} cannot be reached: {cause}"))),
+            Err(_) => Err(self.again(format!("node {leader} does not answer"))),
+        }
+    }
+
+    /// The partition does not run here any more: it moved away, or the node is going.
     fn stopped(&mut self) -> Next {
         "the partition is stopped on this node".clone_into(&mut self.cause);
-        self.out_of_time()
+        if self.partition.elsewhere().is_some() { self.again(self.cause.clone()) } else { self.out_of_time() }
+    }
+
+    /// A session that was made before the partition's time was known here is made anew, if nothing was sent under it: the leader
+    /// would take it for one that it has forgotten.
+    fn renew_unused(&mut self) {
+        let now_ms = self.partition.entry_time_ms();
+        let stale = self.session.is_some_and(|session| made_at(session) < now_ms);
+        if stale && !self.used && self.queue.iter().all(|item| item.ours) {
+            self.renumber(now_ms);
+        }
     }
 
     fn again(&mut self, cause: String) -> Next {
-        debug!(topic = %self.handle.topic(), cause, "an append is tried again");
+        debug!(topic = %self.partition.topic(), cause, "an append is tried again");
         self.cause = cause;
         if Instant::now() >= self.deadline() { self.out_of_time() } else { Next::Again { hint: None } }
     }
@@ -374,6 +439,7 @@ impl Appender {
                 ready = out.ready(next_size), if next_size.is_some() && sent < WINDOW => match ready {
                     Ok(()) => {
                         out.send(&self.queue[sent].chunk);
+                        self.used |= self.queue[sent].ours;
                         sent += 1;
                     }
                     Err(_) if sent > 0 => {
@@ -428,6 +494,9 @@ impl Appender {
         let refusal = match error {
             AppendError::NotLeader { leader } => {
                 self.cause = error.to_string();
+                if let Some(elsewhere) = self.partition.elsewhere() {
+                    elsewhere.note_leader(self.partition.topic(), leader);
+                }
                 let out_of_time = Instant::now() >= self.deadline();
                 return if out_of_time { self.out_of_time() } else { Next::Again { hint: leader } };
             }
@@ -451,7 +520,8 @@ impl Appender {
             AppendError::TooLarge => PublishError::TooLarge,
         };
         self.refuse_front(refusal);
-        Next::Again { hint: Some(self.handle.me()).filter(|me| self.handle.leadership().borrow().leader == Some(*me)) }
+        let replica = self.partition.replica();
+        Next::Again { hint: replica.filter(|it| it.leadership().borrow().leads(it.me())).map(|it| it.me()) }
     }
 
     /// Answers the oldest chunk with a refusal and closes the gap that its numbers leave.
@@ -474,8 +544,15 @@ impl Appender {
         if self.queue.iter().any(|item| item.doubtful || !item.ours) {
             return Next::GiveUp(PublishError::Forgotten { now_ms });
         }
-        let session = new_session(now_ms.max(self.handle.entry_time_ms()), &*self.rng);
+        self.renumber(now_ms.max(self.partition.entry_time_ms()));
+        Next::Again { hint: None }
+    }
+
+    /// Numbers everything that waits anew, under a session made at `now_ms`. Nothing of it may be appended, or be yet.
+    fn renumber(&mut self, now_ms: u64) {
+        let session = new_session(now_ms, &*self.rng);
         self.session = Some(session);
+        self.used = false;
         let mut last = 0;
         for item in &mut self.queue {
             let count = item.chunk.producer.count;
@@ -485,15 +562,22 @@ impl Appender {
         }
         self.next_sequence = last + 1;
         self.last = Some((session, 1, last));
-        Next::Again { hint: None }
     }
 
     async fn pause(&mut self, stop: &Stop) {
-        let mut leadership = self.handle.leadership();
-        leadership.mark_unchanged();
+        let leadership = self.partition.replica().map(|replica| replica.leadership());
+        let changed = async {
+            match leadership {
+                Some(mut leadership) => {
+                    leadership.mark_unchanged();
+                    let _ = leadership.changed().await;
+                }
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             () = tokio::time::sleep(self.back_off) => {}
-            _ = leadership.changed() => {}
+            () = changed => {}
             () = stop.cancelled(), if self.stopping_since.is_none() => self.note_stop(stop),
         }
         self.back_off = (self.back_off * 2).min(BACK_OFF_MAX);

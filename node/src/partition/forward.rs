@@ -1,4 +1,4 @@
-//! Between nodes: appends that arrive where the partition's leader is not, and barriers for reads.
+//! Between nodes: appends that arrive where the partition's leader is not, barriers for reads, and reads of nodes without a replica.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use bytes::Bytes;
 use ensign_proto::pb::ensign::peer::v1 as peer;
 use ensign_proto::pb::ensign::peer::v1::forward_client::ForwardClient;
 use ensign_proto::pb::ensign::peer::v1::forward_server::{Forward, ForwardServer};
-use ensign_proto::{LogIndex, NodeId, TopicId};
+use ensign_proto::{LogIndex, NodeId, Offset, TopicId};
 use ensign_raft::env::Tasks;
 use futures::future::BoxFuture;
 use futures::{Stream, StreamExt as _};
@@ -17,11 +17,14 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::append::{self, AppendError, Chunk, Outcome};
+use super::elsewhere::serve::{self, Reads};
+use super::elsewhere::{Counting, Page, Pages, Place, ReadLink, Stand, Unread, Wanted, malformed};
+use super::freshness::Freshness;
 use super::handle::BarrierLink;
 use super::registry::Partitions;
 use super::room::FairRoom;
 use super::route::{ForwardLink, Route};
-use crate::peers::PeerChannel;
+use crate::peers::{CallingNode, PeerChannel};
 
 /// The largest message of a forward stream: a chunk with one event of the largest size fits well.
 const MESSAGE_MAX: usize = 16 << 20;
@@ -93,18 +96,114 @@ impl BarrierLink for PeerForward {
     }
 }
 
+/// How long the one who asks waits, told to the other side so that it does not go on for nobody.
+const ANSWER_BY: Duration = Duration::from_secs(20);
+
+fn request<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(ANSWER_BY);
+    request
+}
+
+fn bytes_of(topic: TopicId) -> Bytes {
+    Bytes::copy_from_slice(topic.as_bytes())
+}
+
+fn unreachable(status: &Status) -> Unread {
+    Unread::Unreachable { cause: format!("{:?}: {}", status.code(), status.message()) }
+}
+
+fn stranger() -> Unread {
+    Unread::Unreachable { cause: "it is not a node of this cluster".to_owned() }
+}
+
+fn to_page(reply: peer::FetchReply) -> Result<Page, Unread> {
+    match reply.kind {
+        Some(peer::fetch_reply::Kind::Page(page)) => page.try_into(),
+        Some(peer::fetch_reply::Kind::Refused(refused)) => Err(refused.into()),
+        None => Err(malformed("nothing in it")),
+    }
+}
+
+impl ReadLink for PeerForward {
+    fn stand(
+        &self,
+        holder: NodeId,
+        topic: TopicId,
+        freshness: Freshness,
+        counting: Counting,
+    ) -> BoxFuture<'static, Result<Stand, Unread>> {
+        let channel = self.0.control(holder);
+        Box::pin(async move {
+            let counts = counting == Counting::Wanted;
+            let freshness = peer::Freshness::from(freshness).into();
+            let ask = peer::StandRequest { topic_id: bytes_of(topic), partition: 0, freshness, counts };
+            let asked = client(channel.ok_or_else(stranger)?).stand(request(ask)).await;
+            match asked.map_err(|status| unreachable(&status))?.into_inner().kind {
+                Some(peer::stand_reply::Kind::Stand(stand)) => stand.try_into(),
+                Some(peer::stand_reply::Kind::Refused(refused)) => Err(refused.into()),
+                None => Err(malformed("nothing in it")),
+            }
+        })
+    }
+
+    fn locate(&self, holder: NodeId, topic: TopicId, place: Place) -> BoxFuture<'static, Result<Offset, Unread>> {
+        let channel = self.0.control(holder);
+        Box::pin(async move {
+            let place = match place {
+                Place::Time(ms) => peer::locate_request::Place::TimeMs(ms),
+                Place::After(id) => peer::locate_request::Place::AfterId(Bytes::copy_from_slice(id.as_bytes())),
+            };
+            let ask = peer::LocateRequest { topic_id: bytes_of(topic), partition: 0, place: Some(place) };
+            let asked = client(channel.ok_or_else(stranger)?).locate(request(ask)).await;
+            match asked.map_err(|status| unreachable(&status))?.into_inner().kind {
+                Some(peer::locate_reply::Kind::Offset(offset)) => {
+                    serve::offset(offset).map_err(|_| malformed("offset"))
+                }
+                Some(peer::locate_reply::Kind::Refused(refused)) => Err(refused.into()),
+                None => Err(malformed("nothing in it")),
+            }
+        })
+    }
+
+    fn fetch(&self, holder: NodeId, topic: TopicId, wanted: Wanted) -> BoxFuture<'static, Result<Page, Unread>> {
+        let channel = self.0.bulk(holder);
+        Box::pin(async move {
+            let (after_index, after_link) = serve::after(&wanted);
+            let (from, bytes) = (wanted.from.0, wanted.bytes);
+            let ask =
+                peer::FetchRequest { topic_id: bytes_of(topic), partition: 0, from, bytes, after_index, after_link };
+            let asked = client(channel.ok_or_else(stranger)?).fetch(request(ask)).await;
+            to_page(asked.map_err(|status| unreachable(&status))?.into_inner())
+        })
+    }
+
+    fn follow(&self, holder: NodeId, topic: TopicId, from: Offset) -> BoxFuture<'static, Result<Pages, Unread>> {
+        let channel = self.0.bulk(holder);
+        Box::pin(async move {
+            let ask = peer::FollowRequest { topic_id: bytes_of(topic), partition: 0, from: from.0 };
+            let asked = client(channel.ok_or_else(stranger)?).follow(ask).await;
+            let pages = asked.map_err(|status| unreachable(&status))?.into_inner();
+            let pages = pages.map(|reply| reply.map_err(|status| unreachable(&status)).and_then(to_page));
+            Ok(pages.boxed() as Pages)
+        })
+    }
+}
+
 /// Serves [`Forward`] to other nodes.
 #[derive(Debug, Clone)]
 pub struct ForwardService {
     partitions: Partitions,
     tasks: Tasks,
     room: FairRoom,
+    reads: Reads,
 }
 
 impl ForwardService {
     /// The service, ready to be added to the peer server.
     pub fn server(partitions: Partitions, tasks: Tasks) -> ForwardServer<Self> {
-        ForwardServer::new(Self { partitions, tasks, room: FairRoom::new(ROOM) })
+        let reads = Reads::new(partitions.clone());
+        ForwardServer::new(Self { partitions, tasks, room: FairRoom::new(ROOM), reads })
             .max_decoding_message_size(MESSAGE_MAX)
             .max_encoding_message_size(MESSAGE_MAX)
     }
@@ -114,9 +213,16 @@ fn topic_of(bytes: &[u8]) -> Result<TopicId, Status> {
     TopicId::try_from(bytes).map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
+/// The node that calls, as the gate has checked.
+fn caller<T>(request: &Request<T>) -> Result<NodeId, Status> {
+    let node = request.extensions().get::<CallingNode>().map(|calling| calling.0);
+    node.ok_or_else(|| Status::unauthenticated("peers must show a certificate"))
+}
+
 #[tonic::async_trait]
 impl Forward for ForwardService {
     type AppendStream = Pin<Box<dyn Stream<Item = Result<peer::AppendReply, Status>> + Send>>;
+    type FollowStream = Pin<Box<dyn Stream<Item = Result<peer::FetchReply, Status>> + Send>>;
 
     async fn append(
         &self,
@@ -155,6 +261,47 @@ impl Forward for ForwardService {
         let handle = handle.ok_or_else(|| Status::not_found("the partition does not run on this node"))?;
         let index = handle.confirm().await.map_err(|error| Status::unavailable(error.to_string()))?;
         Ok(Response::new(peer::BarrierReply { applied: index.0 }))
+    }
+
+    async fn stand(&self, request: Request<peer::StandRequest>) -> Result<Response<peer::StandReply>, Status> {
+        let asked = request.get_ref();
+        let counting = if asked.counts { Counting::Wanted } else { Counting::Unwanted };
+        let stand = self.reads.stand(topic_of(&asked.topic_id)?, asked.freshness().into(), counting).await;
+        let kind = match stand {
+            Ok(stand) => peer::stand_reply::Kind::Stand(stand.into()),
+            Err(unread) => peer::stand_reply::Kind::Refused(unread.into()),
+        };
+        Ok(Response::new(peer::StandReply { kind: Some(kind) }))
+    }
+
+    async fn locate(&self, request: Request<peer::LocateRequest>) -> Result<Response<peer::LocateReply>, Status> {
+        let asked = request.into_inner();
+        let found = self.reads.locate(topic_of(&asked.topic_id)?, serve::place(asked.place)?).await;
+        let kind = match found {
+            Ok(offset) => peer::locate_reply::Kind::Offset(offset.0),
+            Err(unread) => peer::locate_reply::Kind::Refused(unread.into()),
+        };
+        Ok(Response::new(peer::LocateReply { kind: Some(kind) }))
+    }
+
+    async fn fetch(&self, request: Request<peer::FetchRequest>) -> Result<Response<peer::FetchReply>, Status> {
+        let caller = caller(&request)?;
+        let asked = request.get_ref();
+        let page = self.reads.fetch(caller, topic_of(&asked.topic_id)?, serve::wanted(asked)?).await;
+        Ok(Response::new(serve::fetch_reply(page)))
+    }
+
+    async fn follow(&self, request: Request<peer::FollowRequest>) -> Result<Response<Self::FollowStream>, Status> {
+        let caller = caller(&request)?;
+        let asked = request.get_ref();
+        let pages = match self.reads.follow(caller, topic_of(&asked.topic_id)?, serve::offset(asked.from)?) {
+            Ok(pages) => pages,
+            Err(unread) => futures::stream::iter([Err(unread)]).boxed(),
+        };
+        // An open stream must not keep a stopping server waiting.
+        let stop = self.tasks.stop_token().clone().cancelled_owned();
+        let replies = pages.map(|page| Ok(serve::fetch_reply(page))).take_until(stop);
+        Ok(Response::new(Box::pin(replies)))
     }
 }
 

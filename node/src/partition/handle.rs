@@ -8,6 +8,7 @@ use ensign_proto::{
     BatchHeader, ByteCount, DekId, Link, LogIndex, NodeId, Offset, PartitionContext, ProjectId, RingId, Rlid,
     SealedBytes, TopicId, link,
 };
+use ensign_raft::env::{Clock, Tasks};
 use ensign_raft::{CommittedEntry, Group, Leadership, ReadError as LogReadError};
 use futures::future::BoxFuture;
 use thiserror::Error;
@@ -15,9 +16,10 @@ use tokio::sync::watch;
 
 use super::batcher::{Admission, Batcher};
 use super::entry::Payload;
+use super::freshness::{Confirmed, Freshness};
 use super::index::Mark;
 use super::keys::{Keys, KeysError};
-use super::machine::{PartitionMachine, TypeCount};
+use super::machine::{DekRow, PartitionMachine, TypeCount};
 use super::open::OpenBatch;
 use super::tail::{StoredBatch, Tail};
 use super::types;
@@ -43,6 +45,12 @@ pub enum ReadError {
     /// The leader could not be asked how far to read. Retry.
     #[error("the partition has no leader that a majority confirms: {cause}")]
     NoLeader {
+        /// The last thing that went wrong.
+        cause: String,
+    },
+    /// No node that holds the partition could be asked. Retry.
+    #[error("no node that holds the partition can be reached: {cause}")]
+    Unreachable {
         /// The last thing that went wrong.
         cause: String,
     },
@@ -82,7 +90,6 @@ pub struct Counters {
 }
 
 /// What a handle is made of.
-#[derive(Debug)]
 pub(super) struct Parts {
     pub(super) me: NodeId,
     pub(super) context: PartitionContext,
@@ -91,6 +98,9 @@ pub(super) struct Parts {
     pub(super) tail: Arc<Tail>,
     pub(super) batcher: Batcher,
     pub(super) admission: watch::Receiver<Admission>,
+    pub(super) clock: Arc<dyn Clock>,
+    /// Stopped when the partition is.
+    pub(super) tasks: Tasks,
 }
 
 /// One partition on this node. Clones share it.
@@ -99,6 +109,7 @@ pub struct PartitionHandle {
     parts: Arc<Parts>,
     keys: Arc<dyn Keys>,
     barrier: Arc<dyn BarrierLink>,
+    confirmed: Arc<Confirmed>,
 }
 
 impl std::fmt::Debug for PartitionHandle {
@@ -109,7 +120,7 @@ impl std::fmt::Debug for PartitionHandle {
 
 impl PartitionHandle {
     pub(super) fn new(parts: Parts, keys: Arc<dyn Keys>, barrier: Arc<dyn BarrierLink>) -> Self {
-        Self { parts: Arc::new(parts), keys, barrier }
+        Self { parts: Arc::new(parts), keys, barrier, confirmed: Arc::default() }
     }
 
     /// Where it is.
@@ -125,6 +136,26 @@ impl PartitionHandle {
     /// The topic's project.
     pub fn project(&self) -> ProjectId {
         self.parts.context.project
+    }
+
+    /// The keys that its batches are opened with.
+    pub(super) fn keys(&self) -> &Arc<dyn Keys> {
+        &self.keys
+    }
+
+    /// Whether it does not run here any more: the topic is gone, its replica moved away, or the node stops.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.parts.tasks.stop_token().is_cancelled()
+    }
+
+    /// Whether nothing of it is left here, at the cost of one load. It is stopped a little earlier.
+    pub(super) fn is_closed(&self) -> bool {
+        self.parts.admission.has_changed().is_err()
+    }
+
+    /// Returns once it does not run here any more.
+    pub(super) async fn stopped(&self) {
+        self.parts.tasks.stop_token().cancelled().await;
     }
 
     /// The ring that the topic is sealed under.
@@ -186,6 +217,37 @@ impl PartitionHandle {
         Ok(self.parts.group.read_index().await?)
     }
 
+    /// Waits until what this node has applied is as fresh as is asked for.
+    ///
+    /// # Errors
+    /// [`ReadError::NoLeader`] when nobody confirms in time: what this node has may be old.
+    pub async fn freshen(&self, freshness: Freshness, deadline: Duration) -> Result<(), ReadError> {
+        match freshness {
+            Freshness::Known => self.readable(),
+            Freshness::Latest => self.catch_up(deadline).await,
+            Freshness::Bounded => {
+                let now = self.parts.clock.boot();
+                if !self.confirmed.is_within_bound(now) {
+                    return self.catch_up(deadline).await;
+                }
+                // Renewed on the side, so that nobody has to wait for it while reads go on.
+                if self.confirmed.begins_to_age(now) {
+                    let this = self.clone();
+                    self.parts.tasks.spawn("confirm", |stop| async move {
+                        // Those who read after the bound ask again, and are told.
+                        let _ = stop.run_until_cancelled(this.catch_up(deadline)).await;
+                    });
+                }
+                self.readable()
+            }
+        }
+    }
+
+    /// Whether it has ever been known, since it was started, to hold what was committed then.
+    pub(super) fn was_confirmed(&self) -> bool {
+        self.confirmed.ever()
+    }
+
     /// Waits until this node has applied everything that was committed when the call was made, anywhere.
     ///
     /// # Errors
@@ -194,8 +256,13 @@ impl PartitionHandle {
         let mut cause = "no leader is known".to_owned();
         let attempt = async {
             loop {
+                let asked = self.parts.clock.boot();
                 match self.barrier_once().await {
-                    Ok(index) => return self.wait_applied(index).await,
+                    Ok(index) => {
+                        self.wait_applied(index).await?;
+                        self.confirmed.note(asked);
+                        return Ok(());
+                    }
                     Err(ReadError::Stopped) => return Err(ReadError::Stopped),
                     Err(error) => cause = error.to_string(),
                 }
@@ -285,41 +352,12 @@ impl PartitionHandle {
     /// # Errors
     /// [`ReadError::Key`], [`ReadError::Corrupt`].
     pub(crate) async fn open(&self, batch: &StoredBatch) -> Result<OpenBatch, ReadError> {
-        let dek = BatchHeader::decode(&batch.sealed).map_err(|error| ReadError::Corrupt { what: error.to_string() })?;
-        let dek = dek.header.dek;
-        // In use from before it is opened until the caller has handed its events on.
-        let in_use = match self.keys.begin_use(dek) {
-            // Perhaps nobody here has asked for it yet, or the lease has just run out.
-            Err(KeysError::NotHeld(_) | KeysError::Unavailable(_)) => {
-                self.hold(dek).await?;
-                self.keys.begin_use(dek)?
-            }
-            other => other?,
-        };
-        let plaintext = self.keys.open(&self.parts.context, &batch.sealed)?;
-        OpenBatch::new(self.topic(), batch, plaintext, in_use).map_err(|what| ReadError::Corrupt { what })
+        OpenBatch::open(&*self.keys, &self.parts.context, batch, |dek| self.data_key(dek)).await
     }
 
-    async fn hold(&self, dek: DekId) -> Result<(), ReadError> {
-        let row = self.parts.group.inspect(|machine| {
-            let deks = &machine.state().deks;
-            deks.iter().find(|row| row.dek == dek).cloned()
-        });
-        let row = row.ok_or_else(|| ReadError::Corrupt { what: format!("data key {dek} was never introduced") })?;
-        Ok(self.keys.ensure(self.parts.context, row.wrapped).await?)
-    }
-
-    /// Whether what was opened with the key may be shown at this very moment.
-    pub(crate) fn usable(&self, dek: DekId) -> bool {
-        self.keys.begin_use(dek).is_ok()
-    }
-
-    /// Refuses a topic whose ring is revoked as a whole: none of its events will ever be readable again, nor of those to come.
-    ///
-    /// # Errors
-    /// [`KeysError::Unusable`].
-    pub(crate) fn refuse_revoked(&self) -> Result<(), KeysError> {
-        self.keys.refuse_revoked(self.parts.ring)
+    /// A data key that the log introduced.
+    pub(super) fn data_key(&self, dek: DekId) -> Option<DekRow> {
+        self.parts.group.inspect(|machine| machine.state().deks.iter().find(|row| row.dek == dek).cloned())
     }
 
     /// The offset of the first event that was committed at `ms` or later; the high watermark if there is none yet.
@@ -352,20 +390,47 @@ impl PartitionHandle {
         }
     }
 
-    /// The partition's counters, as far as this node has applied.
-    pub async fn counters(&self) -> Counters {
-        let (mut counters, counted, deks) = self.parts.group.inspect(|machine| {
+    /// The partition's counters, as far as this node has applied, with the names of types as they are stored.
+    pub(super) fn counts(&self) -> Counts {
+        self.parts.group.inspect(|machine| {
             let state = machine.state();
-            let events = state.next_offset.0 - state.log_start.0;
-            let last_id = (state.next_offset > Offset::FIRST).then_some(state.last_id);
-            let counters = Counters { events, bytes: state.bytes, last_id, types: Vec::new() };
-            (counters, state.types.clone(), state.deks.clone())
-        });
+            let used = |row: &&DekRow| state.types.iter().any(|counted| counted.dek == row.dek);
+            Counts {
+                events: state.next_offset.0 - state.log_start.0,
+                bytes: state.bytes,
+                last_id: (state.next_offset > Offset::FIRST).then_some(state.last_id),
+                types: state.types.clone(),
+                keys: state.deks.iter().filter(used).cloned().collect(),
+            }
+        })
+    }
+}
+
+/// What is counted in a partition, with the names of types as they are stored: sealed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Events kept.
+    pub events: u64,
+    /// Their size as they are delivered.
+    pub bytes: u64,
+    /// The newest event's id; none of an empty partition.
+    pub last_id: Option<Rlid>,
+    /// By type.
+    pub types: Vec<TypeCount>,
+    /// The keys that their names are sealed under.
+    pub keys: Vec<DekRow>,
+}
+
+impl Counts {
+    /// Opens the names of the types.
+    pub(super) async fn open(self, keys: &dyn Keys, context: &PartitionContext) -> Counters {
+        let Self { events, bytes, last_id, types: counted, keys: deks } = self;
+        let mut types = Vec::with_capacity(counted.len());
         for counted in counted {
-            let name = types::open_name(&*self.keys, &self.parts.context, &deks, &counted).await;
-            counters.types.push((counted, name));
+            let name = types::open_name(keys, context, &deks, &counted).await;
+            types.push((counted, name));
         }
-        counters
+        Counters { events, bytes, last_id, types }
     }
 }
 
@@ -381,6 +446,17 @@ pub struct LogPlace {
 impl LogPlace {
     fn at(mark: Mark) -> Self {
         Self { next: mark.index, expect: None }
+    }
+
+    /// After the batch at `index`, whose successor begins at `base` and names `link`.
+    pub(super) fn following(index: LogIndex, base: Offset, link: Link) -> Self {
+        Self { next: index.next(), expect: Some((base, link)) }
+    }
+
+    /// An entry after which the next batch is found, where that one has to begin, and the link that it has to name.
+    pub(super) fn last(&self) -> Option<(LogIndex, Offset, Link)> {
+        let before = LogIndex(self.next.0.checked_sub(1)?);
+        self.expect.map(|(base, link)| (before, base, link))
     }
 
     fn after(context: &PartitionContext, batch: &StoredBatch) -> Option<Self> {

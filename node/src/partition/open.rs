@@ -2,10 +2,12 @@
 
 use bytes::BufMut;
 use ensign_keyvault::PlainBatch;
-use ensign_proto::{BatchHeader, Offset, TopicId};
+use ensign_proto::{BatchHeader, DekId, Offset, PartitionContext, TopicId};
 
 use super::block::{BlockCursor, BlockMap, Envelope, StoredEvent};
-use super::keys::KeyUse;
+use super::handle::ReadError;
+use super::keys::{KeyUse, Keys, KeysError};
+use super::machine::DekRow;
 use super::tail::StoredBatch;
 
 /// A batch whose plaintext is in memory: as short as possible, and wiped by its owner when it goes.
@@ -53,12 +55,34 @@ impl OpenEvent<'_> {
 }
 
 impl OpenBatch {
-    pub(super) fn new(
-        topic: TopicId,
+    /// Opens a batch that is expected at this partition; `data_key` finds a key that this process does not hold yet.
+    ///
+    /// # Errors
+    /// [`ReadError::Key`], [`ReadError::Corrupt`].
+    pub(super) async fn open(
+        keys: &dyn Keys,
+        context: &PartitionContext,
         batch: &StoredBatch,
-        plaintext: PlainBatch,
-        in_use: KeyUse,
-    ) -> Result<Self, String> {
+        data_key: impl FnOnce(DekId) -> Option<DekRow>,
+    ) -> Result<Self, ReadError> {
+        let dek = BatchHeader::decode(&batch.sealed).map_err(|error| ReadError::Corrupt { what: error.to_string() })?;
+        let dek = dek.header.dek;
+        // In use from before it is opened until the caller has handed its events on.
+        let in_use = match keys.begin_use(dek) {
+            // Perhaps nobody here has asked for it yet, or the lease has just run out.
+            Err(KeysError::NotHeld(_) | KeysError::Unavailable(_)) => {
+                let row = data_key(dek)
+                    .ok_or_else(|| ReadError::Corrupt { what: format!("data key {dek} was never introduced") })?;
+                keys.ensure(*context, row.wrapped).await?;
+                keys.begin_use(dek)?
+            }
+            other => other?,
+        };
+        let plaintext = keys.open(context, &batch.sealed)?;
+        Self::new(context.topic, batch, plaintext, in_use).map_err(|what| ReadError::Corrupt { what })
+    }
+
+    fn new(topic: TopicId, batch: &StoredBatch, plaintext: PlainBatch, in_use: KeyUse) -> Result<Self, String> {
         let header = BatchHeader::decode(&batch.sealed).map_err(|error| error.to_string())?.header;
         let map = BlockMap::read(plaintext.blocks(), header.count).map_err(|error| error.to_string())?;
         let envelope = Envelope { topic, term: header.term, base: header.base_offset, first_rlid: header.first_id };

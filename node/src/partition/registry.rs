@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use ensign_proto::{ByteCount, ClusterId, GroupId, NodeId, PartitionContext, ProjectId, TopicId};
+use ensign_proto::{ByteCount, ClusterId, GroupId, NodeId, Offset, PartitionContext, ProjectId, TopicId};
 use ensign_raft::env::{Clock, Rng, Stop, Tasks};
 use ensign_raft::{GroupSpec, Mode, Runtime, StartError};
 use ensign_storage::NodeLog;
@@ -17,9 +17,12 @@ use tokio::sync::{oneshot, watch};
 use tracing::{error, info, warn};
 
 use super::batcher::{Admission, BatchLimits, BatcherParts};
+use super::elsewhere::{Counting, Elsewhere, ReadLink};
+use super::freshness::Freshness;
 use super::handle::{BarrierLink, PartitionHandle, Parts};
 use super::keys::Keys;
 use super::machine::PartitionMachine;
+use super::reach::Reach;
 use super::route::ForwardLink;
 use super::tail::{Tail, TailBudget};
 use crate::catalog::{Catalog, Topic, TopicState, TopicsSeen};
@@ -30,6 +33,10 @@ const DELETING_FOR: Duration = Duration::from_secs(2);
 const SETTLING_MAX: usize = 64;
 /// How often every topic is looked at although nothing seems to have changed.
 const LOOK_AT_ALL_EVERY: Duration = Duration::from_secs(30);
+
+/// How long the ends of topics on other nodes are asked for, and how many at once.
+const ENDS: Duration = Duration::from_secs(2);
+const ENDS_AT_ONCE: usize = 64;
 
 /// Why a topic's partition cannot be used on this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -60,6 +67,8 @@ pub struct PartitionsParts {
     pub forward: Arc<dyn ForwardLink>,
     /// The way to what they have committed.
     pub barrier: Arc<dyn BarrierLink>,
+    /// The way to replicas on other nodes.
+    pub reads: Arc<dyn ReadLink>,
     /// For commit times.
     pub clock: Arc<dyn Clock>,
     /// For producer sessions.
@@ -81,6 +90,7 @@ pub struct Partitions {
 struct Inner {
     parts: PartitionsParts,
     budget: Arc<TailBudget>,
+    elsewhere: Elsewhere,
     running: RwLock<HashMap<TopicId, Running>>,
     /// Topics whose replica here does not start.
     damaged: RwLock<BTreeSet<TopicId>>,
@@ -108,9 +118,13 @@ impl Partitions {
         let partition = ByteCount((parts.tail_bytes.0 / 8).max(1 << 20));
         let budget = TailBudget::new(parts.tail_bytes, partition);
         let tasks = parts.tasks.clone();
+        let (catalog, reads) = (parts.catalog.clone(), Arc::clone(&parts.reads));
+        let liveness = parts.runtime.liveness();
+        let elsewhere = Elsewhere::new(parts.me, catalog, reads, liveness, Arc::clone(&budget), tasks.clone());
         let inner = Inner {
             parts,
             budget,
+            elsewhere,
             running: RwLock::default(),
             damaged: RwLock::default(),
             finishing: Mutex::default(),
@@ -125,7 +139,78 @@ impl Partitions {
     /// The partition of a topic, if it runs here.
     pub fn get(&self, topic: TopicId) -> Option<PartitionHandle> {
         let running = self.inner.running.read().unwrap_or_else(PoisonError::into_inner);
-        running.get(&topic).map(|running| running.handle.clone())
+        running.get(&topic).map(|running| running.handle.clone()).filter(|handle| !handle.is_stopped())
+    }
+
+    /// The partition of a topic, here or elsewhere. Waits for one that is about to run here.
+    ///
+    /// # Errors
+    /// See [`NotServed`].
+    pub async fn reach(&self, topic: TopicId, patience: Duration) -> Result<Reach, NotServed> {
+        let found = match self.get(topic) {
+            Some(handle) => Some(handle),
+            None if self.is_elsewhere(topic) => None,
+            None => match self.wait_for(topic, patience).await {
+                Ok(handle) => Some(handle),
+                // It is late here; that it is held elsewhere is as good.
+                Err(NotServed::NotYet) if !self.inner.elsewhere.holders(topic).is_empty() => None,
+                Err(error) => return Err(error),
+            },
+        };
+        let (context, ring) = if let Some(handle) = &found {
+            (*handle.context(), handle.ring())
+        } else {
+            let topic = self.inner.parts.catalog.view().topic(topic).ok_or(NotServed::NotYet)?;
+            (self.context(&topic), topic.ring)
+        };
+        Ok(Reach::new(context, ring, found, self.clone()))
+    }
+
+    /// The offset after a topic's last event, as far as this node knows: asks around for those that it has no replica of.
+    pub async fn ends(&self, topics: &[Arc<Topic>]) -> HashMap<TopicId, Offset> {
+        let away = topics.iter().filter(|topic| self.get(topic.id).is_none() && self.is_elsewhere(topic.id));
+        let away: Vec<TopicId> = away.map(|topic| topic.id).collect();
+        let ask = |topic| self.inner.elsewhere.stand(topic, Freshness::Known, Counting::Unwanted, ENDS);
+        // Who does not answer in time leaves what was known before.
+        futures::stream::iter(away).map(ask).buffer_unordered(ENDS_AT_ONCE).for_each(|_| async {}).await;
+        let end = |topic: TopicId| match self.get(topic) {
+            Some(handle) => Some(handle.high_watermark()),
+            None => self.inner.elsewhere.known(topic).map(|known| known.high_watermark),
+        };
+        topics.iter().filter_map(|topic| Some((topic.id, end(topic.id)?))).collect()
+    }
+
+    /// Whether the catalog knows the topic and names this node among those that hold it.
+    pub(super) fn belongs_here(&self, topic: TopicId) -> bool {
+        let catalog = &self.inner.parts.catalog;
+        catalog.view().topic(topic).is_some_and(|topic| catalog.replicas_of(&topic).contains(&self.inner.parts.me))
+    }
+
+    fn is_elsewhere(&self, topic: TopicId) -> bool {
+        self.inner.parts.catalog.view().topic(topic).is_some() && !self.belongs_here(topic)
+    }
+
+    fn context(&self, topic: &Topic) -> PartitionContext {
+        PartitionContext {
+            cluster: self.inner.parts.cluster,
+            project: topic.project,
+            topic: topic.id,
+            partition: topic.partition,
+        }
+    }
+
+    /// This node.
+    pub(super) fn node(&self) -> NodeId {
+        self.inner.parts.me
+    }
+
+    pub(super) fn catalog(&self) -> &Catalog {
+        &self.inner.parts.catalog
+    }
+
+    /// The way to partitions that this node has no replica of.
+    pub(super) fn elsewhere(&self) -> &Elsewhere {
+        &self.inner.elsewhere
     }
 
     /// How many topics have a replica here that does not start.
@@ -283,12 +368,7 @@ impl Partitions {
 
     async fn start_partition(&self, topic: &Topic, admission: Admission) -> Result<(), StartError> {
         let parts = &self.inner.parts;
-        let context = PartitionContext {
-            cluster: parts.cluster,
-            project: topic.project,
-            topic: topic.id,
-            partition: topic.partition,
-        };
+        let context = self.context(topic);
         let tail = Tail::new(Arc::clone(&self.inner.budget));
         let machine = PartitionMachine::new(context, Arc::clone(&tail));
         let spec = GroupSpec { id: topic.group, voters: parts.catalog.replicas_of(topic), mode: Mode::Found };
@@ -307,7 +387,17 @@ impl Partitions {
         .start();
         let tasks = parts.tasks.child();
         tasks.spawn("batcher", task);
-        let handle_parts = Parts { me: parts.me, context, ring: topic.ring, group, tail, batcher, admission: admitted };
+        let handle_parts = Parts {
+            me: parts.me,
+            context,
+            ring: topic.ring,
+            group,
+            tail,
+            batcher,
+            admission: admitted,
+            clock: Arc::clone(&parts.clock),
+            tasks: tasks.clone(),
+        };
         let handle = PartitionHandle::new(handle_parts, Arc::clone(&parts.keys), Arc::clone(&parts.barrier));
         let running = Running { group: topic.group, handle, admission, tasks };
         self.inner.running.write().unwrap_or_else(PoisonError::into_inner).insert(topic.id, running);
@@ -352,6 +442,19 @@ impl Partitions {
             self.inner.changes.send_modify(|changes| *changes += 1);
         }
         self.remove_log(group).await
+    }
+
+    /// Stops the replica here as a move does, while the catalog still names this node.
+    #[cfg(test)]
+    pub(crate) async fn give_replica_up(&self, topic: TopicId) {
+        let running = {
+            let mut running = self.inner.running.write().unwrap_or_else(PoisonError::into_inner);
+            running.remove(&topic)
+        };
+        if let Some(running) = running {
+            running.tasks.shut_down(Duration::from_secs(5)).await;
+            self.inner.parts.runtime.stop(running.group).await;
+        }
     }
 
     async fn remove_log(&self, group: GroupId) -> bool {

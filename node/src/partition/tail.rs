@@ -11,7 +11,7 @@ use ensign_proto::{ByteCount, LogIndex, Offset};
 use tokio::sync::watch;
 
 /// A sealed batch and its place.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredBatch {
     /// The offset of its first event.
     pub base: Offset,

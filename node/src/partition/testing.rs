@@ -6,12 +6,42 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use ensign_keyvault::PlainBatch;
-use ensign_proto::{BatchHeader, COMMIT_BYTES, DekId, PartitionContext, RingId, SALT_BYTES, SealedBytes, TAG_BYTES};
+use ensign_proto::{
+    BatchHeader, COMMIT_BYTES, DekId, NodeId, Offset, PartitionContext, RingId, SALT_BYTES, SealedBytes, TAG_BYTES,
+    TopicId,
+};
 use futures::future::BoxFuture;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::elsewhere::{Counting, Page, Pages, Place, ReadLink, Stand, Unread, Wanted};
+use super::freshness::Freshness;
 use super::keys::{InUse, KeyUse, Keys, KeysError, NewDek};
+
+/// There is no other node.
+pub(crate) struct NoOthers;
+
+fn nobody<T: Send + 'static>() -> BoxFuture<'static, Result<T, Unread>> {
+    Box::pin(async { Err(Unread::Unreachable { cause: "there is no other node".to_owned() }) })
+}
+
+impl ReadLink for NoOthers {
+    fn stand(&self, _: NodeId, _: TopicId, _: Freshness, _: Counting) -> BoxFuture<'static, Result<Stand, Unread>> {
+        nobody()
+    }
+
+    fn locate(&self, _: NodeId, _: TopicId, _: Place) -> BoxFuture<'static, Result<Offset, Unread>> {
+        nobody()
+    }
+
+    fn fetch(&self, _: NodeId, _: TopicId, _: Wanted) -> BoxFuture<'static, Result<Page, Unread>> {
+        nobody()
+    }
+
+    fn follow(&self, _: NodeId, _: TopicId, _: Offset) -> BoxFuture<'static, Result<Pages, Unread>> {
+        nobody()
+    }
+}
 
 /// Keys without a vault: what they seal lies open, but bound to its place as a seal would bind it.
 #[derive(Default)]

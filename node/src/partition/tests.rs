@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ensign_keyvault::PlainBatch;
+use ensign_keyvault::testing::ManualClock;
 use ensign_proto::pb::ensign::peer::v1 as peer;
 use ensign_proto::pb::ensign::v1beta1 as api;
 use ensign_proto::{
@@ -25,8 +26,10 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use super::append::{AppendError, Appended};
 use super::appender::{Appender, Numbering, PublishError, Submission};
 use super::batcher::{Admission, BatchLimits, Batcher, BatcherParts, Tapped};
-use super::handle::{BarrierLink, PartitionHandle, Parts};
+use super::freshness::{Freshness, STALENESS_MAX};
+use super::handle::{BarrierLink, PartitionHandle, Parts, ReadError};
 use super::keys::{Keys as _, KeysError};
+use super::reach::Reach;
 use super::route::{ForwardLink, Route};
 use super::testing::OpenKeys;
 use super::{BodyShape, FairRoom, PartitionMachine, Tail, TailBudget, encode_body, forward};
@@ -54,7 +57,8 @@ impl ForwardLink for TestLink {
 
 impl BarrierLink for TestLink {
     fn barrier(&self, leader: NodeId, _: TopicId) -> BoxFuture<'static, Result<LogIndex, String>> {
-        let group = self.groups.lock().unwrap().get(&leader).cloned();
+        let cut = self.cut.lock().unwrap().contains(&leader);
+        let group = self.groups.lock().unwrap().get(&leader).cloned().filter(|_| !cut);
         Box::pin(async move {
             let group = group.ok_or("cut off")?;
             group.read_index().await.map_err(|error| error.to_string())
@@ -76,6 +80,8 @@ struct Cluster {
     nodes: BTreeMap<NodeId, TestNode>,
     link: Arc<TestLink>,
     keys: Arc<OpenKeys>,
+    /// What the age of confirmations is told by.
+    clock: Arc<ManualClock>,
     tasks: Tasks,
     runtimes: BTreeMap<NodeId, Runtime>,
     logs: BTreeMap<NodeId, MemoryLog>,
@@ -97,6 +103,7 @@ impl Cluster {
     async fn start(size: u64) -> Self {
         let (net, link, keys, tasks) =
             (MemoryNet::new(), Arc::<TestLink>::default(), Arc::<OpenKeys>::default(), Tasks::new());
+        let manual = ManualClock::new();
         let voters: BTreeSet<_> = (1..=size).map(NodeId).collect();
         let runtimes: Vec<_> = voters
             .iter()
@@ -109,7 +116,8 @@ impl Cluster {
             .collect();
         let runtimes = runtimes.into_iter().map(|runtime| (runtime.node(), runtime)).collect();
         let logs = voters.iter().map(|me| (*me, MemoryLog::new())).collect();
-        let mut cluster = Self { net, nodes: BTreeMap::new(), link, keys, tasks, runtimes, logs, voters };
+        let mut cluster =
+            Self { net, nodes: BTreeMap::new(), link, keys, clock: manual, tasks, runtimes, logs, voters };
         for me in cluster.voters.clone() {
             cluster.run(me).await;
         }
@@ -139,7 +147,9 @@ impl Cluster {
         self.link.batchers.lock().unwrap().insert(me, batcher.clone());
         self.link.groups.lock().unwrap().insert(me, group.clone());
         let ring = RingId::default();
-        let parts = Parts { me, context: context(), ring, group: group.clone(), tail, batcher, admission: admitted };
+        let (context, group_too, clock) = (context(), group.clone(), Arc::clone(&self.clock));
+        let tasks = self.tasks.child();
+        let parts = Parts { me, context, ring, group: group_too, tail, batcher, admission: admitted, clock, tasks };
         let handle =
             PartitionHandle::new(parts, Arc::<OpenKeys>::clone(&self.keys), Arc::<TestLink>::clone(&self.link));
         self.nodes.insert(me, TestNode { handle, group, admission });
@@ -163,7 +173,7 @@ impl Cluster {
 
     fn publisher(&self, node: NodeId) -> Publisher {
         let handle = self.nodes[&node].handle.clone();
-        let (submissions, appender) = Appender::new(handle, Arc::<TestLink>::clone(&self.link), Arc::new(OsRng));
+        let (submissions, appender) = Appender::new(handle.into(), Arc::<TestLink>::clone(&self.link), Arc::new(OsRng));
         self.tasks.spawn("appender", move |stop| appender.run(stop));
         Publisher { submissions, room: Arc::new(Semaphore::new(1 << 20)), shared: FairRoom::new(1 << 20) }
     }
@@ -266,7 +276,8 @@ async fn what_is_acknowledged_is_read_back_in_order_at_its_offset() {
     let events = cluster.read(NodeId(1)).await;
     let expected: Vec<_> = names("e", 0..3000).into_iter().map(Bytes::from).collect();
     assert_eq!(events.iter().map(|(_, event)| event.clone()).collect::<Vec<_>>(), expected);
-    let counters = cluster.nodes[&NodeId(1)].handle.counters().await;
+    let partition = Reach::from(cluster.nodes[&NodeId(1)].handle.clone());
+    let counters = partition.counters(Freshness::Latest, Duration::from_secs(5)).await.unwrap();
     assert_eq!((counters.events, counters.types.len(), counters.types[0].0.events), (3000, 1, 3000));
     assert_eq!(counters.types[0].1.as_deref(), Some(&b"\x0a\x04kind"[..]));
 }
@@ -633,4 +644,31 @@ async fn an_event_whose_first_attempt_was_lost_is_not_nacked_for_what_is_said_of
             assert!(attempts.load(Ordering::SeqCst) > u64::from(lost));
         }
     }
+}
+
+#[tokio::test]
+async fn a_local_read_is_refused_once_its_replica_may_be_older_than_the_bound() {
+    let cluster = Cluster::start(3).await;
+    cluster.publisher(NodeId(1)).publish(&names("e", 0..10)).await.unwrap();
+    let leader =
+        cluster.nodes[&NodeId(1)].handle.leadership().wait_for(|now| now.leader.is_some()).await.unwrap().leader;
+    let follower = cluster.nodes.keys().copied().find(|node| Some(*node) != leader).unwrap();
+    let handle = &cluster.nodes[&follower].handle;
+    let soon = Duration::from_millis(200);
+    handle.freshen(Freshness::Bounded, Duration::from_secs(10)).await.unwrap();
+    assert!(handle.high_watermark() >= Offset(11), "what was acknowledged before is here");
+
+    // Nobody can be asked any more; what was confirmed holds for a while, and no longer.
+    cluster.link.cut.lock().unwrap().extend(cluster.nodes.keys().copied());
+    cluster.clock.advance(STALENESS_MAX);
+    handle.freshen(Freshness::Bounded, soon).await.unwrap();
+    cluster.clock.advance(Duration::from_millis(1));
+    let refused = handle.freshen(Freshness::Bounded, soon).await.unwrap_err();
+    assert!(matches!(refused, ReadError::NoLeader { .. }), "{refused}");
+    // Who does not ask is not refused, and who asks for more is.
+    handle.freshen(Freshness::Known, soon).await.unwrap();
+    handle.freshen(Freshness::Latest, soon).await.unwrap_err();
+
+    cluster.link.cut.lock().unwrap().clear();
+    handle.freshen(Freshness::Bounded, Duration::from_secs(10)).await.unwrap();
 }

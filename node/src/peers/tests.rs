@@ -25,7 +25,7 @@ use crate::authority::Authority;
 use crate::catalog::testing;
 use crate::config::PeerAddress;
 use crate::partition::forward::ForwardService;
-use crate::partition::testing::OpenKeys;
+use crate::partition::testing::{NoOthers, OpenKeys};
 use crate::partition::{BarrierLink, BatchLimits, ForwardLink, Partitions, PartitionsParts, Route};
 
 const ME: NodeId = NodeId(1);
@@ -96,6 +96,7 @@ impl Fixture {
             keys: Arc::<OpenKeys>::default(),
             forward: Arc::new(Doubles),
             barrier: Arc::new(Doubles),
+            reads: Arc::new(NoOthers),
             clock,
             rng,
             tasks: tasks.clone(),

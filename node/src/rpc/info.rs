@@ -12,14 +12,18 @@ use ensign_proto::{DekId, Permission, TopicId};
 use prost::Message as _;
 use tonic::{Request, Response, Status};
 
-use super::Shared;
 use super::auth::{self, Need};
 use super::scope::refresh;
+use super::{Shared, consistency};
 use crate::catalog::{Topic, TopicState};
-use crate::partition::{Counters, PartitionHandle, TypeCount};
+use crate::partition::{Counters, Freshness, Reach, ReadError, TypeCount};
+use crate::status;
 
 /// How long the newest counters are waited for; a topic without a leader is counted as far as this node knows.
 const CATCH_UP: Duration = Duration::from_secs(2);
+
+/// How long a topic that was just made is waited for.
+const REACH: Duration = Duration::from_millis(500);
 
 /// Topics counted at once.
 const AT_ONCE: usize = 32;
@@ -37,12 +41,14 @@ pub(super) async fn project(
     let filter: Result<HashSet<TopicId>, _> =
         request.get_ref().topics.iter().map(|id| TopicId::try_from(&id[..])).collect();
     let filter = filter.map_err(|_| Status::invalid_argument("could not parse topic id in info request filter"))?;
+    let asked = consistency::asked(request.get_ref().consistency)?;
     refresh(shared).await;
     let topics = shared.parts.catalog.view().topics(project);
     let topics: Vec<_> = topics.into_iter().filter(|topic| filter.is_empty() || filter.contains(&topic.id)).collect();
     let mut infos = Vec::with_capacity(topics.len());
     for together in topics.chunks(AT_ONCE) {
-        infos.extend(futures::future::join_all(together.iter().map(|topic| count(shared, topic))).await);
+        let counted = together.iter().map(|topic| count(shared, topic, asked));
+        infos.extend(futures::future::try_join_all(counted).await?);
     }
     // What was opened earlier may have been revoked meanwhile. From here to the transport nothing waits.
     let infos: Vec<_> = infos.into_iter().map(Counted::show).collect();
@@ -61,7 +67,7 @@ pub(super) async fn project(
 /// A topic's counters, and the keys that the names of its types were opened with.
 struct Counted {
     info: api::TopicInfo,
-    handle: Option<PartitionHandle>,
+    partition: Option<Reach>,
     deks: Vec<DekId>,
 }
 
@@ -69,7 +75,7 @@ impl Counted {
     /// The counters, with the names whose keys may still be used.
     fn show(mut self) -> api::TopicInfo {
         for (info, dek) in self.info.types.iter_mut().zip(&self.deks) {
-            if !self.handle.as_ref().is_some_and(|handle| handle.usable(*dek)) {
+            if !self.partition.as_ref().is_some_and(|partition| partition.usable(*dek)) {
                 info.r#type = Some(api::Type { name: SEALED.to_owned(), ..api::Type::default() });
                 info.mimetype = 0;
             }
@@ -78,16 +84,15 @@ impl Counted {
     }
 }
 
-async fn count(shared: &Shared, topic: &Arc<Topic>) -> Counted {
-    let handle = shared.parts.partitions.get(topic.id);
-    let counters = match &handle {
-        Some(handle) => {
-            if let Err(error) = handle.catch_up(CATCH_UP).await {
-                tracing::debug!(topic = %topic.id, %error, "counters may be old");
-            }
-            handle.counters().await
+async fn count(shared: &Shared, topic: &Arc<Topic>, asked: Option<Freshness>) -> Result<Counted, Status> {
+    let (partition, counters) = match shared.parts.partitions.reach(topic.id, REACH).await {
+        Ok(partition) => {
+            let counters = counters(&partition, asked).await;
+            (Some(partition), counters.map_err(|error| status::read_failed(&error))?)
         }
-        None => Counters::default(),
+        // A replica that is late, or damaged, has nothing to count: its topic is listed all the same.
+        Err(error) if asked.is_some() => return Err(status::not_served(error)),
+        Err(_) => (None, Counters::default()),
     };
     let last_id = counters.last_id;
     let deks = counters.types.iter().map(|(counted, _)| counted.dek).collect();
@@ -101,7 +106,21 @@ async fn count(shared: &Shared, topic: &Arc<Topic>) -> Counted {
         types: counters.types.iter().map(type_info).collect(),
         modified: last_id.map(|id| timestamp(id.unix_ms() * 1_000_000)),
     };
-    Counted { info, handle, deks }
+    Ok(Counted { info, partition, deks })
+}
+
+/// As fresh as is asked for; else as fresh as can be had soon.
+async fn counters(partition: &Reach, asked: Option<Freshness>) -> Result<Counters, ReadError> {
+    if let Some(freshness) = asked {
+        return partition.counters(freshness, CATCH_UP).await;
+    }
+    match partition.counters(Freshness::Latest, CATCH_UP).await {
+        Err(error @ (ReadError::NoLeader { .. } | ReadError::Unreachable { .. })) => {
+            tracing::debug!(topic = %partition.topic(), %error, "counters may be old");
+            partition.counters(Freshness::Known, CATCH_UP).await
+        }
+        counted => counted,
+    }
 }
 
 fn type_info((counted, name): &(TypeCount, Option<Bytes>)) -> api::EventTypeInfo {
@@ -131,7 +150,7 @@ mod tests {
         let named = api::Type { name: "Secret".to_owned(), major_version: 1, ..api::Type::default() };
         let counted = api::EventTypeInfo { r#type: Some(named), mimetype: 50, events: 7, ..Default::default() };
         let info = api::TopicInfo { types: vec![counted], ..api::TopicInfo::default() };
-        let shown = Counted { info, handle: None, deks: vec![DekId::from_bytes([1; 16])] }.show();
+        let shown = Counted { info, partition: None, deks: vec![DekId::from_bytes([1; 16])] }.show();
         let sealed = &shown.types[0];
         assert_eq!(sealed.r#type.as_ref().unwrap().name, SEALED);
         assert_eq!((sealed.r#type.as_ref().unwrap().major_version, sealed.mimetype, sealed.events), (0, 0, 7));

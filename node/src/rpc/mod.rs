@@ -4,6 +4,7 @@
 //! ([`wire`]), so a delivered event is copied once and decoded never. Every other call goes through the generated service.
 
 pub(crate) mod auth;
+mod consistency;
 mod gathering;
 mod guard;
 mod info;

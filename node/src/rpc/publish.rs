@@ -34,7 +34,7 @@ use super::wire::{self, Call};
 use super::{EVENT_MAX, REQUEST_MAX, Shared};
 use crate::catalog::TopicState;
 use crate::partition::metrics::Online;
-use crate::partition::{Admission, Appender, Numbering, PartitionHandle, Submission, made_at};
+use crate::partition::{Admission, Appender, Numbering, Reach, Submission, made_at};
 use crate::quota::Meter;
 use crate::status::{self, text};
 
@@ -177,7 +177,7 @@ struct Intake {
 }
 
 struct Destination {
-    handle: PartitionHandle,
+    partition: Reach,
     submissions: mpsc::Sender<Submission>,
 }
 
@@ -245,7 +245,7 @@ impl Intake {
     fn refuse_revoked(&self) -> Result<(), Status> {
         let keys = self.shared.parts.partitions.keys();
         let refusal = |ring| keys.refuse_revoked(ring).err();
-        let used = self.topics.values().find_map(|destination| refusal(destination.handle.ring()));
+        let used = self.topics.values().find_map(|destination| refusal(destination.partition.ring()));
         let error = used.or_else(|| {
             let scope = self.scope.topics(&self.shared);
             scope.iter().map(|topic| refusal(topic.ring)).collect::<Option<Vec<_>>>()?.pop()
@@ -322,7 +322,7 @@ impl Intake {
         let topic = TopicId::try_from(&event.topic_id[..]);
         let topic = topic.map_err(|_| (NackCode::TopicUnknown, "invalid topic id"))?;
         let unknown = (NackCode::TopicUnknown, "topic unknown or unhandled");
-        let mut admission = self.destination(topic).await?.ok_or(unknown)?.handle.admission();
+        let mut admission = self.destination(topic).await?.ok_or(unknown)?.partition.admission();
         if admission == Admission::Deleted {
             // Being destroyed until the catalog forgets it; afterwards unknown.
             if self.scope.topic(&self.shared, topic).is_none() {
@@ -355,7 +355,7 @@ impl Intake {
     /// Waits a moment until this node's partition knows what its catalog knows: that the topic takes nothing new.
     async fn archived_here(&self, topic: TopicId) {
         let Some(destination) = self.topics.get(&topic) else { return };
-        let mut admission = destination.handle.watch_admission();
+        let Some(mut admission) = destination.partition.watch_admission() else { return };
         let follows = admission.wait_for(|now| *now != Admission::Open);
         // Late: the leader has its own.
         let _ = tokio::time::timeout(Duration::from_secs(1), follows).await;
@@ -375,12 +375,12 @@ impl Intake {
                     return Ok(None);
                 }
             }
-            let handle = self.shared.parts.partitions.wait_for(topic, Duration::from_secs(5)).await;
-            let handle = handle.map_err(status::not_served_nack)?;
+            let partition = self.shared.parts.partitions.reach(topic, Duration::from_secs(5)).await;
+            let partition = partition.map_err(status::not_served_nack)?;
             let forward = self.shared.parts.partitions.forward();
-            let (submissions, appender) = Appender::new(handle.clone(), forward, Arc::clone(&self.shared.parts.rng));
+            let (submissions, appender) = Appender::new(partition.clone(), forward, Arc::clone(&self.shared.parts.rng));
             self.shared.parts.tasks.spawn("appender", move |stop| appender.run(stop));
-            self.topics.insert(topic, Destination { handle, submissions });
+            self.topics.insert(topic, Destination { partition, submissions });
         }
         Ok(self.topics.get(&topic))
     }

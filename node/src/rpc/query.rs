@@ -1,5 +1,6 @@
 //! EnSQL: a bounded scan of one topic, oldest event first.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,10 +16,10 @@ use super::opening::{self, Unopened};
 use super::scope;
 use super::subscribe::message_limit;
 use super::wire::{self, Call, Frame};
-use super::{OPENING_MAX, Shared, auth::Caller};
+use super::{OPENING_MAX, Shared, auth::Caller, consistency};
 use crate::catalog::{Topic, TopicState};
 use crate::ensql::{self, Query};
-use crate::partition::{LogPlace, PartitionHandle, StoredBatch};
+use crate::partition::{Freshness, Reader, StoredBatch};
 use crate::quota::StreamPlace;
 use crate::status::{self, text};
 
@@ -49,17 +50,18 @@ async fn open(shared: Arc<Shared>, call: Call, mut body: Body) -> Result<Scan, S
         Err(Unopened::Late) => return Err(Status::deadline_exceeded("the query did not arrive in time")),
         Err(Unopened::TooLarge(status) | Unopened::Unreadable(status)) => return Err(status),
     };
+    let freshness = consistency::of(query.consistency, Freshness::Latest)?;
     let (parsed, topic) = resolve(&shared, &caller, &query.query).await?;
-    let handle = shared.parts.partitions.wait_for(topic.id, Duration::from_secs(5)).await;
-    let handle = handle.map_err(status::not_served)?;
-    handle.catch_up(CATCH_UP).await.map_err(|error| status::read_failed(&error))?;
-    let (log_start, end) = (handle.log_start(), handle.high_watermark());
+    let partition = shared.parts.partitions.reach(topic.id, Duration::from_secs(5)).await;
+    let scan = partition.map_err(status::not_served)?.scan(freshness, CATCH_UP).await;
+    let (reader, extent) = scan.map_err(|error| status::read_failed(&error))?;
+    let (log_start, end) = (extent.log_start, extent.high_watermark);
     // Offsets have no holes, so skipping is arithmetic.
     let next = Offset(log_start.0.saturating_add(parsed.offset).min(end.0));
     let ended = Box::pin(auth::ended(Arc::clone(&shared), caller));
     let left = parsed.limit.unwrap_or(u64::MAX);
     let limit = message_limit(&call, query.message_bytes_max);
-    Ok(Scan { handle, next, end, left, place: None, ahead: Vec::new().into(), limit, ended, _place: place })
+    Ok(Scan { reader, next, end, left, ahead: VecDeque::new(), limit, ended, _place: place })
 }
 
 /// The query and the topic that it is for.
@@ -92,14 +94,13 @@ async fn resolve(shared: &Shared, caller: &Caller, text: &str) -> Result<(Query,
 
 /// A scan in progress.
 struct Scan {
-    handle: PartitionHandle,
+    reader: Reader,
     next: Offset,
     /// Where it ends: the high watermark when it began.
     end: Offset,
     /// Events still wanted.
     left: u64,
-    place: Option<LogPlace>,
-    ahead: std::collections::VecDeque<StoredBatch>,
+    ahead: VecDeque<StoredBatch>,
     limit: usize,
     ended: std::pin::Pin<Box<dyn Future<Output = Status> + Send>>,
     _place: StreamPlace,
@@ -110,7 +111,7 @@ async fn step(scan: Option<Scan>) -> Option<(Result<Frame, Status>, Option<Scan>
     let frame = tokio::select! {
         biased;
         status = &mut scan.ended => Some(Err(status)),
-        frame = next_frame(&scan.handle, &mut scan.next, scan.end, &mut scan.left, &mut scan.place, &mut scan.ahead, scan.limit) => {
+        frame = next_frame(&mut scan.reader, &mut scan.next, scan.end, &mut scan.left, &mut scan.ahead, scan.limit) => {
             frame.transpose()
         }
     };
@@ -122,21 +123,20 @@ async fn step(scan: Option<Scan>) -> Option<(Result<Frame, Status>, Option<Scan>
 
 /// The next batch's events as frames; nothing at the end.
 async fn next_frame(
-    handle: &PartitionHandle,
+    reader: &mut Reader,
     next: &mut Offset,
     end: Offset,
     left: &mut u64,
-    place: &mut Option<LogPlace>,
-    ahead: &mut std::collections::VecDeque<StoredBatch>,
+    ahead: &mut VecDeque<StoredBatch>,
     limit: usize,
 ) -> Result<Option<Frame>, Status> {
     while *left > 0 && *next < end {
         if ahead.is_empty() {
-            let read = handle.read(*next, ByteCount(1 << 20), place).await;
+            let read = reader.read(*next, ByteCount(1 << 20)).await;
             *ahead = read.map_err(|error| status::read_failed(&error))?.into();
         }
         let Some(batch) = ahead.pop_front() else { return Ok(None) };
-        let mut open = handle.open(&batch).await.map_err(|error| status::read_failed(&error))?;
+        let mut open = reader.open(&batch).await.map_err(|error| status::read_failed(&error))?;
         let mut out = BytesMut::with_capacity(batch.sealed.len() + batch.count as usize * 96);
         let mut blocked = None;
         while let Some(event) = open.next().filter(|event| event.offset() < end) {

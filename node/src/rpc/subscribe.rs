@@ -23,10 +23,10 @@ use super::auth::{self, Caller, Need};
 use super::opening::{self, Unopened};
 use super::scope::{self, Scope};
 use super::wire::{self, Call, Frame};
-use super::{OPENING_MAX, REPLY_MAX, Shared};
+use super::{OPENING_MAX, REPLY_MAX, Shared, consistency};
 use crate::catalog::Topic;
 use crate::partition::metrics::Online;
-use crate::partition::{LogPlace, PartitionHandle, StoredBatch};
+use crate::partition::{Freshness, Reader, StoredBatch};
 use crate::quota::StreamPlace;
 use crate::status::{self, text};
 
@@ -35,6 +35,9 @@ const READ_AHEAD: u64 = 4 << 20;
 
 /// The most that is read ahead of one topic.
 const READ_AHEAD_TOPIC: u64 = 1 << 20;
+
+/// How long a topic's replicas may take to say where they stand, when a stream opens.
+const OPEN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a client that says nothing can receive, and the most that it can ask for.
 pub(super) const MESSAGE_LIMIT_MAX: usize = 64 << 20;
@@ -82,12 +85,13 @@ async fn open(shared: Arc<Shared>, call: Call, mut body: Body) -> Result<Option<
     };
     opening::check_client_id(&subscription.client_id)?;
     let start = Start::try_from(&subscription).map_err(|error| status::invalid_field(&error))?;
+    let freshness = consistency::of(subscription.consistency, Freshness::Known)?;
     let scope = Scope::new(project, &subscription.topics)?;
     let topics = scope.open(&shared).await?;
     let mut feeds = Vec::with_capacity(topics.len());
     for topic in &topics {
         // Registered before `ready`: what is committed from here on is delivered.
-        feeds.push(Feed::open(&shared, topic.id, start).await?);
+        feeds.push(Feed::open(&shared, topic.id, start, freshness).await?);
     }
     let next_offset = |(topic, feed): (&Arc<Topic>, &Feed)| (topic.name.as_str().to_owned(), feed.next.0);
     let ready = api::StreamReady {
@@ -124,36 +128,27 @@ async fn open(shared: Arc<Shared>, call: Call, mut body: Body) -> Result<Option<
 
 /// One topic of a stream: where it is, and what was read ahead, sealed.
 struct Feed {
-    handle: PartitionHandle,
+    reader: Reader,
     next: Offset,
-    place: Option<LogPlace>,
     ahead: VecDeque<StoredBatch>,
-    watermark: watch::Receiver<Offset>,
     delivered: bool,
 }
 
 impl Feed {
-    async fn open(shared: &Shared, topic: TopicId, start: Start) -> Result<Self, Status> {
-        let handle = shared.parts.partitions.wait_for(topic, Duration::from_secs(5)).await;
-        let handle = handle.map_err(status::not_served)?;
-        let next = match start {
-            Start::Latest => Ok(handle.high_watermark()),
-            Start::Earliest => Ok(handle.log_start()),
-            Start::Offset(offset) => Ok(offset),
-            Start::Time(nanos) => handle.offset_at_time(nanos.div_ceil(1_000_000)).await,
-            Start::After(id) => handle.offset_after(id).await,
-        };
-        let next = next.map_err(|error| status::read_failed(&error))?;
-        let log_start = handle.log_start();
-        if next < log_start {
-            return Err(status::read_failed(&crate::partition::ReadError::Trimmed { log_start }));
-        }
-        let watermark = handle.watch();
-        Ok(Self { handle, next, place: None, ahead: VecDeque::new(), watermark, delivered: false })
+    async fn open(shared: &Shared, topic: TopicId, start: Start, freshness: Freshness) -> Result<Self, Status> {
+        let partition = shared.parts.partitions.reach(topic, Duration::from_secs(5)).await;
+        let partition = partition.map_err(status::not_served)?;
+        let opened = partition.follow(start, freshness, OPEN_PATIENCE).await;
+        let (reader, next) = opened.map_err(|error| status::read_failed(&error))?;
+        Ok(Self { reader, next, ahead: VecDeque::new(), delivered: false })
+    }
+
+    fn topic(&self) -> TopicId {
+        self.reader.partition().topic()
     }
 
     fn has_more(&self) -> bool {
-        !self.ahead.is_empty() || self.next < self.handle.high_watermark()
+        !self.ahead.is_empty() || self.reader.has_more(self.next)
     }
 
     /// Forgets what lies before the next offset.
@@ -265,11 +260,11 @@ impl Subscriber {
         }
         self.catalog.mark_unchanged();
         let view = self.shared.parts.catalog.view();
-        self.feeds.retain(|feed| view.topic(feed.handle.topic()).is_some());
+        self.feeds.retain(|feed| view.topic(feed.topic()).is_some());
         if self.scope.is_open() {
             for topic in self.scope.topics(&self.shared) {
-                if !self.feeds.iter().any(|feed| feed.handle.topic() == topic.id) {
-                    self.feeds.push(Feed::open(&self.shared, topic.id, Start::Earliest).await?);
+                if !self.feeds.iter().any(|feed| feed.topic() == topic.id) {
+                    self.feeds.push(Feed::open(&self.shared, topic.id, Start::Earliest, Freshness::Known).await?);
                 }
             }
         }
@@ -286,7 +281,7 @@ impl Subscriber {
             return Ok(());
         }
         self.deaths.mark_unchanged();
-        let mut refused = self.feeds.iter().filter_map(|feed| feed.handle.refuse_revoked().err());
+        let mut refused = self.feeds.iter().filter_map(|feed| feed.reader.refuse_revoked().err());
         refused.next().map_or(Ok(()), |error| Err(status::key_failed(&error)))
     }
 
@@ -301,7 +296,7 @@ impl Subscriber {
             }
             feed.skip_delivered();
             if feed.ahead.is_empty() {
-                let read = feed.handle.read(feed.next, ahead, &mut feed.place).await;
+                let read = feed.reader.read(feed.next, ahead).await;
                 feed.ahead = read.map_err(|error| status::read_failed(&error))?.into();
             }
             let Some(batch) = feed.ahead.pop_front() else { continue };
@@ -315,10 +310,9 @@ impl Subscriber {
     }
 
     async fn wait(&mut self) -> Woken {
-        let mut watermarks: FuturesUnordered<_> =
-            self.feeds.iter_mut().map(|feed| feed.watermark.wait_for(|high| *high > feed.next)).collect();
+        let mut more: FuturesUnordered<_> = self.feeds.iter_mut().map(|feed| feed.reader.more(feed.next)).collect();
         tokio::select! {
-            _ = watermarks.next() => Woken::Events,
+            _ = more.next() => Woken::Events,
             request = self.messages.message() => Woken::Request(Box::new(request)),
             _ = self.catalog.changed() => Woken::Catalog,
             _ = self.deaths.changed() => Woken::Keys,
@@ -330,7 +324,7 @@ impl Subscriber {
 impl Feed {
     /// Opens a batch and encodes what of it is next, with the number of its events; nothing if none of them is delivered.
     async fn encode(&mut self, batch: &StoredBatch, limit: usize) -> Result<Option<(Frame, u64)>, Status> {
-        let mut open = self.handle.open(batch).await.map_err(|error| status::read_failed(&error))?;
+        let mut open = self.reader.open(batch).await.map_err(|error| status::read_failed(&error))?;
         let mut out = BytesMut::with_capacity(batch.sealed.len() + batch.count as usize * 96);
         let mut events = 0;
         let mut blocked = None;

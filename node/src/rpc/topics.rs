@@ -6,7 +6,7 @@ use bytes::Bytes;
 use ensign_proto::convert::{TopicChange, timestamp};
 use ensign_proto::pb::ensign::v1beta1 as api;
 use ensign_proto::pb::ensign::v1beta1::deduplication::{OffsetPosition, Strategy};
-use ensign_proto::{Permission, ProjectId, TopicId, TopicName};
+use ensign_proto::{Offset, Permission, ProjectId, TopicId, TopicName};
 use prost::Message as _;
 use tonic::{Request, Response, Status};
 
@@ -30,7 +30,8 @@ pub(super) async fn list(
     refresh(shared).await;
     let view = shared.parts.catalog.view();
     let page = view.topics_page(project, &page, shared.parts.clock.wall()).map_err(status::invalid_page)?;
-    let topics = page.items.iter().map(|topic| on_wire(shared, topic)).collect();
+    let ends = shared.parts.partitions.ends(&page.items).await;
+    let topics = page.items.iter().map(|topic| on_wire(topic, ends.get(&topic.id))).collect();
     Ok(Response::new(api::TopicsPage { topics, next_page_token: page.next }))
 }
 
@@ -88,8 +89,15 @@ pub(super) async fn create(shared: &Shared, request: Request<api::Topic>) -> Res
     let topic = created.map_err(|error| status::create_topic_failed(&error))?;
     // Usable at once, also here: the partition starts with the topic.
     // If it takes longer, whoever uses it waits.
-    let _ = shared.parts.partitions.wait_for(topic.id, std::time::Duration::from_secs(2)).await;
-    Ok(Response::new(on_wire(shared, &topic)))
+    let _ = shared.parts.partitions.reach(topic.id, std::time::Duration::from_secs(2)).await;
+    described(shared, topic).await
+}
+
+/// A topic, with the offset of its newest event.
+async fn described(shared: &Shared, topic: Arc<Topic>) -> Result<Response<api::Topic>, Status> {
+    let topic = [topic];
+    let ends = shared.parts.partitions.ends(&topic).await;
+    Ok(Response::new(on_wire(&topic[0], ends.get(&topic[0].id))))
 }
 
 pub(super) async fn retrieve(shared: &Shared, request: Request<api::Topic>) -> Result<Response<api::Topic>, Status> {
@@ -100,7 +108,7 @@ pub(super) async fn retrieve(shared: &Shared, request: Request<api::Topic>) -> R
     }
     let id = TopicId::try_from(&id[..]).map_err(|_| Status::invalid_argument("invalid topic id field"))?;
     let topic = find(shared, &caller, id).await?;
-    Ok(Response::new(on_wire(shared, &topic)))
+    described(shared, topic).await
 }
 
 /// The caller's topic of this id.
@@ -252,9 +260,9 @@ fn stored_policy(topic: &Topic) -> api::Deduplication {
     normalized(api::Deduplication::decode(&topic.policies.deduplication[..]).unwrap_or_default())
 }
 
-/// A topic as clients see it.
-fn on_wire(shared: &Shared, topic: &Topic) -> api::Topic {
-    let newest = shared.parts.partitions.get(topic.id).map_or(0, |handle| handle.high_watermark().0 - 1);
+/// A topic as clients see it, which ends at `end` as far as is known.
+fn on_wire(topic: &Topic, end: Option<&Offset>) -> api::Topic {
+    let newest = end.map_or(0, |end| end.0 - 1);
     let state = match topic.state {
         // Archived topics are marked by `readonly`; their status stays READY.
         TopicState::Ready | TopicState::Readonly => api::TopicState::Ready,

@@ -1,5 +1,6 @@
 //! The public API over a real socket: one node with real Raft groups and logins, and keys that seal nothing.
 
+mod elsewhere;
 mod limits;
 mod publish;
 mod quotas;
@@ -34,7 +35,7 @@ use super::{Ensign, RpcParts, Shared};
 use crate::catalog::{Catalog, VaultRings, testing};
 use crate::health::Phase;
 use crate::identity::{HashParams, Identity, IdentityConfig, MemorySecrets, NewApiKey};
-use crate::partition::testing::OpenKeys;
+use crate::partition::testing::{NoOthers, OpenKeys};
 use crate::partition::{BarrierLink, BatchLimits, ForwardLink, Keys, Partitions, PartitionsParts, Route};
 use crate::quota::{QuotaLink, QuotaParts, Quotas, Reported, Take, Taken, Total, Use};
 
@@ -132,11 +133,6 @@ impl Server {
 
     async fn start_on(catalog: Catalog, open: Arc<OpenKeys>, keys: Arc<dyn Keys>, tasks: Tasks) -> Self {
         let (clock, rng, cluster, me) = (Arc::new(SystemClock), Arc::new(OsRng), CLUSTER, ME);
-        let config = token_config(cluster);
-        let secrets = Arc::new(MemorySecrets::default());
-        let token_clock = Arc::<TokenClock>::default();
-        let identity = Identity::new(config, catalog.clone(), secrets.clone(), token_clock.clone(), rng.clone());
-        identity.ensure_signing_key().await.unwrap();
         let net = MemoryNet::new();
         let runtime = Runtime::new(quick(me), net.transport(me), clock.clone(), rng.clone(), tasks.clone());
         net.attach(&runtime);
@@ -149,6 +145,7 @@ impl Server {
             keys,
             forward: Arc::new(Alone),
             barrier: Arc::new(Alone),
+            reads: Arc::new(NoOthers),
             clock: clock.clone(),
             rng: rng.clone(),
             tasks: tasks.clone(),
@@ -156,6 +153,17 @@ impl Server {
             // So small that readers go to the log.
             tail_bytes: ByteCount(1 << 20),
         });
+        Self::serve(me, catalog, open, partitions, tasks).await
+    }
+
+    /// In front of these partitions.
+    async fn serve(me: NodeId, catalog: Catalog, open: Arc<OpenKeys>, partitions: Partitions, tasks: Tasks) -> Self {
+        let (clock, rng) = (Arc::new(SystemClock), Arc::new(OsRng));
+        let secrets = Arc::new(MemorySecrets::default());
+        let token_clock = Arc::<TokenClock>::default();
+        let config = token_config(CLUSTER);
+        let identity = Identity::new(config, catalog.clone(), secrets.clone(), token_clock.clone(), rng.clone());
+        identity.ensure_signing_key().await.unwrap();
         let stored = partitions.clone();
         let quotas = Quotas::new(QuotaParts {
             me,

@@ -40,8 +40,11 @@ async fn a_topic_is_made_listed_found_and_counted() {
     assert_eq!(found.unwrap().into_inner().name, "listens");
 
     server.publish(id, &["a", "b", "c"]).await;
-    let info =
-        client.info(server.request(api::InfoRequest { topics: vec![made.id.clone()] })).await.unwrap().into_inner();
+    let info = client
+        .info(server.request(api::InfoRequest { topics: vec![made.id.clone()], ..Default::default() }))
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!((info.num_topics, info.num_readonly_topics, info.events, info.topics.len()), (1, 0, 3, 1));
     let topic = &info.topics[0];
     assert_eq!((topic.events, topic.event_offset_id.len(), topic.types.len()), (3, 10, 1));
@@ -59,8 +62,10 @@ async fn a_topic_is_made_listed_found_and_counted() {
     assert_eq!(topic.data_size_bytes, sizes, "the size of events as they are delivered");
     let all = client.info(server.request(api::InfoRequest::default())).await.unwrap().into_inner();
     assert_eq!((all.num_topics, all.events), (5, 3));
-    let bad =
-        client.info(server.request(api::InfoRequest { topics: vec![Bytes::from_static(b"x")] })).await.unwrap_err();
+    let bad = client
+        .info(server.request(api::InfoRequest { topics: vec![Bytes::from_static(b"x")], ..Default::default() }))
+        .await
+        .unwrap_err();
     assert_eq!(shown(&bad), "InvalidArgument: could not parse topic id in info request filter");
 }
 
@@ -137,7 +142,11 @@ async fn topics_of_other_projects_are_not_there() {
         shown(&client.delete_topic(with_token(wanted, &stranger)).await.unwrap_err()),
         "NotFound: topic not found"
     );
-    let info = client.info(with_token(api::InfoRequest { topics: vec![id] }, &stranger)).await.unwrap().into_inner();
+    let info = client
+        .info(with_token(api::InfoRequest { topics: vec![id], ..Default::default() }, &stranger))
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(info.num_topics, 0);
     let query = api::Query { query: "SELECT * FROM mine".to_owned(), ..Default::default() };
     let mut rows = client.en_sql(with_token(query, &stranger)).await.unwrap().into_inner();

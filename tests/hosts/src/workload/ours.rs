@@ -113,7 +113,7 @@ pub async fn follow(
     mut until: watch::Receiver<Option<u64>>,
 ) -> anyhow::Result<Received> {
     let mut received = Received { name, following: Following::Everything, rows: Vec::new() };
-    let options = SubscriberOptions { patience: Duration::from_secs(20) };
+    let options = SubscriberOptions { patience: Duration::from_secs(20), ..SubscriberOptions::default() };
     let mut stream = client.subscribe(&topic, Start::Earliest, options).await?;
     loop {
         let all = *until.borrow_and_update();
