@@ -119,6 +119,23 @@ impl Admin {
         self.revoke_api_key(&key.to_string()).await
     }
 
+    /// Makes a token that lets `uses` machines join within `ttl`.
+    pub async fn create_join_token(&self, ttl: Duration, uses: u32) -> Result<pb::CreateJoinTokenReply, CallError> {
+        let ttl = prost_types::Duration::try_from(ttl).ok();
+        call!(self, OnlyIfUnsent, pb::CreateJoinTokenRequest { ttl, uses }, create_join_token)
+    }
+
+    /// Every join token, oldest first.
+    pub async fn join_tokens(&self) -> Result<Vec<pb::JoinToken>, CallError> {
+        call!(self, Harmless, pb::ListJoinTokensRequest {}, list_join_tokens).map(|reply| reply.tokens)
+    }
+
+    /// Revokes a join token by its id.
+    pub async fn revoke_join_token(&self, id: &str) -> Result<(), CallError> {
+        let message = pb::RevokeJoinTokenRequest { id: id.to_owned() };
+        call!(self, Harmless, message, revoke_join_token).map(drop)
+    }
+
     /// The key rings of a project with their versions.
     pub async fn key_rings(&self, project: Option<ProjectId>) -> Result<Vec<pb::KeyRing>, CallError> {
         let message = pb::ListKeysRequest { project_id: text(project) };

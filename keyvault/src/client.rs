@@ -109,6 +109,8 @@ impl SecretKind {
     pub const API_KEY: Self = Self(2);
     /// The credential hash of a user.
     pub const USER: Self = Self(3);
+    /// The private key of the cluster's certificate authority.
+    pub const AUTHORITY: Self = Self(4);
 }
 
 /// A secret's name and revision.

@@ -2,7 +2,7 @@
 //!
 //! Each step can be repeated: a bootstrap that was cut short is finished by starting it again. Nobody else ever makes a root key.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
+use crate::authority::Authority;
 use crate::config::Config;
 use crate::files::write_secret;
 use crate::identity::{self, NewApiKey, operator_permissions};
@@ -37,6 +38,31 @@ pub struct Credentials {
     pub endpoint: String,
     /// Where to log in.
     pub auth_url: String,
+    /// Whether gRPC is spoken in clear.
+    pub insecure: bool,
+    /// The authority that signed what clients are shown, where it is known.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// Where clients find a node.
+#[derive(Debug, Clone)]
+pub struct Front {
+    /// The addresses.
+    pub addresses: Addresses,
+    /// Whether they speak TLS.
+    pub tls: bool,
+    /// The authority that clients have to trust, if it is the cluster's.
+    pub ca_file: Option<PathBuf>,
+}
+
+impl Front {
+    /// Where a node with these settings is found.
+    pub fn of(config: &Config, addresses: Addresses) -> Self {
+        let tls = !config.listen.certificate.as_os_str().is_empty();
+        let own = tls && config.listen.certificate == config.cluster.certificate;
+        let ca_file = own.then(|| std::path::absolute(&config.cluster.authority).ok()).flatten();
+        Self { addresses, tls, ca_file }
+    }
 }
 
 #[derive(Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
@@ -54,6 +80,8 @@ struct CredentialsFile {
     endpoint: String,
     auth_url: String,
     insecure: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ca_file: Option<PathBuf>,
     admin: KeyPair,
 }
 
@@ -81,13 +109,15 @@ impl KeyPair {
 
 impl Credentials {
     /// Fresh keys, which nobody knows yet.
-    pub fn generate(addresses: Addresses) -> Self {
-        let (endpoint, auth_url) = reached_at(addresses);
+    pub fn generate(front: &Front) -> Self {
+        let (endpoint, auth_url) = reached_at(front);
         Self {
             key: identity::Credentials::generate(&OsRng),
             admin: identity::Credentials::generate(&OsRng),
             endpoint,
             auth_url,
+            insecure: !front.tls,
+            ca_file: front.ca_file.clone(),
         }
     }
 
@@ -108,6 +138,8 @@ impl Credentials {
                 admin: file.admin.parse()?,
                 endpoint: file.endpoint,
                 auth_url: file.auth_url,
+                insecure: file.insecure,
+                ca_file: file.ca_file,
             })
         };
         parse().map(Some).with_context(|| format!("{} holds no credentials: move it away", path.display()))
@@ -115,8 +147,9 @@ impl Credentials {
 
     /// The same keys at other addresses.
     #[must_use]
-    pub fn at(mut self, addresses: Addresses) -> Self {
-        (self.endpoint, self.auth_url) = reached_at(addresses);
+    pub fn at(mut self, front: &Front) -> Self {
+        (self.endpoint, self.auth_url) = reached_at(front);
+        (self.insecure, self.ca_file) = (!front.tls, front.ca_file.clone());
         self
     }
 
@@ -129,7 +162,8 @@ impl Credentials {
             key: KeyPair::of(&self.key),
             endpoint: self.endpoint.clone(),
             auth_url: self.auth_url.clone(),
-            insecure: true,
+            insecure: self.insecure,
+            ca_file: self.ca_file.clone(),
             admin: KeyPair::of(&self.admin),
         };
         let text = Zeroizing::new(serde_json::to_string_pretty(&file)? + "\n");
@@ -138,14 +172,16 @@ impl Credentials {
 }
 
 /// How clients on this machine reach the addresses.
-fn reached_at(addresses: Addresses) -> (String, String) {
+fn reached_at(front: &Front) -> (String, String) {
+    let addresses = front.addresses;
+    let scheme = if front.tls { "https" } else { "http" };
     let host = |address: std::net::SocketAddr| match address.ip() {
         ip if ip.is_loopback() || ip.is_unspecified() => "localhost".to_owned(),
         ip => ip.to_string(),
     };
     (
         format!("{}:{}", host(addresses.grpc), addresses.grpc.port()),
-        format!("http://{}:{}", host(addresses.http), addresses.http.port()),
+        format!("{scheme}://{}:{}", host(addresses.http), addresses.http.port()),
     )
 }
 
@@ -191,10 +227,16 @@ pub fn create_root_key(path: &Path) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// No majority of the nodes came up in time, or a step failed; start again to go on.
-pub async fn run(node: &Node, kept: &Path, addresses: Addresses) -> anyhow::Result<Credentials> {
+pub async fn run(
+    node: &Node,
+    kept: &Path,
+    addresses: Addresses,
+    authority: Option<&Authority>,
+) -> anyhow::Result<Credentials> {
+    let front = Front::of(node.config(), addresses);
     let credentials = match Credentials::read(kept)? {
-        Some(credentials) => credentials.at(addresses),
-        None => Credentials::generate(addresses),
+        Some(credentials) => credentials.at(&front),
+        None => Credentials::generate(&front),
     };
     credentials.write(kept)?;
     info!("waiting for a majority of the nodes");
@@ -202,6 +244,9 @@ pub async fn run(node: &Node, kept: &Path, addresses: Addresses) -> anyhow::Resu
         "no majority of the nodes came up: start the other nodes, with the root key on each, and start this one again",
     )??;
     node.vault().initialize(QUORUM).await.context("cannot initialize the vault")?;
+    if let Some(authority) = authority {
+        node.joins().import(authority).await.context("the vault cannot take over the certificate authority's key")?;
+    }
     let identity = node.identity();
     identity.ensure_signing_key().await.context("cannot make the token-signing key")?;
     let org = identity.ensure_organization(ORGANIZATION).await.context("cannot make the first organization")?;

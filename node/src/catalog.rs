@@ -29,10 +29,10 @@ mod vault;
 mod view;
 mod wire;
 
-pub use command::{Command, NewTopic, Outcome, Refusal, Response, TOPICS_BATCH_MAX};
+pub use command::{Command, Join, NewTopic, Outcome, Refusal, Response, TOPICS_BATCH_MAX};
 pub use errors::{
-    ApiKeyError, ChangeTopicError, CreateOrganizationError, CreateProjectError, CreateTopicError, PutNodeError,
-    ReconcileError, RefreshError, SetQuotaError, VaultFailure, WriteFailure,
+    ApiKeyError, ChangeTopicError, CreateOrganizationError, CreateProjectError, CreateTopicError, JoinError,
+    PutNodeError, ReconcileError, RefreshError, SetQuotaError, VaultFailure, WriteFailure,
 };
 pub use handle::{Catalog, CatalogParts};
 pub use link::{Custody, ProposeLink, ProposeLinkError, Replica, VaultHas, VaultWrites};
@@ -40,7 +40,10 @@ pub use machine::CatalogMachine;
 pub use paging::{Page, PageError, PageRequest};
 pub use quota::{BUILT_IN, Change, Limit, PerResource, Quota, QuotaChange, Resource};
 pub use reconcile::Reconciled;
-pub use records::{ApiKey, NodeRecord, Organization, Project, SigningKey, Topic, TopicPolicies, TopicState};
+pub use records::{
+    ApiKey, ClusterAuthority, JoinToken, NodeRecord, Organization, Project, SigningKey, Topic, TopicPolicies,
+    TopicState,
+};
 pub use vault::VaultRings;
 pub(crate) use vault::{Patience, is_passing};
 pub use view::{TopicsSeen, View};

@@ -50,6 +50,10 @@ settings! {
         [metrics, "metrics-listen", "ENSIGN_SERVER_LISTEN_METRICS"] SocketAddr = SocketAddr::from(([127, 0, 0, 1], 1205));
         /// Other nodes of the cluster (mutual TLS).
         [peers, "peers-listen", "ENSIGN_SERVER_LISTEN_PEERS"] SocketAddr = SocketAddr::from(([127, 0, 0, 1], 5357));
+        /// The certificate chain (PEM) of the gRPC and HTTP listeners, which then speak TLS. Empty: they speak in clear.
+        [certificate, "listen-certificate", "ENSIGN_SERVER_LISTEN_CERTIFICATE"] PathBuf = PathBuf::new();
+        /// The private key of that certificate (PEM).
+        [private_key, "listen-private-key", "ENSIGN_SERVER_LISTEN_PRIVATE_KEY"] PathBuf = PathBuf::new();
         /// Allows client listeners outside loopback although they carry no TLS (put a TLS proxy in front).
         [plaintext, "plaintext", "ENSIGN_SERVER_LISTEN_PLAINTEXT"] bool = false;
     }
@@ -236,11 +240,18 @@ impl Config {
                 self.node.id
             ));
         }
+        let has = |path: &Path| !path.as_os_str().is_empty();
+        let tls = has(&self.listen.certificate);
+        if tls != has(&self.listen.private_key) {
+            return contradiction(
+                "listen.certificate and listen.private_key belong together: set both, or neither".to_owned(),
+            );
+        }
         for (key, address) in [("listen.grpc", self.listen.grpc), ("listen.http", self.listen.http)] {
-            if !address.ip().is_loopback() && !self.listen.plaintext {
+            if !address.ip().is_loopback() && !tls && !self.listen.plaintext {
                 return contradiction(format!(
-                    "{key} = \"{address}\" is outside loopback and carries no TLS: put a TLS proxy in front and set \
-                     listen.plaintext = true, or listen on 127.0.0.1"
+                    "{key} = \"{address}\" is outside loopback and carries no TLS: set listen.certificate and listen.private_key; \
+                     or put a TLS proxy in front and set listen.plaintext = true; or listen on 127.0.0.1"
                 ));
             }
         }
@@ -377,6 +388,9 @@ mod tests {
         assert!(refusal("[cluster]\npeers = [\"2=h:1\"]").contains("does not name this node"));
         assert!(refusal("[cluster]\npeers = [\"1=h:1\", \"1=h:2\"]").contains("twice"));
         assert!(refusal("[listen]\ngrpc = \"0.0.0.0:5356\"").contains("listen.plaintext"));
+        assert!(refusal("[listen]\ncertificate = \"c.pem\"").contains("belong together"));
+        let tls = "[listen]\ngrpc = \"0.0.0.0:5356\"\ncertificate = \"c.pem\"\nprivate_key = \"c.key\"";
+        Config::parse(tls).unwrap();
         assert!(refusal("[vault]\nlease = \"1s\"").contains("between 3s and 60s"));
         assert!(refusal("[auth]\nrefresh_ttl = \"1m\"").contains("could never refresh"));
     }

@@ -11,7 +11,7 @@ use ensign_raft::env::{Clock as _, OsRng, Rng as _, SystemClock};
 use tokio::net::TcpListener;
 
 use crate::authority::Authority;
-use crate::bootstrap::{self, Credentials};
+use crate::bootstrap::{self, Credentials, Front};
 use crate::cli::{DevArgs, UsageError};
 use crate::config::{Config, LogFormat, LogSettings, PeerAddress};
 use crate::files::{NodeFile, write_secret};
@@ -152,9 +152,9 @@ impl DevCluster {
             config.cluster.peers = peers.clone();
             let listeners = match client_listeners.take() {
                 Some((grpc, http, metrics)) => {
-                    Listeners { grpc: Some(grpc), http: Some(http), metrics: Some(metrics), peers: listener }
+                    Listeners { grpc: Some(grpc), http: Some(http), metrics: Some(metrics), peers: listener, tls: None }
                 }
-                None => Listeners { grpc: None, http: None, metrics: None, peers: listener },
+                None => Listeners { grpc: None, http: None, metrics: None, peers: listener, tls: None },
             };
             let spec = NodeSpec { config, cluster, listeners, tls, initialize: id == 1 };
             nodes.push(Node::start(spec).await.with_context(|| format!("node {id} cannot start"))?);
@@ -162,8 +162,8 @@ impl DevCluster {
 
         let (kept, done) = (dir.join("credentials.json"), dir.join("bootstrapped"));
         let credentials = match Credentials::read(&kept)? {
-            Some(credentials) if done.exists() => credentials.at(addresses),
-            _ => bootstrap::run(&nodes[0], &kept, addresses).await?,
+            Some(credentials) if done.exists() => credentials.at(&Front::of(&settings, addresses)),
+            _ => bootstrap::run(&nodes[0], &kept, addresses, None).await?,
         };
         write_secret(&done, b"")?;
         credentials.write(&args.credentials)?;

@@ -71,7 +71,7 @@ impl Door {
                     // Answers are small and must not wait for one another.
                     let _ = stream.set_nodelay(true);
                     let greeting = Some((Box::pin(tokio::time::sleep(self.patience)), GREETING));
-                    return (Guest { stream, greeting, _place: place }, peer);
+                    return (Guest { stream, greeting, _place: place, more: None }, peer);
                 }
                 Err(error) if is_the_clients(&error) => {
                     debug!(name = self.name, %error, "a client left before it was let in");
@@ -111,6 +111,15 @@ pub(crate) struct Guest {
     /// Until when the rest of the greeting has to come.
     greeting: Option<(Pin<Box<Sleep>>, usize)>,
     _place: OwnedSemaphorePermit,
+    #[allow(dead_code, reason = "held until the connection is dropped")]
+    more: Option<OwnedSemaphorePermit>,
+}
+
+impl Guest {
+    /// Another place, which is free again with this one.
+    pub(crate) fn hold(&mut self, place: OwnedSemaphorePermit) {
+        self.more = Some(place);
+    }
 }
 
 impl Connected for Guest {

@@ -20,7 +20,9 @@ use tonic::transport::Server;
 use tower::ServiceExt as _;
 use tracing::{debug, error};
 
+use crate::certificates::ClientTls;
 use crate::door::Door;
+use crate::handshake::Entrance;
 
 /// gRPC connections at once.
 const GRPC_PLACES: usize = 4096;
@@ -50,7 +52,7 @@ const PATIENCE: Patience =
 const KEEPALIVE: Duration = Duration::from_secs(20);
 
 /// Serves gRPC until the tasks stop; calls in progress then end by themselves (streams watch the node's phase).
-pub(crate) fn serve_grpc(listener: TcpListener, routes: Routes, tasks: &Tasks) {
+pub(crate) fn serve_grpc(listener: TcpListener, tls: Option<&ClientTls>, routes: Routes, tasks: &Tasks) {
     let server = Server::builder()
         .initial_stream_window_size(8 << 20)
         .initial_connection_window_size(16 << 20)
@@ -60,9 +62,10 @@ pub(crate) fn serve_grpc(listener: TcpListener, routes: Routes, tasks: &Tasks) {
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .add_routes(routes);
     let door = Door::new("grpc-server", listener, GRPC_PLACES);
-    let incoming = futures::stream::unfold(door, |door| async {
-        let (guest, _) = door.accept().await;
-        Some((Ok::<_, std::io::Error>(guest), door))
+    let entrance = Entrance::new("grpc-server", door, tls.map(ClientTls::choose), tasks);
+    let incoming = futures::stream::unfold(entrance, |mut entrance| async move {
+        let (stream, _) = entrance.next().await?;
+        Some((Ok::<_, std::io::Error>(stream), entrance))
     });
     tasks.spawn("grpc-server", |stop| async move {
         if let Err(error) = server.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await {
@@ -72,11 +75,18 @@ pub(crate) fn serve_grpc(listener: TcpListener, routes: Routes, tasks: &Tasks) {
 }
 
 /// Serves HTTP until the tasks stop.
-pub(crate) fn serve_http(name: &'static str, listener: TcpListener, router: Router, tasks: &Tasks) {
+pub(crate) fn serve_http(
+    name: &'static str,
+    listener: TcpListener,
+    tls: Option<&ClientTls>,
+    router: Router,
+    tasks: &Tasks,
+) {
     let door = Door::new(name, listener, HTTP_PLACES);
+    let mut entrance = Entrance::new(name, door, tls.map(ClientTls::choose), tasks);
     let connections = tasks.clone();
     tasks.spawn(name, |stop| async move {
-        while let Some((guest, peer)) = stop.run_until_cancelled(door.accept()).await {
+        while let Some(Some((guest, peer))) = stop.run_until_cancelled(entrance.next()).await {
             let router = router.clone();
             connections.spawn("http-connection", |stop| async move {
                 let served = AssertUnwindSafe(serve_connection(guest, peer, router, PATIENCE, stop)).catch_unwind();

@@ -160,12 +160,24 @@ impl EpochFloor for NodeFloor {
 /// # Errors
 /// [`FileError::Io`].
 pub fn write_secret(path: &Path, contents: &[u8]) -> Result<(), FileError> {
+    replace(path, contents, 0o600)
+}
+
+/// The same, readable by everybody: certificates and settings.
+///
+/// # Errors
+/// [`FileError::Io`].
+pub fn write_public(path: &Path, contents: &[u8]) -> Result<(), FileError> {
+    replace(path, contents, 0o644)
+}
+
+fn replace(path: &Path, contents: &[u8], mode: u32) -> Result<(), FileError> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = folder.join(format!(".{name}.new"));
     let write = || {
         let _ = fs::remove_file(&temporary);
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
         file.write_all(contents)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;

@@ -33,6 +33,7 @@ pub use bootstrap::{BootstrapError, CreateKeyError, NewApiKey, operator_permissi
 pub use credentials::{ClientId, ClientSecret, Credentials, InvalidCredentials};
 pub use hashing::HashParams;
 pub use http::router;
+pub(crate) use limits::FailureLimits as AttemptLimits;
 pub use secrets::{MemorySecrets, Secret, SecretError, SecretKind, SecretStore};
 pub use service::{Availability, Identity, IdentityConfig, LoginError, TokenPair};
 pub use signing::{SigningError, new_signing_key};

@@ -28,15 +28,17 @@ use tracing::{info, warn};
 
 use crate::admin::{self, AdminParts};
 use crate::catalog::{Catalog, CatalogMachine, CatalogParts, NodeRecord, PutNodeError, VaultRings};
+use crate::certificates::{Certificates, ClientTls};
 use crate::config::{Config, Timing};
 use crate::edge;
 use crate::files::{NodeFile, NodeFloor};
 use crate::health::{self, Health, Phase};
 use crate::identity::{Availability, Identity, IdentityConfig, VaultSecrets};
+use crate::join::{self, JoinParts, Joins, Renewal};
 use crate::partition::forward::{Channels, ForwardService, PeerForward};
 use crate::partition::{BatchLimits, Partitions, PartitionsParts};
 use crate::peers::{
-    self, LeaderLink, Life, Membership, PeerChannel, PeerTls, Peers, PipeTransport, Services, VaultCalls,
+    self, LeaderLink, Life, Membership, PeerChannel, PeerMemory, PeerTls, Peers, PipeTransport, Services, VaultCalls,
 };
 use crate::plant;
 use crate::quota::{PeerQuota, QuotaParts, QuotaService, Quotas};
@@ -65,6 +67,8 @@ pub struct Listeners {
     pub metrics: Option<TcpListener>,
     /// Other nodes.
     pub peers: TcpListener,
+    /// What clients are shown; none: gRPC and HTTP are spoken in clear.
+    pub tls: Option<ClientTls>,
 }
 
 /// Where clients reach a node, with the ports that it was really given.
@@ -127,6 +131,8 @@ pub struct Node {
     catalog_group: Group<CatalogMachine>,
     catalog: Catalog,
     identity: Identity,
+    joins: Joins,
+    client_tls: Option<ClientTls>,
     partitions: Partitions,
     quotas: Quotas,
     vault_client: VaultClient,
@@ -161,7 +167,13 @@ impl Node {
         let disk = plant::disk()?;
         let addresses = Addresses::of(&listeners).ok();
         if let Some(listener) = listeners.metrics {
-            edge::serve_http("metrics-server", listener, health::router(health.clone(), telemetry::metrics()?), &tasks);
+            edge::serve_http(
+                "metrics-server",
+                listener,
+                None,
+                health::router(health.clone(), telemetry::metrics()?),
+                &tasks,
+            );
         }
 
         let dir = &config.node.data_dir;
@@ -181,6 +193,11 @@ impl Node {
         let floor = Arc::new(NodeFloor::new(dir, life.clone()));
         let life = Life { incarnation: life.incarnation, process: u64::from_le_bytes(process) };
         let peers = Peers::new(me, Some(Membership { cluster, life }), &config.cluster.peers, &tls);
+        let (machine, view) = CatalogMachine::new();
+        // Before a word is exchanged with anyone: what was known of the peers holds until the catalog can be read.
+        let (followed, seeds, catalog_view) = (peers.clone(), config.cluster.peers.clone(), view.clone());
+        let memory = PeerMemory::open(dir);
+        tasks.spawn("peers", |stop| peers::follow(followed, seeds, catalog_view, memory, stop));
         let voters: std::collections::BTreeSet<NodeId> = config.cluster.peers.iter().map(|peer| peer.id).collect();
         let timing = match config.cluster.timing {
             Timing::Lan => ensign_raft::Timing::LAN,
@@ -214,15 +231,12 @@ impl Node {
         calls.connect(Arc::new(VaultService(vault.clone())), Arc::new(HolderService(holder.clone())));
         let vault_client = VaultClient::new(link, cluster, me, &Entropy::kernel());
 
-        let (machine, view) = CatalogMachine::new();
         let mode = if initialize { Mode::Found } else { Mode::Member };
         let catalog_spec = GroupSpec { id: GroupId::CATALOG, voters: voters.clone(), mode };
         let catalog_group = runtime
             .start(catalog_spec, log.log.group(GroupId::CATALOG), machine)
             .await
             .context("the catalog cannot start")?;
-        let (followed, seeds, catalog_view) = (peers.clone(), config.cluster.peers.clone(), view.clone());
-        tasks.spawn("peers", |stop| peers::follow(followed, seeds, catalog_view, stop));
         let leader_link = LeaderLink::new(peers.clone(), GroupId::CATALOG, catalog_group.leadership());
         let catalog = Catalog::new(CatalogParts {
             me,
@@ -241,12 +255,21 @@ impl Node {
             config.auth.issuer.trim_end_matches('/').clone_into(&mut identity_config.issuer);
         }
         if let Some(addresses) = &addresses {
-            identity_config.public_url = format!("http://localhost:{}", addresses.http.port());
+            let scheme = if listeners.tls.is_some() { "https" } else { "http" };
+            identity_config.public_url = format!("{scheme}://localhost:{}", addresses.http.port());
         }
         identity_config.access_ttl = config.auth.access_ttl.into();
         identity_config.refresh_ttl = config.auth.refresh_ttl.into();
         identity_config.trusted_proxies = config.auth.trusted_proxies.iter().map(IpAddr::to_canonical).collect();
         let secrets = Arc::new(VaultSecrets::new(vault_client.clone(), me));
+        let joins = Joins::new(JoinParts {
+            cluster,
+            above: config.cluster.peers.iter().map(|peer| peer.id).max().unwrap_or(me),
+            catalog: catalog.clone(),
+            secrets: Arc::<VaultSecrets>::clone(&secrets),
+            clock: Arc::clone(&clock),
+            rng: Arc::clone(&rng),
+        });
         let identity = Identity::new(identity_config, catalog.clone(), secrets, Arc::clone(&clock), Arc::clone(&rng));
         let forward = PeerForward::new(Arc::new(peers.clone()));
         let partitions = Partitions::start(PartitionsParts {
@@ -282,6 +305,7 @@ impl Node {
             holder: Arc::new(HolderService(holder.clone())),
             more: Routes::new(ForwardService::server(partitions.clone(), tasks.clone()))
                 .add_service(QuotaService::server(quotas.clone())),
+            join: Routes::new(join::service(joins.clone())),
             tasks: tasks.clone(),
         };
         peers::serve(listeners.peers, &tls, services);
@@ -301,6 +325,8 @@ impl Node {
             catalog_group,
             catalog,
             identity,
+            joins,
+            client_tls: listeners.tls,
             partitions,
             quotas,
             vault_client,
@@ -356,6 +382,25 @@ impl Node {
         &self.identity
     }
 
+    /// Join tokens, and the cluster's authority.
+    pub fn joins(&self) -> &Joins {
+        &self.joins
+    }
+
+    /// Watches the files that this node's certificates came from: what is replaced is taken over, what ends is renewed or warned of.
+    pub fn keep_certificates(&self, peers: PeerTls) {
+        let (node, cluster, clock) = (self.config.node_id(), self.config.cluster.clone(), Arc::clone(&self.clock));
+        let own = cluster.peers.iter().find(|peer| peer.id == node);
+        let host = own.and_then(|peer| peer.address.rsplit_once(':')).map(|(host, _)| host.trim_matches(['[', ']']));
+        let names = host.map(str::to_owned).into_iter().collect();
+        let renewal =
+            Renewal { joins: self.joins.clone(), node, names, cluster: cluster.clone(), clock: Arc::clone(&clock) };
+        self.tasks.spawn("certificate-renewal", |stop| renewal.keep(stop));
+        let (clients, listen) = (self.client_tls.clone(), self.config.listen.clone());
+        let certificates = Certificates { node, peers, cluster, clients, listen, clock };
+        self.tasks.spawn("certificates", |stop| certificates.keep(stop));
+    }
+
     /// Returns once the catalog has a leader that this node can reach.
     ///
     /// # Errors
@@ -383,8 +428,9 @@ impl Node {
         if let Some((grpc, http)) = listeners {
             let catalog = self.catalog.clone();
             self.edge.spawn("catalog-freshness", |stop| catalog.keep_fresh(stop));
-            edge::serve_http("http-server", http, crate::identity::router(self.identity.clone()), &self.edge);
-            edge::serve_grpc(grpc, self.routes().await?, &self.edge);
+            let tls = self.client_tls.as_ref();
+            edge::serve_http("http-server", http, tls, crate::identity::router(self.identity.clone()), &self.edge);
+            edge::serve_grpc(grpc, tls, self.routes().await?, &self.edge);
         }
         self.health.set(Phase::Serving);
         info!(node = self.config.node.id, "serving");
@@ -452,6 +498,7 @@ impl Node {
             catalog: self.catalog.clone(),
             identity: self.identity.clone(),
             partitions: self.partitions.clone(),
+            joins: self.joins.clone(),
             vault: self.vault_client.clone(),
             lease: lease_config(&self.config),
             runtime: self.runtime.clone(),
@@ -496,7 +543,10 @@ impl Node {
         self.tasks.spawn("registration", |stop| async move {
             let registering = async {
                 while let Err(error) = register(&catalog, &record).await {
-                    if let Some(PutNodeError::NameTaken { .. } | PutNodeError::LifeOver { .. }) = error.downcast_ref() {
+                    if let Some(
+                        PutNodeError::NameTaken { .. } | PutNodeError::LifeOver { .. } | PutNodeError::Revoked { .. },
+                    ) = error.downcast_ref()
+                    {
                         // No later attempt could end otherwise, and a node that lives twice must not vote.
                         let _ = fatal.set(format!("{error:#}"));
                         stop.cancel();
@@ -526,6 +576,7 @@ impl Node {
             zone: self.config.node.zone.to_string(),
             incarnation: self.life.incarnation,
             process: self.life.process,
+            ..NodeRecord::default()
         }
     }
 

@@ -12,7 +12,9 @@ use ensign_raft::env::{Clock as _, OsRng, Rng as _, Stop, SystemClock};
 use tokio::net::TcpListener;
 use tracing::{info, warn};
 
+use crate::authority::Authority;
 use crate::bootstrap;
+use crate::certificates::ClientTls;
 use crate::cli::ServeArgs;
 use crate::config::Config;
 use crate::files::{NodeFile, write_secret};
@@ -52,7 +54,7 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
         (Some(cluster), _) => cluster,
         (None, true) => {
             bootstrap::refuse_second(&config, &tls).await?;
-            fresh_cluster()
+            tls.cluster().unwrap_or_else(fresh_cluster)
         }
         (None, false) => match stop.run_until_cancelled(ask_peers(&config, &tls, &stop)).await {
             Some(cluster) => cluster?,
@@ -63,7 +65,23 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
         bootstrap::create_root_key(&config.node.root_key)?;
     }
 
+    if let Some(certified) = tls.cluster().filter(|certified| *certified != cluster) {
+        bail!(
+            "the certificate {} is for cluster {certified}, and the data directory {} belongs to cluster {cluster}: correct one of \
+             the two settings",
+            config.cluster.certificate.display(),
+            config.node.data_dir.display()
+        );
+    }
+    let authority = load_authority(&config, args.authority_key.as_deref())?;
+    if args.bootstrap && authority.is_none() {
+        info!(
+            "no --authority-key: the vault keeps no certificate authority, and nodes are added with certificates made by hand"
+        );
+    }
+    warn_of_plaintext(&config);
     let listeners = Listeners {
+        tls: ClientTls::load(&config.listen)?,
         grpc: Some(bind("listen.grpc", config.listen.grpc).await?),
         http: Some(bind("listen.http", config.listen.http).await?),
         metrics: Some(bind("listen.metrics", config.listen.metrics).await?),
@@ -72,12 +90,13 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
     let addresses = Addresses::of(&listeners)?;
     // Only the node that makes the cluster may found its groups; the others are found by it.
     let initialize = args.bootstrap;
-    let node = Node::start(NodeSpec { config, cluster, listeners, tls, initialize }).await?;
+    let node = Node::start(NodeSpec { config, cluster, listeners, tls: tls.clone(), initialize }).await?;
+    node.keep_certificates(tls);
 
     let outcome = async {
         if args.bootstrap {
             let kept = node.config().node.data_dir.join("credentials.json");
-            let credentials = bootstrap::run(&node, &kept, addresses).await?;
+            let credentials = bootstrap::run(&node, &kept, addresses, authority.as_ref()).await?;
             credentials.write(&args.credentials)?;
             // The secrets are with the operator now; the node keeps no copy.
             let _ = std::fs::remove_file(&kept);
@@ -105,6 +124,27 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
     node.drain().await;
     node.close().await;
     failure.map_or(Ok(()), |failure| Err(anyhow::anyhow!(failure)))
+}
+
+/// The authority whose key the vault is to keep.
+fn load_authority(config: &Config, key: Option<&Path>) -> anyhow::Result<Option<Authority>> {
+    let Some(path) = key else { return Ok(None) };
+    let read = |path: &Path| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
+    let (certificate, key) = (read(&config.cluster.authority)?, zeroize::Zeroizing::new(read(path)?));
+    let authority = Authority::from_pem(&certificate, &key);
+    authority.map(Some).with_context(|| {
+        format!("{} is not the key of the authority {}", path.display(), config.cluster.authority.display())
+    })
+}
+
+/// Says what travels in clear.
+fn warn_of_plaintext(config: &Config) {
+    let open = [config.listen.grpc, config.listen.http].iter().any(|address| !address.ip().is_loopback());
+    if open && config.listen.certificate.as_os_str().is_empty() {
+        warn!(
+            "clients are served in clear outside loopback (listen.plaintext): is there a TLS proxy in front? Else API keys and events can be read on the way"
+        );
+    }
 }
 
 /// Whoever copies the data, a backup for one, must not copy the key to it along.

@@ -73,7 +73,8 @@ pub(crate) fn invalid_name(error: InvalidTopicName) -> Status {
     Status::invalid_argument(error.to_string())
 }
 
-fn write_failed(failure: &WriteFailure, generic: &'static str) -> Status {
+/// A change of the catalog that was not made, or nobody knows.
+pub(crate) fn write_failed(failure: &WriteFailure, generic: &'static str) -> Status {
     match failure {
         WriteFailure::Unavailable { cause } => {
             warn!(cause, "the catalog cannot be written");

@@ -10,7 +10,7 @@ use ensign_raft::GroupStatus;
 use ensign_raft::env::UnixNanos;
 use tonic::Status;
 
-use crate::catalog::{ApiKey, Organization, Project};
+use crate::catalog::{ApiKey, JoinToken, Organization, Project};
 
 /// A catalog time on the wire.
 pub(super) fn time(time: UnixNanos) -> Option<prost_types::Timestamp> {
@@ -52,6 +52,17 @@ pub(super) fn api_key(key: &ApiKey) -> pb::ApiKey {
         permissions,
         created: time(key.created),
         revoked: key.revoked_at.is_some(),
+    }
+}
+
+pub(super) fn join_token(token: &JoinToken) -> pb::JoinToken {
+    pb::JoinToken {
+        id: ulid::Ulid::from_bytes(token.id).to_string(),
+        created: time(token.created),
+        expires: time(token.expires),
+        uses: token.uses,
+        used: token.used,
+        revoked: token.revoked_at.is_some(),
     }
 }
 

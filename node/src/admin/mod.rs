@@ -24,9 +24,13 @@ use tracing::info;
 
 use crate::catalog::{ApiKey, Catalog};
 use crate::identity::{Identity, NewApiKey};
+use crate::join::Joins;
 use crate::partition::Partitions;
 use crate::quota::Quotas;
 use scope::Caller;
+
+/// How long a join token lives where nothing is said.
+const JOIN_TTL: Duration = Duration::from_hours(1);
 
 /// What the admin service needs.
 pub struct AdminParts {
@@ -40,6 +44,8 @@ pub struct AdminParts {
     pub identity: Identity,
     /// The partitions of this node, which those that just made a topic wait for.
     pub partitions: Partitions,
+    /// Join tokens.
+    pub joins: Joins,
     /// Key rings.
     pub vault: VaultClient,
     /// The cluster's leases, which say how long a revocation takes at worst.
@@ -58,6 +64,7 @@ struct Shared {
     catalog: Catalog,
     identity: Identity,
     partitions: Partitions,
+    joins: Joins,
     vault: VaultClient,
     lease: LeaseConfig,
     runtime: Runtime,
@@ -68,9 +75,11 @@ struct Shared {
 
 /// The `ensign.admin.v1.Admin` service. Add it to the client listener's routes.
 pub fn service(parts: AdminParts) -> AdminServer<impl Admin> {
-    let AdminParts { node, cluster, catalog, identity, partitions, vault, lease, runtime, quotas, clock } = parts;
+    let AdminParts { node, cluster, catalog, identity, partitions, joins, vault, lease, runtime, quotas, clock } =
+        parts;
     let started = clock.wall();
-    let shared = Shared { node, cluster, catalog, identity, partitions, vault, lease, runtime, quotas, clock, started };
+    let shared =
+        Shared { node, cluster, catalog, identity, partitions, joins, vault, lease, runtime, quotas, clock, started };
     AdminServer::new(Service(Arc::new(shared)))
 }
 
@@ -237,6 +246,48 @@ impl Admin for Service {
             receipt: String::new(),
             waited: convert::span(self.0.clock.boot().0.saturating_sub(begin.0)),
         }))
+    }
+
+    async fn create_join_token(
+        &self,
+        request: Request<pb::CreateJoinTokenRequest>,
+    ) -> Result<Response<pb::CreateJoinTokenReply>, Status> {
+        let (caller, request) = self.enter(request, Permission::OrganizationsEdit).await?;
+        caller.operates()?;
+        let ttl = request.ttl.map_or(Ok(JOIN_TTL), Duration::try_from);
+        let ttl = ttl.map_err(|_| Status::invalid_argument("ttl is no span of time, or a negative one"))?;
+        let created = self.0.joins.create_token(ttl, request.uses.max(1)).await;
+        let (token, secret) = created.map_err(|error| status::create_join_token(&error))?;
+        info!(id = %ulid::Ulid::from_bytes(token.id), by = %caller.claims.subject, "a join token was made");
+        Ok(Response::new(pb::CreateJoinTokenReply {
+            token: Some(convert::join_token(&token)),
+            secret: secret.as_str().to_owned(),
+        }))
+    }
+
+    async fn list_join_tokens(
+        &self,
+        request: Request<pb::ListJoinTokensRequest>,
+    ) -> Result<Response<pb::ListJoinTokensReply>, Status> {
+        let (caller, _) = self.enter(request, Permission::OrganizationsRead).await?;
+        caller.operates()?;
+        let tokens = self.0.catalog.view().join_tokens().iter().map(|token| convert::join_token(token)).collect();
+        Ok(Response::new(pb::ListJoinTokensReply { tokens }))
+    }
+
+    async fn revoke_join_token(
+        &self,
+        request: Request<pb::RevokeJoinTokenRequest>,
+    ) -> Result<Response<pb::RevokeJoinTokenReply>, Status> {
+        let (caller, request) = self.enter(request, Permission::OrganizationsEdit).await?;
+        caller.operates()?;
+        let id: ulid::Ulid = request.id.parse().map_err(|_| {
+            Status::invalid_argument("id: name a join token by its id, as `ensign cluster token list` shows it")
+        })?;
+        let revoked = self.0.catalog.revoke_join_token(id.to_bytes()).await;
+        revoked.map_err(|error| status::join_token(&error))?;
+        info!(%id, by = %caller.claims.subject, "a join token was revoked");
+        Ok(Response::new(pb::RevokeJoinTokenReply {}))
     }
 
     async fn set_quota(&self, request: Request<pb::SetQuotaRequest>) -> Result<Response<pb::QuotaStatus>, Status> {

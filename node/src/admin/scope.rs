@@ -46,6 +46,11 @@ impl Caller {
         self.operator || self.claims.org == org
     }
 
+    /// Refuses who is no operator: nodes are nobody else's business.
+    pub(super) fn operates(&self) -> Result<(), Status> {
+        if self.operator { Ok(()) } else { Err(Status::permission_denied(text::NOT_AUTHORIZED)) }
+    }
+
     /// The organization to list or act for; the caller's own where none is named.
     pub(super) fn organization(&self, text: &str) -> Result<OrgId, Status> {
         let org = parse::<OrgId>(text, "organization_id")?.unwrap_or(self.claims.org);

@@ -6,10 +6,11 @@ use tonic::Status;
 use tracing::{error, warn};
 
 use crate::catalog::{
-    ApiKeyError, CreateOrganizationError, CreateProjectError, CreateTopicError, RefreshError, SetQuotaError,
-    VaultFailure, WriteFailure,
+    ApiKeyError, CreateOrganizationError, CreateProjectError, CreateTopicError, JoinError, RefreshError, Refusal,
+    SetQuotaError, VaultFailure, WriteFailure,
 };
 use crate::identity::CreateKeyError;
+use crate::join::{AuthorityUnavailable, CreateTokenError};
 
 /// The state that this node knows may be old.
 pub(super) fn stale(error: &RefreshError) -> Status {
@@ -43,6 +44,30 @@ pub(super) fn create_organization(error: &CreateOrganizationError) -> Status {
     match error {
         CreateOrganizationError::NameTaken => Status::already_exists(error.to_string()),
         CreateOrganizationError::Write(failure) => write_failed(failure),
+    }
+}
+
+/// A join token that was not made.
+pub(super) fn create_join_token(error: &CreateTokenError) -> Status {
+    match error {
+        CreateTokenError::Ttl | CreateTokenError::Uses => Status::invalid_argument(error.to_string()),
+        CreateTokenError::Authority(AuthorityUnavailable::ByHand) => Status::failed_precondition(error.to_string()),
+        CreateTokenError::Authority(AuthorityUnavailable::Vault(_)) => Status::unavailable(error.to_string()),
+        CreateTokenError::Authority(AuthorityUnavailable::Unusable(_)) => {
+            error!(%error, "the cluster's authority cannot sign");
+            Status::internal(error.to_string())
+        }
+        CreateTokenError::Catalog(error) => join_token(error),
+    }
+}
+
+/// A join token that was not changed.
+pub(super) fn join_token(error: &JoinError) -> Status {
+    match error {
+        JoinError::Refused(Refusal::TokenUnknown) => Status::not_found(error.to_string()),
+        JoinError::Refused(Refusal::TokensTooMany) => Status::resource_exhausted(error.to_string()),
+        JoinError::Refused(_) => Status::failed_precondition(error.to_string()),
+        JoinError::Write(failure) => write_failed(failure),
     }
 }
 

@@ -11,7 +11,10 @@ use ensign_raft::env::UnixNanos;
 use thiserror::Error;
 
 use super::quota::QuotaChange;
-use super::records::{ApiKey, NodeRecord, Organization, Project, SigningKey, Topic, TopicPolicies, TopicState};
+use super::records::{
+    ApiKey, ClusterAuthority, JoinToken, NodeRecord, Organization, Project, SigningKey, Topic, TopicPolicies,
+    TopicState,
+};
 
 /// The most topics that one command makes: its answer has to travel, and what applies at once stays short.
 pub const TOPICS_BATCH_MAX: usize = 256;
@@ -86,6 +89,47 @@ pub enum Command {
         /// What to do with each limit.
         change: QuotaChange,
     },
+    /// Gives the cluster its certificate authority, once; the vault already has the private key.
+    SetAuthority(ClusterAuthority),
+    /// Adds a join token.
+    CreateJoinToken(JoinToken),
+    /// Revokes a join token, for ever.
+    RevokeJoinToken {
+        /// Which.
+        token: [u8; 16],
+        /// Now.
+        at: UnixNanos,
+    },
+    /// Lets a machine in: gives it a number that no node ever had, and uses the token once.
+    Join(Join),
+    /// Ends a node's being one, for ever: nobody speaks to it, whatever certificate it shows.
+    RevokeNode {
+        /// Which.
+        node: NodeId,
+        /// Now.
+        at: UnixNanos,
+    },
+}
+
+/// A machine that wants to be a node, and whose token was checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Join {
+    /// The token that it showed.
+    pub token: [u8; 16],
+    /// The SHA-256 of its public key: asking again with the same one answers the same node.
+    pub key: [u8; 32],
+    /// How it wants to be called; empty: after its number.
+    pub name: String,
+    /// Where it stands.
+    pub region: String,
+    /// Where in the region.
+    pub zone: String,
+    /// Host and port of its peer listener.
+    pub peer: String,
+    /// No number up to this one is given out: nodes that are configured and have not registered yet may have them.
+    pub above: NodeId,
+    /// Now.
+    pub at: UnixNanos,
 }
 
 /// A topic that is to be made; the catalog adds organization and group.
@@ -122,7 +166,12 @@ pub enum Outcome {
     Topics(Vec<Result<Arc<Topic>, Refusal>>),
     /// The API key as it is now.
     ApiKey(Arc<ApiKey>),
+    /// The node as it is now.
+    Node(Arc<NodeRecord>),
 }
+
+/// Join tokens that the cluster keeps.
+pub(super) const JOIN_TOKENS_MAX: usize = 1_000;
 
 /// Why a command changed nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -157,6 +206,29 @@ pub enum Refusal {
     /// The project has as many topics as its quota allows.
     #[error("the project has as many topics as its quota allows")]
     TopicQuota,
+    /// No such join token.
+    #[error("the cluster has no such join token")]
+    TokenUnknown,
+    /// The token's time is over.
+    #[error("the join token has expired: make another one with `ensign cluster token create`")]
+    TokenExpired,
+    /// It has let in as many machines as it may.
+    #[error("the join token has been used as often as it may be: make another one with `ensign cluster token create`")]
+    TokenUsedUp,
+    /// It was revoked.
+    #[error("the join token was revoked: make another one with `ensign cluster token create`")]
+    TokenRevoked,
+    /// There are as many join tokens as the cluster keeps.
+    #[error(
+        "the cluster keeps {JOIN_TOKENS_MAX} join tokens at most: revoke some, and they are forgotten after a week"
+    )]
+    TokensTooMany,
+    /// The node was removed, for ever.
+    #[error("the node was removed from the cluster: it may come back only under a new number")]
+    NodeRevoked,
+    /// The cluster has another authority already.
+    #[error("the cluster has another certificate authority already")]
+    AuthorityExists,
     /// The bytes are no command that this version knows.
     #[error("the command cannot be read")]
     Unreadable,

@@ -3,6 +3,7 @@
 use ensign_proto::NodeId;
 use thiserror::Error;
 
+use super::command::Refusal;
 use super::records::TopicState;
 
 /// The change was not carried out, or nobody knows.
@@ -85,9 +86,28 @@ pub enum PutNodeError {
         /// What was shown.
         shown: u64,
     },
+    /// The node was removed from the cluster.
+    #[error(
+        "node {node} was removed from the cluster: add the machine under a new node.id, with an empty data directory"
+    )]
+    Revoked {
+        /// The node.
+        node: NodeId,
+    },
     /// It may have custody of some topics, which changes nothing by itself; try again.
     #[error(transparent)]
     Vault(#[from] VaultFailure),
+    /// See there.
+    #[error(transparent)]
+    Write(#[from] WriteFailure),
+}
+
+/// Why a join token was not made or used, or the authority not set.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum JoinError {
+    /// See there. Nothing was changed.
+    #[error(transparent)]
+    Refused(Refusal),
     /// See there.
     #[error(transparent)]
     Write(#[from] WriteFailure),

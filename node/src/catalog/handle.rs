@@ -15,15 +15,18 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::warn;
 
-use super::command::{Command, Outcome, Refusal};
+use super::command::{Command, Join, Outcome, Refusal};
 use super::errors::{
-    ApiKeyError, ChangeTopicError, CreateOrganizationError, CreateProjectError, PutNodeError, RefreshError,
+    ApiKeyError, ChangeTopicError, CreateOrganizationError, CreateProjectError, JoinError, PutNodeError, RefreshError,
     SetQuotaError, VaultFailure, WriteFailure,
 };
 use super::freshness::Freshness;
 use super::link::{Custody, ProposeLink, ProposeLinkError, Replica, VaultWrites};
 use super::quota::QuotaChange;
-use super::records::{ApiKey, NodeRecord, Organization, Project, SigningKey, Topic, TopicPolicies, TopicState};
+use super::records::{
+    ApiKey, ClusterAuthority, JoinToken, NodeRecord, Organization, Project, SigningKey, Topic, TopicPolicies,
+    TopicState,
+};
 use super::view::View;
 use super::wire;
 
@@ -310,12 +313,62 @@ impl Catalog {
         let (id, name, shown) = (node.id, node.name.clone(), node.incarnation);
         match self.write(Command::PutNode(node)).await? {
             Err(Refusal::NameTaken) => Err(PutNodeError::NameTaken { name }),
+            Err(Refusal::NodeRevoked) => Err(PutNodeError::Revoked { node: id }),
             Err(Refusal::LifeOver) => {
                 let seen = self.node(id).map_or(shown, |known| known.incarnation);
                 Err(PutNodeError::LifeOver { node: id, seen, shown })
             }
             response => Ok(plain(response)?),
         }
+    }
+
+    /// Gives the cluster its certificate authority; the vault already has the key. Again changes nothing.
+    ///
+    /// # Errors
+    /// [`JoinError`]: it has another one.
+    pub async fn set_authority(&self, certificate: &str) -> Result<(), JoinError> {
+        let authority = ClusterAuthority { certificate: certificate.to_owned(), created: self.now() };
+        self.join_write(Command::SetAuthority(authority)).await.map(drop)
+    }
+
+    /// Adds a join token.
+    ///
+    /// # Errors
+    /// [`JoinError`]: there are too many.
+    pub async fn create_join_token(&self, token: JoinToken) -> Result<(), JoinError> {
+        self.join_write(Command::CreateJoinToken(token)).await.map(drop)
+    }
+
+    /// Revokes a join token, for ever. Again changes nothing.
+    ///
+    /// # Errors
+    /// [`JoinError`]: there is none.
+    pub async fn revoke_join_token(&self, token: [u8; 16]) -> Result<(), JoinError> {
+        self.join_write(Command::RevokeJoinToken { token, at: self.now() }).await.map(drop)
+    }
+
+    /// Lets a machine in whose token was checked. Asking again with the same key answers the same node.
+    ///
+    /// # Errors
+    /// [`JoinError`]: the token is over, or the name is taken.
+    pub async fn join(&self, join: Join) -> Result<Arc<NodeRecord>, JoinError> {
+        match self.join_write(Command::Join(join)).await? {
+            Outcome::Node(node) => Ok(node),
+            other => Err(unexpected(&Ok(other)).into()),
+        }
+    }
+
+    /// Ends a node's being one, for ever: every node refuses it as soon as it has applied this. Again changes nothing. It says
+    /// nothing about what the node holds: move that away first.
+    ///
+    /// # Errors
+    /// See [`WriteFailure`].
+    pub async fn revoke_node(&self, node: NodeId) -> Result<(), WriteFailure> {
+        plain(self.write(Command::RevokeNode { node, at: self.now() }).await?)
+    }
+
+    async fn join_write(&self, command: Command) -> Result<Outcome, JoinError> {
+        self.write(command).await?.map_err(JoinError::Refused)
     }
 
     /// Makes an organization.

@@ -140,4 +140,34 @@ pub struct NodeRecord {
     pub incarnation: u64,
     /// What the process of that start drew: tells apart two copies of one directory.
     pub process: u64,
+    /// The SHA-256 of the public key that it joined with; empty for a node that did not join by token. The catalog keeps it.
+    pub key: Bytes,
+}
+
+/// The certificate authority that the cluster signs with; its private key is in the vault.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterAuthority {
+    /// Its certificate, PEM.
+    pub certificate: String,
+    /// When the cluster was given it.
+    pub created: UnixNanos,
+}
+
+/// A token that lets machines join, without its secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JoinToken {
+    /// A ULID.
+    pub id: [u8; 16],
+    /// The SHA-256 of its secret, which is random.
+    pub hash: [u8; 32],
+    /// When it was made.
+    pub created: UnixNanos,
+    /// From when on it lets nobody in.
+    pub expires: UnixNanos,
+    /// How many machines it lets in.
+    pub uses: u32,
+    /// How many it has let in.
+    pub used: u32,
+    /// When it was revoked; for ever.
+    pub revoked_at: Option<UnixNanos>,
 }

@@ -4,16 +4,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use ensign_proto::{ApiKeyId, GroupId, NodeId, OrgId, Partition, ProjectId, TopicId, TopicNameHash};
 use ensign_raft::env::UnixNanos;
 
-use super::command::{Command, NewTopic, Outcome, Refusal, Response};
+use super::command::{Command, JOIN_TOKENS_MAX, Join, NewTopic, Outcome, Refusal, Response};
 use super::quota::{Limit, PerResource, Quota, QuotaChange};
-use super::records::{ApiKey, NodeRecord, Organization, Project, SigningKey, Topic, TopicState};
+use super::records::{
+    ApiKey, ClusterAuthority, JoinToken, NodeRecord, Organization, Project, SigningKey, Topic, TopicState,
+};
 
 /// For how long, in the proposers' time, a destroyed topic's id answers a late retry of its creation.
 const TOMBSTONE_NANOS: u64 = 24 * 3600 * 1_000_000_000;
 const TOMBSTONES_MAX: usize = 10_000;
+/// For how long a join token that lets nobody in any more is shown.
+const JOIN_TOKEN_KEPT_NANOS: u64 = 7 * TOMBSTONE_NANOS;
 
 /// Everything the catalog knows. Records are shared, so a reader takes a copy for the price of a counter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +37,12 @@ pub(super) struct State {
     pub(super) next_group: GroupId,
     /// Topics that were changed or forgotten since [`State::take_touched`]; no part of what is replicated.
     touched: Vec<TopicId>,
+    pub(super) authority: Option<Arc<ClusterAuthority>>,
+    pub(super) join_tokens: BTreeMap<[u8; 16], Arc<JoinToken>>,
+    /// The number that the next machine to join is given; only ever rises.
+    pub(super) next_node: NodeId,
+    /// Nodes that are none any more, and since when. For ever: a certificate of theirs may still be valid.
+    pub(super) revoked_nodes: BTreeMap<NodeId, UnixNanos>,
     // Indexes; rebuilt from the records on restore.
     topics_by_name: BTreeMap<(ProjectId, TopicNameHash), TopicId>,
     topics_by_project: BTreeSet<(ProjectId, TopicId)>,
@@ -52,6 +63,10 @@ impl Default for State {
             default_quota: Quota::default(),
             next_group: GroupId::FIRST_PARTITION,
             touched: Vec::new(),
+            authority: None,
+            join_tokens: BTreeMap::new(),
+            next_node: NodeId(1),
+            revoked_nodes: BTreeMap::new(),
             topics_by_name: BTreeMap::new(),
             topics_by_project: BTreeSet::new(),
             api_keys_by_client: BTreeMap::new(),
@@ -102,12 +117,35 @@ impl State {
             },
             Command::RetireSigningKey { kid, verifies_until } => self.retire_signing_key(kid, verifies_until),
             Command::SetQuota { project, change } => self.set_quota(project, &change),
+            Command::SetAuthority(authority) => match &self.authority {
+                Some(old) if old.certificate != authority.certificate => Err(Refusal::AuthorityExists),
+                Some(_) => Ok(Outcome::Done),
+                None => {
+                    self.authority = Some(Arc::new(authority));
+                    Ok(Outcome::Done)
+                }
+            },
+            Command::CreateJoinToken(token) => self.create_join_token(token),
+            Command::RevokeJoinToken { token, at } => {
+                let old = self.join_tokens.get(&token).ok_or(Refusal::TokenUnknown)?;
+                let revoked = JoinToken { revoked_at: old.revoked_at.or(Some(at)), ..(**old).clone() };
+                self.join_tokens.insert(token, Arc::new(revoked));
+                Ok(Outcome::Done)
+            }
+            Command::Join(join) => self.join(join),
+            Command::RevokeNode { node, at } => {
+                self.revoked_nodes.entry(node).or_insert(at);
+                self.next_node = self.next_node.max(NodeId(node.0.saturating_add(1)));
+                Ok(Outcome::Done)
+            }
         }
     }
 
-    fn put_node(&mut self, new: NodeRecord) -> Response {
-        let taken = |other: &Arc<NodeRecord>| other.id != new.id && other.name == new.name;
-        if !new.name.is_empty() && self.nodes.values().any(taken) {
+    fn put_node(&mut self, mut new: NodeRecord) -> Response {
+        if self.revoked_nodes.contains_key(&new.id) {
+            return Err(Refusal::NodeRevoked);
+        }
+        if self.is_name_taken(&new.name, new.id) {
             return Err(Refusal::NameTaken);
         }
         if let Some(old) = self.nodes.get(&new.id) {
@@ -116,9 +154,63 @@ impl State {
             if new.incarnation < old.incarnation || twin {
                 return Err(Refusal::LifeOver);
             }
+            new.key = old.key.clone();
         }
+        self.next_node = self.next_node.max(NodeId(new.id.0.saturating_add(1)));
         self.nodes.insert(new.id, Arc::new(new));
         Ok(Outcome::Done)
+    }
+
+    /// Whether a node other than `id`, and one that still is one, has the name.
+    fn is_name_taken(&self, name: &str, id: NodeId) -> bool {
+        let mut others = self.nodes.values().filter(|node| node.id != id && !self.revoked_nodes.contains_key(&node.id));
+        !name.is_empty() && others.any(|other| other.name == name)
+    }
+
+    fn create_join_token(&mut self, new: JoinToken) -> Response {
+        if let Some(old) = self.join_tokens.get(&new.id) {
+            return if old.hash == new.hash { Ok(Outcome::Done) } else { Err(Refusal::IdTaken) };
+        }
+        // What lets nobody in any more is kept for a while, so that an operator can see what became of it.
+        self.join_tokens.retain(|_, old| {
+            let ended = old.revoked_at.unwrap_or(old.expires).min(old.expires);
+            new.created.0.saturating_sub(ended.0) < JOIN_TOKEN_KEPT_NANOS
+        });
+        if self.join_tokens.len() >= JOIN_TOKENS_MAX {
+            return Err(Refusal::TokensTooMany);
+        }
+        self.join_tokens.insert(new.id, Arc::new(new));
+        Ok(Outcome::Done)
+    }
+
+    fn join(&mut self, join: Join) -> Response {
+        let token = self.join_tokens.get(&join.token).ok_or(Refusal::TokenUnknown)?;
+        if let Some(known) = self.nodes.values().find(|node| node.key == join.key[..]) {
+            let revoked = self.revoked_nodes.contains_key(&known.id);
+            return if revoked { Err(Refusal::NodeRevoked) } else { Ok(Outcome::Node(Arc::clone(known))) };
+        }
+        if token.revoked_at.is_some() {
+            return Err(Refusal::TokenRevoked);
+        }
+        if join.at >= token.expires {
+            return Err(Refusal::TokenExpired);
+        }
+        if token.used >= token.uses {
+            return Err(Refusal::TokenUsedUp);
+        }
+        let id = self.next_node.max(NodeId(join.above.0.saturating_add(1)));
+        let name = if join.name.is_empty() { format!("node-{id}") } else { join.name };
+        if self.is_name_taken(&name, id) {
+            return Err(Refusal::NameTaken);
+        }
+        let (peer, region, zone) = (join.peer, join.region, join.zone);
+        let key = Bytes::copy_from_slice(&join.key);
+        let node = Arc::new(NodeRecord { id, peer, name, region, zone, key, ..NodeRecord::default() });
+        let token = JoinToken { used: token.used + 1, ..(**token).clone() };
+        self.join_tokens.insert(token.id, Arc::new(token));
+        self.next_node = NodeId(id.0.saturating_add(1));
+        self.nodes.insert(id, Arc::clone(&node));
+        Ok(Outcome::Node(node))
     }
 
     fn create_organization(&mut self, new: Organization) -> Response {

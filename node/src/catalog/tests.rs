@@ -75,6 +75,23 @@ fn node(id: u64, name: &str, incarnation: u64, process: u64) -> NodeRecord {
     }
 }
 
+fn join_token(n: u8, uses: u32) -> JoinToken {
+    JoinToken { id: [n; 16], hash: [n; 32], created: at(0), expires: at(100), uses, used: 0, revoked_at: None }
+}
+
+fn join(token: u8, key: u8, name: &str) -> Join {
+    Join {
+        token: [token; 16],
+        key: [key; 32],
+        name: name.to_owned(),
+        region: "eu".to_owned(),
+        zone: "eu-1".to_owned(),
+        peer: format!("{key}:5357"),
+        above: NodeId(2),
+        at: at(key),
+    }
+}
+
 fn signing_key(n: u8, public: u8) -> SigningKey {
     let public_key = Bytes::from(vec![public; 3]);
     SigningKey { kid: [n; 16], public_key, created: at(n), signs_from: at(n), verifies_until: None }
@@ -151,6 +168,15 @@ fn command() -> impl Strategy<Value = Command> {
             project: owner.map(project),
             change: QuotaChange { topics, streams, ..QuotaChange::default() },
         }),
+        1 => (id(), id()).prop_map(|(n, uses)| Command::CreateJoinToken(join_token(n, u32::from(uses)))),
+        1 => id().prop_map(|n| Command::RevokeJoinToken { token: [n; 16], at: at(1) }),
+        2 => (id(), 0..9_u8, id()).prop_map(|(n, key, name)| {
+            Command::Join(join(n, key, &if name == 0 { String::new() } else { format!("node-{name}") }))
+        }),
+        1 => (0..9_u64).prop_map(|n| Command::RevokeNode { node: NodeId(n), at: at(1) }),
+        1 => id().prop_map(|n| {
+            Command::SetAuthority(ClusterAuthority { certificate: format!("authority {}", n / 3), created: at(n) })
+        }),
     ]
 }
 
@@ -164,6 +190,10 @@ struct Model {
     keys: Vec<ApiKey>,
     signing: Vec<SigningKey>,
     nodes: BTreeMap<NodeId, NodeRecord>,
+    removed: BTreeSet<NodeId>,
+    tokens: BTreeMap<[u8; 16], JoinToken>,
+    authority: Option<String>,
+    highest: u64,
     groups: u64,
     quotas: BTreeMap<Option<ProjectId>, Quota>,
 }
@@ -171,9 +201,31 @@ struct Model {
 impl Model {
     fn apply(&mut self, command: &Command) -> Result<(), Refusal> {
         match command.clone() {
+            Command::SetAuthority(new) => match &self.authority {
+                Some(known) if *known != new.certificate => return Err(Refusal::AuthorityExists),
+                _ => self.authority = Some(new.certificate),
+            },
+            Command::CreateJoinToken(new) => match self.tokens.get(&new.id) {
+                Some(known) if known.hash != new.hash => return Err(Refusal::IdTaken),
+                Some(_) => {}
+                None => {
+                    self.tokens.insert(new.id, new);
+                }
+            },
+            Command::RevokeJoinToken { token, at } => {
+                let known = self.tokens.get_mut(&token).ok_or(Refusal::TokenUnknown)?;
+                known.revoked_at.get_or_insert(at);
+            }
+            Command::Join(join) => return self.join(join),
+            Command::RevokeNode { node, .. } => {
+                self.removed.insert(node);
+                self.highest = self.highest.max(node.0);
+            }
             Command::PutNode(node) => {
-                let named = |other: &NodeRecord| !node.name.is_empty() && other.name == node.name;
-                if self.nodes.values().any(|other| other.id != node.id && named(other)) {
+                if self.removed.contains(&node.id) {
+                    return Err(Refusal::NodeRevoked);
+                }
+                if self.has_name(&node.name, node.id) {
                     return Err(Refusal::NameTaken);
                 }
                 let over = |old: &NodeRecord| {
@@ -183,7 +235,9 @@ impl Model {
                 if self.nodes.get(&node.id).is_some_and(over) {
                     return Err(Refusal::LifeOver);
                 }
-                self.nodes.insert(node.id, node);
+                self.highest = self.highest.max(node.id.0);
+                let key = self.nodes.get(&node.id).map(|old| old.key.clone()).unwrap_or_default();
+                self.nodes.insert(node.id, NodeRecord { key, ..node });
             }
             Command::CreateOrganization { id, name, .. } => match self.orgs.iter().find(|org| org.0 == id) {
                 Some(known) if known.1 == name => {}
@@ -263,6 +317,35 @@ impl Model {
                 }
             }
         }
+        Ok(())
+    }
+
+    fn has_name(&self, name: &str, id: NodeId) -> bool {
+        let other = |node: &NodeRecord| node.id != id && node.name == name && !self.removed.contains(&node.id);
+        !name.is_empty() && self.nodes.values().any(other)
+    }
+
+    fn join(&mut self, join: Join) -> Result<(), Refusal> {
+        let token = self.tokens.get(&join.token).ok_or(Refusal::TokenUnknown)?.clone();
+        if let Some(known) = self.nodes.values().find(|node| node.key == join.key[..]) {
+            return if self.removed.contains(&known.id) { Err(Refusal::NodeRevoked) } else { Ok(()) };
+        }
+        if token.revoked_at.is_some() {
+            return Err(Refusal::TokenRevoked);
+        }
+        if token.used == token.uses {
+            return Err(Refusal::TokenUsedUp);
+        }
+        let id = NodeId(self.highest.max(join.above.0) + 1);
+        let name = if join.name.is_empty() { format!("node-{id}") } else { join.name };
+        if self.has_name(&name, id) {
+            return Err(Refusal::NameTaken);
+        }
+        let key = Bytes::copy_from_slice(&join.key);
+        let (peer, region, zone) = (join.peer, join.region, join.zone);
+        self.nodes.insert(id, NodeRecord { id, peer, name, region, zone, key, ..NodeRecord::default() });
+        self.tokens.insert(token.id, JoinToken { used: token.used + 1, ..token });
+        self.highest = id.0;
         Ok(())
     }
 
@@ -366,6 +449,10 @@ impl Model {
         assert!(self.signing.iter().all(|known| view.signing_key(&known.kid).as_deref() == Some(known)));
         let nodes: Vec<_> = view.nodes().iter().map(|node| (**node).clone()).collect();
         assert_eq!(nodes, self.nodes.values().cloned().collect::<Vec<_>>());
+        let tokens: Vec<_> = view.join_tokens().iter().map(|token| (**token).clone()).collect();
+        assert_eq!(tokens, self.tokens.values().cloned().collect::<Vec<_>>());
+        assert_eq!(view.revoked_nodes(), self.removed.iter().copied().collect::<Vec<_>>());
+        assert_eq!(view.authority().map(|authority| authority.certificate.clone()), self.authority);
     }
 }
 
@@ -484,6 +571,11 @@ fn sample_commands() -> Vec<Command> {
         Command::RetireSigningKey { kid: [1; 16], verifies_until: at(9) },
         Command::PutNode(node(2, "b", 3, 30)),
         Command::CreateTopics(vec![new_topic(8, 9, 8), new_topic(9, 9, 9)]),
+        Command::SetAuthority(ClusterAuthority { certificate: "PEM".to_owned(), created: at(1) }),
+        Command::CreateJoinToken(join_token(1, 2)),
+        Command::Join(join(1, 1, "c")),
+        Command::RevokeJoinToken { token: [1; 16], at: at(8) },
+        Command::RevokeNode { node: NodeId(3), at: at(9) },
     ]
 }
 
@@ -626,6 +718,21 @@ fn a_life_of_a_node_that_is_over_is_refused_also_after_a_restart() {
     }
     put(&mut restored, 6, 60).unwrap();
     assert_eq!((view.node(NodeId(2)).unwrap().incarnation, view.node(NodeId(2)).unwrap().process), (6, 60));
+}
+
+#[test]
+fn a_token_that_is_over_lets_nobody_in() {
+    let (mut machine, _) = CatalogMachine::new();
+    let mut apply = |command: Command| machine.apply(&entry(1, command.encode())).map(|_| ());
+    apply(Command::CreateJoinToken(JoinToken { expires: at(5), ..join_token(1, 9) })).unwrap();
+    apply(Command::Join(Join { at: at(4), ..join(1, 1, "a") })).unwrap();
+    assert_eq!(apply(Command::Join(Join { at: at(5), ..join(1, 2, "b") })), Err(Refusal::TokenExpired));
+    apply(Command::Join(Join { at: at(6), ..join(1, 1, "a") })).unwrap();
+    // What ended more than a week ago is forgotten when the next one is made.
+    let later = UnixNanos(at(5).0 + 8 * 24 * 3600 * 1_000_000_000);
+    let fresh = JoinToken { created: later, expires: UnixNanos(later.0 + 1), ..join_token(2, 1) };
+    apply(Command::CreateJoinToken(fresh)).unwrap();
+    assert_eq!(apply(Command::RevokeJoinToken { token: [1; 16], at: later }), Err(Refusal::TokenUnknown));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::machine::Shared;
 use super::paging::{Page, PageError, PageRequest, Paged};
 use super::quota::{Limit, PerResource, Quota};
-use super::records::{ApiKey, NodeRecord, Organization, Project, SigningKey, Topic};
+use super::records::{ApiKey, ClusterAuthority, JoinToken, NodeRecord, Organization, Project, SigningKey, Topic};
 
 /// How much of the topics' changes a follower has seen. The default has seen nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -162,6 +162,31 @@ impl View {
     /// The node of this id.
     pub fn node(&self, id: NodeId) -> Option<Arc<NodeRecord>> {
         self.shared.read().nodes.get(&id).cloned()
+    }
+
+    /// Whether the node was removed, for ever.
+    pub fn is_node_revoked(&self, id: NodeId) -> bool {
+        self.shared.read().revoked_nodes.contains_key(&id)
+    }
+
+    /// Every node that was removed, for ever.
+    pub fn revoked_nodes(&self) -> Vec<NodeId> {
+        self.shared.read().revoked_nodes.keys().copied().collect()
+    }
+
+    /// The certificate authority whose key is in the vault; none where an operator's own signs by hand.
+    pub fn authority(&self) -> Option<Arc<ClusterAuthority>> {
+        self.shared.read().authority.clone()
+    }
+
+    /// The join token of this id.
+    pub fn join_token(&self, id: &[u8; 16]) -> Option<Arc<JoinToken>> {
+        self.shared.read().join_tokens.get(id).cloned()
+    }
+
+    /// Every join token, oldest first, also those that let nobody in any more.
+    pub fn join_tokens(&self) -> Vec<Arc<JoinToken>> {
+        self.shared.read().join_tokens.values().cloned().collect()
     }
 
     /// The limits that hold for a project: its own, else the cluster's default, else what is built in.

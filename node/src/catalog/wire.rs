@@ -11,18 +11,18 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use ensign_proto::{ApiKeyId, GroupId, ProjectId, TopicId};
+use ensign_proto::{ApiKeyId, GroupId, NodeId, ProjectId, TopicId};
 use ensign_raft::env::UnixNanos;
 use prost::Message;
 use thiserror::Error;
 
 use self::rows::{
     ChangeRow, CommandKind, CommandRow, OrganizationRow, ProjectQuotaRow, QuotaChangeRow, QuotaRow, ResponseKind,
-    ResponseRow, ResponsesRow, SnapshotRow, TopicsRow, change, id, kid, raw, state_number, state_of,
+    ResponseRow, ResponsesRow, RevokedNodeRow, SnapshotRow, TopicsRow, change, id, kid, raw, state_number, state_of,
 };
 use super::command::{Command, NewTopic, Outcome, Refusal, Response, TOPICS_BATCH_MAX};
 use super::quota::Quota;
-use super::records::{ApiKey, NodeRecord, Organization, Project, SigningKey, Topic};
+use super::records::{ApiKey, JoinToken, NodeRecord, Organization, Project, SigningKey, Topic};
 use super::state::State;
 
 const VERSION: u8 = 1;
@@ -100,6 +100,11 @@ pub(super) fn encode_command(command: &Command) -> Bytes {
             project: project.map(|project| raw(project.as_bytes())).unwrap_or_default(),
             limits: Some(change.into()),
         }),
+        Command::SetAuthority(authority) => CommandKind::SetAuthority(authority.into()),
+        Command::CreateJoinToken(token) => CommandKind::CreateJoinToken(token.into()),
+        Command::RevokeJoinToken { token, at } => CommandKind::RevokeJoinToken(change(token, *at)),
+        Command::Join(join) => CommandKind::Join(join.into()),
+        Command::RevokeNode { node, at } => CommandKind::RevokeNode(RevokedNodeRow { node: node.0, at: at.0 }),
     };
     frame(&CommandRow { kind: Some(kind) })
 }
@@ -148,6 +153,11 @@ pub(super) fn decode_command(bytes: &Bytes) -> Result<Command, DecodeError> {
             project: (!row.project.is_empty()).then(|| id::<ProjectId>(&row.project, "project")).transpose()?,
             change: row.limits.unwrap_or_default().try_into()?,
         },
+        CommandKind::SetAuthority(row) => Command::SetAuthority(row.into()),
+        CommandKind::CreateJoinToken(row) => Command::CreateJoinToken(row.try_into()?),
+        CommandKind::RevokeJoinToken(row) => Command::RevokeJoinToken { token: kid(&row.id)?, at: UnixNanos(row.at) },
+        CommandKind::Join(row) => Command::Join(row.try_into()?),
+        CommandKind::RevokeNode(row) => Command::RevokeNode { node: NodeId(row.node), at: UnixNanos(row.at) },
     })
 }
 
@@ -164,6 +174,13 @@ fn refusal_number(refusal: Refusal) -> u32 {
         Refusal::TopicQuota => 60,
         Refusal::TopicState(state) => 16 + state_number(state),
         Refusal::LifeOver => 40,
+        Refusal::TokenUnknown => 41,
+        Refusal::TokenExpired => 42,
+        Refusal::TokenUsedUp => 43,
+        Refusal::TokenRevoked => 44,
+        Refusal::TokensTooMany => 45,
+        Refusal::NodeRevoked => 46,
+        Refusal::AuthorityExists => 47,
     }
 }
 
@@ -180,6 +197,13 @@ fn refusal_of(number: u32) -> Result<Refusal, DecodeError> {
         60 => Refusal::TopicQuota,
         17..=19 => Refusal::TopicState(state_of(number - 16)?),
         40 => Refusal::LifeOver,
+        41 => Refusal::TokenUnknown,
+        42 => Refusal::TokenExpired,
+        43 => Refusal::TokenUsedUp,
+        44 => Refusal::TokenRevoked,
+        45 => Refusal::TokensTooMany,
+        46 => Refusal::NodeRevoked,
+        47 => Refusal::AuthorityExists,
         _ => return Err(DecodeError::Invalid("refusal")),
     })
 }
@@ -201,6 +225,7 @@ fn response_row(response: &Response) -> ResponseRow {
             ResponseKind::Topics(ResponsesRow { each: each.iter().map(row).collect() })
         }
         Ok(Outcome::ApiKey(key)) => ResponseKind::ApiKey((&**key).into()),
+        Ok(Outcome::Node(node)) => ResponseKind::Node((&**node).into()),
     };
     ResponseRow { kind: Some(kind) }
 }
@@ -225,6 +250,7 @@ fn response_of(row: ResponseRow) -> Result<Response, DecodeError> {
             Ok(Outcome::Topics(row.each.into_iter().map(topic).collect::<Result<_, _>>()?))
         }
         ResponseKind::ApiKey(row) => Ok(Outcome::ApiKey(Arc::new(row.try_into()?))),
+        ResponseKind::Node(row) => Ok(Outcome::Node(Arc::new(row.into()))),
     })
 }
 
@@ -245,6 +271,10 @@ pub(super) fn encode_snapshot(state: &State, applied: u64) -> Bytes {
             .iter()
             .map(|(project, quota)| ProjectQuotaRow { project: raw(project.as_bytes()), limits: Some(quota.into()) })
             .collect(),
+        authority: state.authority.as_deref().map(Into::into),
+        join_tokens: state.join_tokens.values().map(|token| (&**token).into()).collect(),
+        next_node: state.next_node.0,
+        revoked_nodes: state.revoked_nodes.iter().map(|(node, at)| RevokedNodeRow { node: node.0, at: at.0 }).collect(),
     })
 }
 
@@ -256,8 +286,16 @@ pub(super) fn decode_snapshot(bytes: &Bytes) -> Result<(State, u64), DecodeError
     let row: SnapshotRow = unframe(bytes)?;
     let mut state = State::default();
     state.next_group = state.next_group.max(GroupId(row.next_group));
+    state.authority = row.authority.map(|authority| Arc::new(authority.into()));
+    for token in row.join_tokens {
+        let token = JoinToken::try_from(token)?;
+        state.join_tokens.insert(token.id, Arc::new(token));
+    }
+    state.next_node = state.next_node.max(NodeId(row.next_node));
+    state.revoked_nodes = row.revoked_nodes.iter().map(|row| (NodeId(row.node), UnixNanos(row.at))).collect();
     for node in row.nodes {
         let node = NodeRecord::from(node);
+        state.next_node = state.next_node.max(NodeId(node.id.0.saturating_add(1)));
         state.nodes.insert(node.id, Arc::new(node));
     }
     for org in row.organizations {

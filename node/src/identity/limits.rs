@@ -30,7 +30,7 @@ const PER_KEY: Allowance = Allowance { burst: 1_000, refill: Duration::from_mill
 
 /// Counts failed logins, and tokens.
 #[derive(Debug)]
-pub(super) struct FailureLimits {
+pub(crate) struct FailureLimits {
     addresses: Recent<IpAddr, Bucket>,
     clients: Recent<[u8; 32], Bucket>,
     issued: Recent<[u8; 16], Bucket>,
@@ -53,12 +53,12 @@ impl Bucket {
 }
 
 impl FailureLimits {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { addresses: Recent::new(REMEMBERED), clients: Recent::new(REMEMBERED), issued: Recent::new(REMEMBERED) }
     }
 
     /// How long the caller has to wait before it may try again; `None` for not at all.
-    pub(super) fn wait(&mut self, from: Option<IpAddr>, client: &[u8; 32], now: BootTime) -> Option<Duration> {
+    pub(crate) fn wait(&mut self, from: Option<IpAddr>, client: &[u8; 32], now: BootTime) -> Option<Duration> {
         let address = from.and_then(|from| left(&mut self.addresses, &site(from), PER_ADDRESS, now));
         let client = left(&mut self.clients, client, PER_CLIENT, now);
         address.max(client)
@@ -74,7 +74,7 @@ impl FailureLimits {
     }
 
     /// Notes a failure.
-    pub(super) fn failed(&mut self, from: Option<IpAddr>, client: [u8; 32], now: BootTime) {
+    pub(crate) fn failed(&mut self, from: Option<IpAddr>, client: [u8; 32], now: BootTime) {
         if let Some(from) = from {
             spend(&mut self.addresses, site(from), PER_ADDRESS, now);
         }

@@ -38,6 +38,8 @@ pub enum SecretKind {
     TokenSigning = 1,
     /// The Argon2id hash of an API key's secret, as a PHC string, under the key's id.
     ApiKey = 2,
+    /// The private key of the cluster's certificate authority, PKCS#8 PEM, under the cluster's id.
+    Authority = 4,
 }
 
 /// Why the vault gave no answer.

@@ -81,6 +81,7 @@ fn vault_kind(kind: SecretKind) -> VaultKind {
     match kind {
         SecretKind::TokenSigning => VaultKind::TOKEN_KEY,
         SecretKind::ApiKey => VaultKind::API_KEY,
+        SecretKind::Authority => VaultKind::AUTHORITY,
     }
 }
 

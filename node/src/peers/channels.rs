@@ -92,11 +92,18 @@ impl Peers {
         for entry in others {
             let way = ways.entry(entry.id).or_insert_with(|| self.way(entry.id));
             let mut addresses = way.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+            let last = addresses.first().cloned();
+            addresses.clone_from(&entry.addresses);
             // The one that worked last stays first while it is among them.
-            if !same_set(&addresses, &entry.addresses) {
-                addresses.clone_from(&entry.addresses);
+            if let Some(place) = addresses.iter().position(|address| Some(address) == last.as_ref()) {
+                addresses[..=place].rotate_right(1);
             }
         }
+    }
+
+    /// Tells these nodes, when they call, that they were removed. Leave them out of [`Peers::update`] too.
+    pub fn remove(&self, removed: &[NodeId]) {
+        self.inner.gate.remove(removed.iter().copied());
     }
 
     fn way(&self, peer: NodeId) -> Way {
@@ -144,10 +151,6 @@ impl Peers {
     fn ways(&self) -> MutexGuard<'_, BTreeMap<NodeId, Way>> {
         self.inner.ways.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn same_set(one: &[String], other: &[String]) -> bool {
-    one.len() == other.len() && one.iter().all(|address| other.contains(address))
 }
 
 /// Makes a peer's next connection.

@@ -13,7 +13,7 @@
 //!
 //! Who the peers are, and which lives they had, is told by the catalog and by the settings (channels.rs, follow.rs).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -32,7 +32,7 @@ use tonic::{Code, Status};
 use tower::{BoxError, Layer, Service};
 use tracing::error;
 
-use super::tls::node_of;
+use super::tls::Certified;
 use crate::catalog::NodeRecord;
 
 /// Sixteen bytes as a ULID.
@@ -97,13 +97,27 @@ pub(super) enum Stranger {
          not vote under this number again. Give it a new node.id (`ensign cluster join` does), and remove node {peer}"
     )]
     Wiped { peer: NodeId, seen: u64 },
+    #[error(
+        "node {peer} was removed from the cluster: it may come back only as a new node, with an empty data directory"
+    )]
+    Removed { peer: NodeId },
+    #[error(
+        "the certificate of node {peer} is for cluster {theirs}, and this is cluster {ours}: give the node a certificate of this \
+         cluster, or correct the addresses"
+    )]
+    OtherCertificate { peer: NodeId, theirs: ClusterId, ours: ClusterId },
+    #[error("the certificate is not a node's: its ensign:// name does not have the role node")]
+    NoNode,
 }
 
 impl From<&Stranger> for Status {
     fn from(stranger: &Stranger) -> Self {
         let code = match stranger {
             Stranger::NoCertificate => Code::Unauthenticated,
-            Stranger::NotAPeer { .. } => Code::PermissionDenied,
+            Stranger::NotAPeer { .. }
+            | Stranger::Removed { .. }
+            | Stranger::OtherCertificate { .. }
+            | Stranger::NoNode => Code::PermissionDenied,
             Stranger::NoCluster { .. }
             | Stranger::OtherCluster { .. }
             | Stranger::Twin { .. }
@@ -123,6 +137,7 @@ pub(super) struct Gate {
     me: NodeId,
     own: Option<Membership>,
     peers: Mutex<BTreeMap<NodeId, Seen>>,
+    removed: Mutex<BTreeSet<NodeId>>,
 }
 
 #[derive(Default)]
@@ -136,7 +151,7 @@ struct Seen {
 impl Gate {
     /// For `me`, which has joined as `own` says or not yet. It knows nobody at first.
     pub(super) fn new(me: NodeId, own: Option<Membership>) -> Self {
-        Self { me, own, peers: Mutex::default() }
+        Self { me, own, peers: Mutex::default(), removed: Mutex::default() }
     }
 
     /// Admits these peers and nobody else, and no life of theirs before the one that is told.
@@ -161,6 +176,25 @@ impl Gate {
         }
     }
 
+    /// Tells these why they are refused. They are no peers either: see [`Gate::update`].
+    pub(super) fn remove(&self, removed: impl Iterator<Item = NodeId>) {
+        *self.removed.lock().unwrap_or_else(PoisonError::into_inner) = removed.collect();
+    }
+
+    /// The node that a certificate names, if it may be a node of this cluster.
+    fn certified(&self, certificate: Option<Certified>) -> Result<Option<NodeId>, Stranger> {
+        let Some(certificate) = certificate else { return Ok(None) };
+        if !certificate.is_node {
+            return Err(Stranger::NoNode);
+        }
+        match (certificate.node, certificate.cluster, self.own) {
+            (Some(peer), Some(theirs), Some(Membership { cluster: ours, .. })) if theirs != ours => {
+                Err(Stranger::OtherCertificate { peer, theirs, ours })
+            }
+            (node, _, _) => Ok(node),
+        }
+    }
+
     /// Cancelled when `peer` is no peer any more; at once for a stranger.
     pub(super) fn gone(&self, peer: NodeId) -> CancellationToken {
         self.lock().get(&peer).map_or_else(
@@ -176,6 +210,9 @@ impl Gate {
     /// Who calls, if the call may go on.
     fn admit(&self, certificate: Option<NodeId>, path: &str, headers: &HeaderMap) -> Result<NodeId, Stranger> {
         let peer = certificate.ok_or(Stranger::NoCertificate)?;
+        if self.removed.lock().unwrap_or_else(PoisonError::into_inner).contains(&peer) {
+            return Err(Stranger::Removed { peer });
+        }
         if peer == self.me || !self.lock().contains_key(&peer) {
             return Err(Stranger::NotAPeer { peer, me: self.me });
         }
@@ -300,14 +337,16 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let gate = Arc::clone(&self.gate);
-        let certificate = node_behind(&request);
-        let answer = match gate.admit(certificate, request.uri().path(), request.headers()) {
+        let certificate = certificate_behind(&request);
+        let admitted =
+            gate.certified(certificate).and_then(|node| gate.admit(node, request.uri().path(), request.headers()));
+        let answer = match admitted {
             Ok(peer) => {
                 request.extensions_mut().insert(CallingNode(peer));
                 self.inner.call(request).left_future()
             }
             Err(stranger) => {
-                gate.complain(certificate, &stranger);
+                gate.complain(certificate.and_then(|certificate| certificate.node), &stranger);
                 futures::future::ready(Ok(Status::from(&stranger).into_http())).right_future()
             }
         };
@@ -320,9 +359,9 @@ where
     }
 }
 
-fn node_behind<B>(request: &Request<B>) -> Option<NodeId> {
+fn certificate_behind<B>(request: &Request<B>) -> Option<Certified> {
     let connection = request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>()?;
-    connection.peer_certs()?.first().and_then(|certificate| node_of(certificate))
+    connection.peer_certs()?.first().and_then(|certificate| Certified::read(certificate))
 }
 
 /// A connection to a peer: shows who calls, and believes no answer of another cluster or of a node's twin.

@@ -18,18 +18,23 @@ use ensign_raft::env::Tasks;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
+use rustls::server::ClientHello;
 use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
-use tracing::error;
+use tracing::{error, warn};
 
 use super::gate::{CallingNode, GateLayer};
-use super::listener::handshakes;
 use super::propose::{propose_refusal, read_refusal};
-use super::tls::PeerTls;
+use super::tls::{JOIN_ALPN, PeerTls};
 use super::transport::{LANE, MESSAGE_MAX, accept, lane_of};
 use crate::catalog::Catalog;
+use crate::door::{Door, Guest};
+use crate::handshake::{Choose, Entrance, Stream};
 
 /// The vault on this node, as peers reach it. Implemented by the vault; tests use doubles.
 pub trait VaultEndpoint: Send + Sync + 'static {
@@ -67,6 +72,8 @@ pub struct Services {
     pub holder: Arc<dyn HolderEndpoint>,
     /// Services of the data plane.
     pub more: Routes,
+    /// What machines without a certificate may call, and nothing else.
+    pub join: Routes,
     /// Owner of the server's tasks.
     pub tasks: Tasks,
 }
@@ -80,7 +87,7 @@ impl fmt::Debug for Services {
 /// Serves peers on `listener` until the tasks stop.
 pub fn serve(listener: TcpListener, tls: &PeerTls, services: Services) {
     let tasks = services.tasks.clone();
-    let more = services.more.clone();
+    let (more, join) = (services.more.clone(), services.join.clone());
     let gate = Arc::clone(services.peers.gate());
     let shared = Shared(Arc::new(services));
     let routes = more
@@ -101,13 +108,64 @@ pub fn serve(listener: TcpListener, tls: &PeerTls, services: Services) {
         // In front of every service alike, whoever adds one.
         .layer(GateLayer(gate))
         .add_routes(routes);
-    let incoming = handshakes(listener, tls.clone(), &tasks).map(Ok::<_, std::io::Error>);
+    let joiners = Server::builder()
+        .concurrency_limit_per_connection(1)
+        .max_concurrent_streams(1)
+        .max_connection_age(JOIN_TIME)
+        .timeout(JOIN_TIME)
+        .add_routes(join);
+    let (peers_tx, peers_rx) = mpsc::channel(READY);
+    let (join_tx, join_rx) = mpsc::channel(READY);
+    split(listener, tls, (peers_tx, join_tx), &tasks);
+    let incoming = ReceiverStream::new(peers_rx).map(Ok::<_, std::io::Error>);
     tasks.spawn("peer-server", |stop| async move {
         if let Err(error) = server.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await {
             error!(%error, "the peer listener failed");
         }
     });
+    let incoming = ReceiverStream::new(join_rx).map(Ok::<_, std::io::Error>);
+    tasks.spawn("join-server", |stop| async move {
+        if let Err(error) = joiners.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await {
+            error!(%error, "the listener for joining machines failed");
+        }
+    });
 }
+
+type Ready = mpsc::Sender<TlsStream<Guest>>;
+
+/// Parts who shows a certificate of the cluster from who asks to join, by what the handshake was about.
+fn split(listener: TcpListener, tls: &PeerTls, (peers, joiners): (Ready, Ready), tasks: &Tasks) {
+    let tls = tls.clone();
+    let choose: Choose = Arc::new(move |hello: &ClientHello<'_>| {
+        let joins = hello.alpn().is_some_and(|mut names| names.any(|name| name == JOIN_ALPN));
+        if joins { tls.join() } else { tls.server() }
+    });
+    let mut entrance = Entrance::new("peer-server", Door::new("peer-server", listener, PLACES), Some(choose), tasks);
+    let places = Arc::new(Semaphore::new(JOINERS));
+    tasks.spawn("peer-entrance", |stop| async move {
+        while let Some(Some((stream, address))) = stop.run_until_cancelled(entrance.next()).await {
+            let Stream::Secure(mut stream) = stream else { continue };
+            if stream.get_ref().1.alpn_protocol() != Some(JOIN_ALPN) {
+                // Fails when the server is gone: then so is everything.
+                let _ = peers.send(*stream).await;
+            } else if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
+                stream.get_mut().0.hold(place);
+                let _ = joiners.send(*stream).await;
+            } else {
+                warn!(%address, "too many machines want to join at once: one was turned away, and may try again");
+            }
+        }
+    });
+}
+
+/// Connections of peers at once, and of who wants to be taken for one.
+const PLACES: usize = 1024;
+/// Of these, machines that join.
+const JOINERS: usize = 32;
+/// How long one of them may stay.
+const JOIN_TIME: Duration = Duration::from_mins(1);
+/// Connections that wait to be taken over.
+const READY: usize = 16;
 
 #[derive(Clone)]
 struct Shared(Arc<Services>);

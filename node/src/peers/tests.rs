@@ -21,12 +21,17 @@ use tower::{Service as _, ServiceExt as _};
 
 use super::gate::is_refusal;
 use super::*;
-use crate::authority::Authority;
-use crate::catalog::testing;
+use crate::authority::{Authority, Subject};
+use crate::catalog::{Catalog, testing};
 use crate::config::PeerAddress;
+use crate::identity::MemorySecrets;
+use crate::join::{JoinParts, JoinSpec, Joins, Token, join};
 use crate::partition::forward::ForwardService;
 use crate::partition::testing::{NoOthers, OpenKeys};
 use crate::partition::{BarrierLink, BatchLimits, ForwardLink, Partitions, PartitionsParts, Route};
+
+mod hostile;
+mod joining;
 
 const ME: NodeId = NodeId(1);
 const HELLO: &str = "/ensign.peer.v1.Peer/Hello";
@@ -74,7 +79,8 @@ struct Fixture {
     authority: Authority,
     address: String,
     tasks: Tasks,
-    peers: Option<Peers>,
+    memory: tempfile::TempDir,
+    inside: Option<(Peers, Joins, Catalog)>,
 }
 
 impl Fixture {
@@ -82,7 +88,8 @@ impl Fixture {
         let authority = Authority::generate("test").unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let fixture = Self { authority, address, tasks: Tasks::new(), peers: None };
+        let fixture =
+            Self { authority, address, tasks: Tasks::new(), memory: tempfile::tempdir().unwrap(), inside: None };
         let (clock, rng, tasks) = (Arc::new(SystemClock), Arc::new(OsRng), fixture.tasks.clone());
         let net = MemoryNet::new();
         let runtime = Runtime::new(quick(ME), net.transport(ME), clock.clone(), rng.clone(), tasks.clone());
@@ -103,6 +110,14 @@ impl Fixture {
             limits: BatchLimits::default(),
             tail_bytes: ByteCount(1 << 20),
         });
+        let joins = Joins::new(JoinParts {
+            cluster: cluster(7),
+            above: NodeId(2),
+            catalog: catalog.clone(),
+            secrets: Arc::<MemorySecrets>::default(),
+            clock: Arc::new(SystemClock),
+            rng: Arc::new(OsRng),
+        });
         let tls = fixture.tls(ME);
         let peers = Peers::new(ME, Some(member(7, 3)), &fixture.addresses(), &tls);
         let services = Services {
@@ -110,14 +125,15 @@ impl Fixture {
             cluster: cluster(7),
             peers: peers.clone(),
             runtime,
-            catalog,
+            catalog: catalog.clone(),
             vault: Arc::new(Doubles),
             holder: Arc::new(Doubles),
             more: tonic::service::Routes::new(ForwardService::server(partitions, tasks.clone())),
+            join: tonic::service::Routes::new(crate::join::service(joins.clone())),
             tasks,
         };
         serve(listener, &tls, services);
-        Self { peers: Some(peers), ..fixture }
+        Self { inside: Some((peers, joins, catalog)), ..fixture }
     }
 
     fn tls(&self, node: NodeId) -> PeerTls {
@@ -256,7 +272,7 @@ async fn a_second_process_of_a_node_is_noticed() {
 
 impl Fixture {
     fn peers(&self) -> &Peers {
-        self.peers.as_ref().unwrap()
+        &self.inside.as_ref().unwrap().0
     }
 
     /// What node 1 is told of node 2 and of others.

@@ -7,15 +7,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use ensign_proto::NodeId;
+use ensign_proto::{ClusterId, NodeId};
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use thiserror::Error;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 const H2: &[u8] = b"h2";
+/// What a machine without a certificate says that it wants; it is given nothing else.
+pub(crate) const JOIN_ALPN: &[u8] = b"ensign-join";
 const CERTIFICATE: &str = "the node's certificate";
 const KEY: &str = "the node's private key";
 const AUTHORITY: &str = "the cluster's certificate authority";
@@ -35,6 +40,10 @@ pub struct PeerTls {
 struct Material {
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
+    /// For machines that have no certificate yet.
+    join: Arc<ServerConfig>,
+    /// What the node's own certificate says.
+    own: Certified,
 }
 
 impl std::fmt::Debug for PeerTls {
@@ -126,6 +135,32 @@ impl PeerTls {
         Ok(Self { now: Arc::new(ArcSwap::from_pointee(material)) })
     }
 
+    /// Takes over what the files hold now, for the next handshakes. On an error everything stays as it is.
+    ///
+    /// # Errors
+    /// As [`PeerTls::load`].
+    pub fn reload(
+        &self,
+        node: NodeId,
+        certificate: &Path,
+        private_key: &Path,
+        authority: &Path,
+    ) -> Result<(), TlsError> {
+        let fresh = Self::load(node, certificate, private_key, authority)?;
+        self.now.store(fresh.now.load_full());
+        Ok(())
+    }
+
+    /// The cluster that this node's certificate names, if it names one.
+    pub fn cluster(&self) -> Option<ClusterId> {
+        self.now.load().own.cluster
+    }
+
+    /// For machines that join: they know the cluster by the authority, so it is shown along.
+    pub(super) fn join(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.now.load().join)
+    }
+
     /// The server's side: peers must show a certificate of the authority.
     pub(super) fn server(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.now.load().server)
@@ -150,6 +185,10 @@ impl Material {
         let authorities = authorities.ok_or_else(|| malformed(AUTHORITY, authority, "no PEM certificate in it"))?;
         let key = PrivateKeyDer::from_pem_slice(pem.private_key)
             .map_err(|_| malformed(KEY, private_key, "no PEM private key in it"))?;
+        let own = Certified::read(&chain[0])
+            .ok_or_else(|| malformed(CERTIFICATE, certificate, "no X.509 certificate in it"))?;
+        let mut shown = chain.clone();
+        shown.extend(authorities.iter().filter(|root| !chain.contains(root)).cloned());
         let mut roots = RootCertStore::empty();
         for root in authorities {
             roots.add(root).map_err(|error| malformed(AUTHORITY, authority, &error.to_string()))?;
@@ -170,6 +209,14 @@ impl Material {
         let verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider))
             .build()
             .map_err(|error| unusable(&error))?;
+        let mut join = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&versions)
+            .map_err(|error| unusable(&error))?
+            .with_no_client_auth()
+            .with_single_cert(shown, key.clone_key())
+            .map_err(|error| unusable(&error))?;
+        join.alpn_protocols = vec![JOIN_ALPN.to_vec()];
+        join.send_tls13_tickets = 0;
         let mut server = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&versions)
             .map_err(|error| unusable(&error))?
@@ -178,7 +225,7 @@ impl Material {
             .map_err(|error| unusable(&error))?;
         server.alpn_protocols = vec![H2.to_vec()];
         server.send_tls13_tickets = 0;
-        Ok(Self { client: Arc::new(client), server: Arc::new(server) })
+        Ok(Self { client: Arc::new(client), server: Arc::new(server), join: Arc::new(join), own })
     }
 }
 
@@ -188,9 +235,110 @@ pub(super) fn server_name(node: NodeId) -> ServerName<'static> {
     ServerName::try_from(node_name(node)).expect("a node's name is a DNS name")
 }
 
-/// The node that a peer's certificate names.
-pub(super) fn node_of(certificate: &[u8]) -> Option<NodeId> {
-    names_of(certificate).iter().find_map(|name| name.strip_prefix("ensign-node-")?.parse().ok().map(NodeId))
+/// What a peer's certificate says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Certified {
+    /// The node that it names as `ensign-node-ID`.
+    pub(super) node: Option<NodeId>,
+    /// The cluster that its `ensign://` name tells, if it has one.
+    pub(super) cluster: Option<ClusterId>,
+    /// Whether it may be a node's; one without an `ensign://` name may.
+    pub(super) is_node: bool,
+}
+
+impl Certified {
+    /// Of a DER certificate; none if it is no such thing.
+    pub(super) fn read(certificate: &[u8]) -> Option<Self> {
+        let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+        let mut found = Self { node: None, cluster: None, is_node: true };
+        let names = parsed.subject_alternative_name().ok().flatten();
+        for name in names.iter().flat_map(|names| &names.value.general_names) {
+            match name {
+                GeneralName::DNSName(name) => {
+                    let node = name.strip_prefix("ensign-node-").and_then(|id| id.parse().ok()).map(NodeId);
+                    found.node = found.node.or(node);
+                }
+                GeneralName::URI(uri) => {
+                    let Some(rest) = uri.strip_prefix("ensign://") else { continue };
+                    let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+                    let mut place = place.split('/');
+                    found.cluster = place.next().and_then(|cluster| cluster.parse().ok());
+                    let roles = query.split('&').find_map(|pair| pair.strip_prefix("roles=")).unwrap_or_default();
+                    // A name of ours that cannot be read allows nothing.
+                    found.is_node = found.cluster.is_some() && roles.split(',').any(|role| role == "node");
+                }
+                _ => {}
+            }
+        }
+        Some(found)
+    }
+}
+
+/// Believes a server that shows the authority with a fingerprint, and a certificate of it: what a joining machine knows its cluster by.
+#[derive(Debug)]
+pub(crate) struct PinnedAuthority {
+    fingerprint: [u8; 32],
+    provider: Arc<CryptoProvider>,
+}
+
+impl PinnedAuthority {
+    /// For the authority with this SHA-256.
+    pub(crate) fn new(fingerprint: [u8; 32]) -> Self {
+        Self { fingerprint, provider: Arc::new(rustls::crypto::aws_lc_rs::default_provider()) }
+    }
+}
+
+impl ServerCertVerifier for PinnedAuthority {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let pinned = |der: &&CertificateDer<'_>| crate::authority::fingerprint(der) == self.fingerprint;
+        let Some(authority) = intermediates.iter().find(pinned) else {
+            return Err(rustls::Error::General(
+                "the node belongs to another cluster: its certificate authority is not the one that the join token names. Check \
+                 --seed and the token; nothing was sent"
+                    .to_owned(),
+            ));
+        };
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.clone().into_owned())?;
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&self.provider))
+            .build()
+            .map_err(|error| rustls::Error::General(error.to_string()))?;
+        let node = Certified::read(end_entity).and_then(|certified| certified.node).ok_or_else(|| {
+            rustls::Error::General("the node's certificate does not name a node as ensign-node-ID".to_owned())
+        })?;
+        verifier.verify_server_cert(end_entity, intermediates, &server_name(node), ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
 }
 
 fn certificates(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {

@@ -3,7 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part, and none is a library")]
 
 pub mod ledger;
-mod process;
+pub mod process;
 pub mod refused;
 pub mod wiretap;
 
@@ -148,7 +148,11 @@ impl Cluster {
         // How node `from` reaches node `to`.
         let mut address = |from: u64, to: u64| -> anyhow::Result<String> {
             let real = format!("127.0.0.1:{}", ports[to as usize - 1]);
-            let Some(seen) = seen.filter(|_| from != to) else { return Ok(real) };
+            let Some(seen) = seen else { return Ok(real) };
+            if from == to {
+                // What a node says of itself, the catalog tells the others: this one is reached through the taps only.
+                return Ok("127.0.0.1:1".to_owned());
+            }
             let listener = TcpListener::bind("127.0.0.1:0")?;
             let tapped = listener.local_addr()?.to_string();
             wiretap::tap(&mut taps, &authority, (NodeId(from), NodeId(to)), listener, real, seen.clone())?;

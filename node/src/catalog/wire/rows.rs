@@ -10,10 +10,11 @@ use ensign_raft::env::UnixNanos;
 use prost::Message;
 
 use super::DecodeError;
-use crate::catalog::command::NewTopic;
+use crate::catalog::command::{Join, NewTopic};
 use crate::catalog::quota::{Change, Limit, Quota, QuotaChange};
 use crate::catalog::records::{
-    ApiKey, NodeRecord, Organization, Project, SigningKey, Topic, TopicPolicies, TopicState,
+    ApiKey, ClusterAuthority, JoinToken, NodeRecord, Organization, Project, SigningKey, Topic, TopicPolicies,
+    TopicState,
 };
 
 #[derive(Clone, PartialEq, Message)]
@@ -26,7 +27,7 @@ pub(super) struct NodeRow {
     pub(super) grpc: String,
     #[prost(string, tag = "4")]
     pub(super) http: String,
-    // Empty or zero, all five, in what was written before nodes had names and lives.
+    // Empty or zero, all six, in what was written before nodes had names and lives.
     #[prost(string, tag = "40")]
     pub(super) name: String,
     #[prost(string, tag = "41")]
@@ -37,6 +38,64 @@ pub(super) struct NodeRow {
     pub(super) incarnation: u64,
     #[prost(uint64, tag = "44")]
     pub(super) process: u64,
+    // Empty, or 32 bytes.
+    #[prost(bytes = "bytes", tag = "45")]
+    pub(super) key: Bytes,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct AuthorityRow {
+    #[prost(string, tag = "1")]
+    certificate: String,
+    #[prost(uint64, tag = "2")]
+    created: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct JoinTokenRow {
+    #[prost(bytes = "bytes", tag = "1")]
+    id: Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    hash: Bytes,
+    #[prost(uint64, tag = "3")]
+    created: u64,
+    #[prost(uint64, tag = "4")]
+    expires: u64,
+    #[prost(uint32, tag = "5")]
+    uses: u32,
+    #[prost(uint32, tag = "6")]
+    used: u32,
+    #[prost(uint64, optional, tag = "7")]
+    revoked_at: Option<u64>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct JoinRow {
+    #[prost(bytes = "bytes", tag = "1")]
+    token: Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    key: Bytes,
+    #[prost(string, tag = "3")]
+    name: String,
+    #[prost(string, tag = "4")]
+    region: String,
+    #[prost(string, tag = "5")]
+    zone: String,
+    #[prost(string, tag = "6")]
+    peer: String,
+    #[prost(uint64, tag = "7")]
+    above: u64,
+    #[prost(uint64, tag = "8")]
+    at: u64,
+}
+
+/// A node that is none any more.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct RevokedNodeRow {
+    #[prost(uint64, tag = "1")]
+    pub(super) node: u64,
+    #[prost(uint64, tag = "2")]
+    pub(super) at: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -154,7 +213,7 @@ pub(super) struct ChangeRow {
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct CommandRow {
-    #[prost(oneof = "CommandKind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 60, 80")]
+    #[prost(oneof = "CommandKind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 40, 41, 42, 43, 44, 60, 80")]
     pub(super) kind: Option<CommandKind>,
 }
 
@@ -182,6 +241,16 @@ pub(super) enum CommandKind {
     AddSigningKey(SigningKeyRow),
     #[prost(message, tag = "11")]
     RetireSigningKey(ChangeRow),
+    #[prost(message, tag = "40")]
+    SetAuthority(AuthorityRow),
+    #[prost(message, tag = "41")]
+    CreateJoinToken(JoinTokenRow),
+    #[prost(message, tag = "42")]
+    RevokeJoinToken(ChangeRow),
+    #[prost(message, tag = "43")]
+    Join(JoinRow),
+    #[prost(message, tag = "44")]
+    RevokeNode(RevokedNodeRow),
     #[prost(message, tag = "60")]
     SetQuota(QuotaChangeRow),
     #[prost(message, tag = "80")]
@@ -203,7 +272,7 @@ pub(super) struct ResponsesRow {
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct ResponseRow {
-    #[prost(oneof = "ResponseKind", tags = "1, 2, 3, 4, 5, 6, 80")]
+    #[prost(oneof = "ResponseKind", tags = "1, 2, 3, 4, 5, 6, 40, 80")]
     pub(super) kind: Option<ResponseKind>,
 }
 
@@ -221,6 +290,8 @@ pub(super) enum ResponseKind {
     Topic(TopicRow),
     #[prost(message, tag = "6")]
     ApiKey(ApiKeyRow),
+    #[prost(message, tag = "40")]
+    Node(NodeRow),
     #[prost(message, tag = "80")]
     Topics(ResponsesRow),
 }
@@ -246,6 +317,15 @@ pub(super) struct SnapshotRow {
     // The last entry that the state holds.
     #[prost(uint64, tag = "9")]
     pub(super) applied: u64,
+    #[prost(message, optional, tag = "40")]
+    pub(super) authority: Option<AuthorityRow>,
+    #[prost(message, repeated, tag = "41")]
+    pub(super) join_tokens: Vec<JoinTokenRow>,
+    // The number that the next machine is given; 0 in what was written before machines joined.
+    #[prost(uint64, tag = "42")]
+    pub(super) next_node: u64,
+    #[prost(message, repeated, tag = "43")]
+    pub(super) revoked_nodes: Vec<RevokedNodeRow>,
     #[prost(message, optional, tag = "60")]
     pub(super) default_quota: Option<QuotaRow>,
     #[prost(message, repeated, tag = "61")]
@@ -318,6 +398,7 @@ impl From<&NodeRecord> for NodeRow {
             zone: node.zone.clone(),
             incarnation: node.incarnation,
             process: node.process,
+            key: node.key.clone(),
         }
     }
 }
@@ -334,8 +415,87 @@ impl From<NodeRow> for NodeRecord {
             zone: row.zone,
             incarnation: row.incarnation,
             process: row.process,
+            key: Bytes::copy_from_slice(&row.key),
         }
     }
+}
+
+impl From<&ClusterAuthority> for AuthorityRow {
+    fn from(authority: &ClusterAuthority) -> Self {
+        Self { certificate: authority.certificate.clone(), created: authority.created.0 }
+    }
+}
+
+impl From<AuthorityRow> for ClusterAuthority {
+    fn from(row: AuthorityRow) -> Self {
+        Self { certificate: row.certificate, created: UnixNanos(row.created) }
+    }
+}
+
+impl From<&JoinToken> for JoinTokenRow {
+    fn from(token: &JoinToken) -> Self {
+        Self {
+            id: raw(&token.id),
+            hash: Bytes::copy_from_slice(&token.hash),
+            created: token.created.0,
+            expires: token.expires.0,
+            uses: token.uses,
+            used: token.used,
+            revoked_at: token.revoked_at.map(|at| at.0),
+        }
+    }
+}
+
+impl TryFrom<JoinTokenRow> for JoinToken {
+    type Error = DecodeError;
+
+    fn try_from(row: JoinTokenRow) -> Result<Self, DecodeError> {
+        Ok(Self {
+            id: kid(&row.id)?,
+            hash: digest(&row.hash)?,
+            created: UnixNanos(row.created),
+            expires: UnixNanos(row.expires),
+            uses: row.uses,
+            used: row.used,
+            revoked_at: row.revoked_at.map(UnixNanos),
+        })
+    }
+}
+
+impl From<&Join> for JoinRow {
+    fn from(join: &Join) -> Self {
+        Self {
+            token: raw(&join.token),
+            key: Bytes::copy_from_slice(&join.key),
+            name: join.name.clone(),
+            region: join.region.clone(),
+            zone: join.zone.clone(),
+            peer: join.peer.clone(),
+            above: join.above.0,
+            at: join.at.0,
+        }
+    }
+}
+
+impl TryFrom<JoinRow> for Join {
+    type Error = DecodeError;
+
+    fn try_from(row: JoinRow) -> Result<Self, DecodeError> {
+        Ok(Self {
+            token: kid(&row.token)?,
+            key: digest(&row.key)?,
+            name: row.name,
+            region: row.region,
+            zone: row.zone,
+            peer: row.peer,
+            above: NodeId(row.above),
+            at: UnixNanos(row.at),
+        })
+    }
+}
+
+fn digest(bytes: &Bytes) -> Result<[u8; 32], DecodeError> {
+    <[u8; 32]>::try_from(&bytes[..]).map_err(|_| DecodeError::Invalid("digest"))
 }
 
 impl From<&Organization> for OrganizationRow {

@@ -250,6 +250,7 @@ impl Start<'_> {
             vault: Arc::new(NoVault),
             holder: Arc::new(NoVault),
             more: tonic::service::Routes::new(ForwardService::server(partitions.clone(), tasks.clone())),
+            join: tonic::service::Routes::default(),
             tasks: tasks.clone(),
         };
         peers::serve(listener, &tls, services);
