@@ -85,7 +85,9 @@ async fn open(shared: Arc<Shared>, call: Call, mut body: Body) -> Result<Option<
     };
     opening::check_client_id(&subscription.client_id)?;
     let start = Start::try_from(&subscription).map_err(|error| status::invalid_field(&error))?;
-    let freshness = consistency::of(subscription.consistency, Freshness::Known)?;
+    // What was committed before is not live: a replica that lags would deliver what the same client was given elsewhere.
+    let default = if matches!(start, Start::Latest) { Freshness::Latest } else { Freshness::Known };
+    let freshness = consistency::of(subscription.consistency, default)?;
     let scope = Scope::new(project, &subscription.topics)?;
     let topics = scope.open(&shared).await?;
     let mut feeds = Vec::with_capacity(topics.len());

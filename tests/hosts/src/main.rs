@@ -7,10 +7,11 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use ensign_hosts::cluster::{Mechanism, Plan};
 use ensign_hosts::links::namespaces;
-use ensign_hosts::scenario::failover::{self, Failover, Limits};
+use ensign_hosts::scenario::Limits;
+use ensign_hosts::scenario::failover::{self, Failover};
 use ensign_hosts::scenario::ledger::{self, Ledger};
-use ensign_hosts::scenario::links;
 use ensign_hosts::scenario::rolling::{self, Rolling};
+use ensign_hosts::scenario::{links, live};
 use rand::TryRng as _;
 
 /// Starts clusters of real `ensign serve` processes, lets hosts and links fail, and judges what clients saw.
@@ -71,6 +72,11 @@ enum Command {
         #[command(flatten)]
         pyensign: PyEnsignArgs,
     },
+    /// Subscribe live at a node that lags: nothing older than the subscription may come.
+    Live {
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
     /// Check that links do what they are told, without a cluster.
     Links {
         /// How links are made.
@@ -127,9 +133,10 @@ impl Command {
     /// How many namespaces it needs, if it needs any.
     fn hosts(&self) -> Option<u64> {
         let (links, nodes) = match self {
-            Self::Ledger { cluster, .. } | Self::Failover { cluster, .. } | Self::Rolling { cluster, .. } => {
-                (cluster.links, cluster.nodes)
-            }
+            Self::Live { cluster }
+            | Self::Ledger { cluster, .. }
+            | Self::Failover { cluster, .. }
+            | Self::Rolling { cluster, .. } => (cluster.links, cluster.nodes),
             Self::Links { links } => (*links, 2),
             Self::CanNetns | Self::ProbeAnswer { .. } | Self::ProbeCall { .. } => return None,
         };
@@ -164,6 +171,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Rolling { cluster, rounds, rate, pyensign } => {
             rolling::run(Rolling { plan: cluster.plan(), rounds, rate, python: pyensign.python() }).await
         }
+        Command::Live { cluster } => live::run(cluster.plan()).await,
         Command::Links { links } => links::run(links).await,
         Command::CanNetns => namespaces::check(),
         Command::ProbeAnswer { listen } => links::answer(listen).await,

@@ -3,9 +3,19 @@
 pub mod failover;
 pub mod ledger;
 pub mod links;
+pub mod live;
 pub mod rolling;
 
 use std::io::Write as _;
+
+/// What a figure beyond its limit means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limits {
+    /// The run fails.
+    Enforced,
+    /// It is printed: a machine that does other work as well proves nothing about time. Broken promises fail all the same.
+    Printed,
+}
 
 /// Says a line at once: whoever watches a run of twenty minutes wants to know where it is.
 pub(crate) fn say(line: impl AsRef<str>) {

@@ -6,7 +6,7 @@ use anyhow::ensure;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use super::say;
+use super::{Limits, say};
 use crate::checker::judge;
 use crate::cluster::{Cluster, Plan};
 use crate::history::History;
@@ -33,15 +33,6 @@ pub struct Failover {
     pub rate: u32,
     /// What a figure beyond its limit means.
     pub limits: Limits,
-}
-
-/// What a figure beyond its limit means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Limits {
-    /// The run fails.
-    Enforced,
-    /// It is printed: a machine that does other work as well proves nothing about time. Broken promises fail all the same.
-    Printed,
 }
 
 /// One measurement.
