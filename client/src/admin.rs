@@ -14,6 +14,9 @@ use crate::error::CallError;
 /// How long [`Admin::revoke_key`] waits: longer than a cluster with the longest leases takes.
 pub const REVOKE_TIMEOUT: Duration = Duration::from_mins(3);
 
+/// The largest report of a cluster: some 200 bytes for each group.
+const REPORT_MAX: usize = 64 << 20;
+
 /// Administrative calls. Each needs a permission that the client's key must carry; see `admin.proto`.
 #[derive(Clone, Debug)]
 pub struct Admin {
@@ -180,5 +183,13 @@ impl Admin {
     /// The nodes and groups of the cluster, as the answering node sees them.
     pub async fn cluster_status(&self) -> Result<pb::ClusterStatusReply, CallError> {
         call!(self, Harmless, pb::ClusterStatusRequest {}, cluster_status)
+    }
+
+    /// What every node says of itself, also while the cluster has no quorum.
+    pub async fn cluster_report(&self) -> Result<pb::ClusterReportReply, CallError> {
+        let send = |channel: Channel, request| async move {
+            AdminClient::new(channel).max_decoding_message_size(REPORT_MAX).cluster_report(request).await
+        };
+        self.client.connection().call(Repeat::Harmless, pb::ClusterReportRequest {}, send).await
     }
 }

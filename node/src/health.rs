@@ -1,15 +1,18 @@
 //! Is this process alive, and may it be sent work?
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use metrics_exporter_prometheus::PrometheusHandle;
+use prost::Message as _;
 use serde_json::json;
 use tokio::sync::watch;
+
+use crate::report::PeerReports;
 
 /// What a node is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,13 +64,15 @@ impl Health {
         };
     }
 
-    fn troubles(&self) -> BTreeMap<&'static str, String> {
+    /// What is not well now, by component.
+    pub fn troubles(&self) -> BTreeMap<&'static str, String> {
         self.troubles.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-/// `/metrics`, `/healthz` and `/readyz`: for operators, on the metrics listener.
-pub fn router(health: Health, metrics: &'static PrometheusHandle) -> Router {
+/// `/metrics`, `/healthz`, `/readyz` and `/report`: for operators, on the metrics listener. `reports` is set once the node has
+/// started far enough to be asked.
+pub fn router(health: Health, metrics: &'static PrometheusHandle, reports: Arc<OnceLock<PeerReports>>) -> Router {
     let ready = health.clone();
     Router::new()
         .route(
@@ -78,6 +83,16 @@ pub fn router(health: Health, metrics: &'static PrometheusHandle) -> Router {
         )
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(move || async move { readiness(&ready) }))
+        .route("/report", get(move || report(reports)))
+}
+
+/// An `ensign.admin.v1.ClusterReportReply`. Nobody has logged in for it, so names of topics are left out.
+async fn report(reports: Arc<OnceLock<PeerReports>>) -> Response {
+    let Some(reports) = reports.get() else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the node is starting\n").into_response();
+    };
+    let reply = reports.nameless().await.encode_to_vec();
+    ([(header::CONTENT_TYPE, "application/x-protobuf")], reply).into_response()
 }
 
 fn readiness(health: &Health) -> Response {

@@ -23,6 +23,7 @@ pub mod partition;
 pub mod peers;
 mod plant;
 pub mod quota;
+pub mod report;
 pub mod rpc;
 pub mod serve;
 mod signals;

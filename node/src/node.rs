@@ -42,6 +42,7 @@ use crate::peers::{
 };
 use crate::plant;
 use crate::quota::{PeerQuota, QuotaParts, QuotaService, Quotas};
+use crate::report::{PeerReports, ReportService, Reporter, ReporterParts};
 use crate::rpc::{Ensign, Guarded, OPENING_MAX, RpcParts};
 use crate::telemetry;
 use crate::vault::{HolderService, VaultService};
@@ -135,6 +136,7 @@ pub struct Node {
     client_tls: Option<ClientTls>,
     partitions: Partitions,
     quotas: Quotas,
+    reports: PeerReports,
     vault_client: VaultClient,
     clock: Arc<dyn Clock>,
     rng: Arc<dyn Rng>,
@@ -166,14 +168,10 @@ impl Node {
         let rng: Arc<dyn Rng> = Arc::new(OsRng);
         let disk = plant::disk()?;
         let addresses = Addresses::of(&listeners).ok();
+        let reports = Arc::new(OnceLock::new());
         if let Some(listener) = listeners.metrics {
-            edge::serve_http(
-                "metrics-server",
-                listener,
-                None,
-                health::router(health.clone(), telemetry::metrics()?),
-                &tasks,
-            );
+            let router = health::router(health.clone(), telemetry::metrics()?, Arc::clone(&reports));
+            edge::serve_http("metrics-server", listener, None, router, &tasks);
         }
 
         let dir = &config.node.data_dir;
@@ -295,6 +293,22 @@ impl Node {
             link: Arc::new(PeerQuota::new(Arc::new(peers.clone()))),
             stored: Arc::new(move || stored.stored_by_project()),
         });
+        let certificate = tls.clone();
+        let reporter = Reporter::new(ReporterParts {
+            me,
+            data_dir: dir.clone(),
+            runtime: runtime.clone(),
+            partitions: partitions.clone(),
+            vault: vault.clone(),
+            holder: holder.clone(),
+            health: health.clone(),
+            certificate_expires: Arc::new(move || certificate.expires()),
+            clock: Arc::clone(&clock),
+        });
+        let asked = PeerReports::new(cluster, reporter.clone(), catalog.clone(), Arc::new(peers.clone()));
+        let reports = reports.get_or_init(|| asked).clone();
+        let published = reporter.clone();
+        tasks.spawn("report-metrics", |stop| published.keep_published(stop));
         let services = Services {
             node: me,
             cluster,
@@ -304,7 +318,8 @@ impl Node {
             vault: Arc::new(VaultService(vault.clone())),
             holder: Arc::new(HolderService(holder.clone())),
             more: Routes::new(ForwardService::server(partitions.clone(), tasks.clone()))
-                .add_service(QuotaService::server(quotas.clone())),
+                .add_service(QuotaService::server(quotas.clone()))
+                .add_service(ReportService::server(reporter)),
             join: Routes::new(join::service(joins.clone())),
             tasks: tasks.clone(),
         };
@@ -329,6 +344,7 @@ impl Node {
             client_tls: listeners.tls,
             partitions,
             quotas,
+            reports,
             vault_client,
             clock,
             rng,
@@ -503,6 +519,7 @@ impl Node {
             lease: lease_config(&self.config),
             runtime: self.runtime.clone(),
             quotas: self.quotas.clone(),
+            reports: self.reports.clone(),
             clock: Arc::clone(&self.clock),
         });
         let admin = admin.max_decoding_message_size(OPENING_MAX);

@@ -57,5 +57,6 @@ pub fn metrics() -> Result<&'static PrometheusHandle, BuildError> {
     ensign_keyvault::metrics::describe();
     crate::partition::metrics::describe();
     crate::quota::metrics::describe();
+    crate::report::metrics::describe();
     Ok(HANDLE.get_or_init(|| handle))
 }

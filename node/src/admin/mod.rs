@@ -27,6 +27,7 @@ use crate::identity::{Identity, NewApiKey};
 use crate::join::Joins;
 use crate::partition::Partitions;
 use crate::quota::Quotas;
+use crate::report::PeerReports;
 use scope::Caller;
 
 /// How long a join token lives where nothing is said.
@@ -54,6 +55,8 @@ pub struct AdminParts {
     pub runtime: Runtime,
     /// What projects use.
     pub quotas: Quotas,
+    /// How every node is.
+    pub reports: PeerReports,
     /// What time it is.
     pub clock: Arc<dyn Clock>,
 }
@@ -69,17 +72,43 @@ struct Shared {
     lease: LeaseConfig,
     runtime: Runtime,
     quotas: Quotas,
+    reports: PeerReports,
     clock: Arc<dyn Clock>,
     started: UnixNanos,
 }
 
 /// The `ensign.admin.v1.Admin` service. Add it to the client listener's routes.
 pub fn service(parts: AdminParts) -> AdminServer<impl Admin> {
-    let AdminParts { node, cluster, catalog, identity, partitions, joins, vault, lease, runtime, quotas, clock } =
-        parts;
+    let AdminParts {
+        node,
+        cluster,
+        catalog,
+        identity,
+        partitions,
+        joins,
+        vault,
+        lease,
+        runtime,
+        quotas,
+        reports,
+        clock,
+    } = parts;
     let started = clock.wall();
-    let shared =
-        Shared { node, cluster, catalog, identity, partitions, joins, vault, lease, runtime, quotas, clock, started };
+    let shared = Shared {
+        node,
+        cluster,
+        catalog,
+        identity,
+        partitions,
+        joins,
+        vault,
+        lease,
+        runtime,
+        quotas,
+        reports,
+        clock,
+        started,
+    };
     AdminServer::new(Service(Arc::new(shared)))
 }
 
@@ -340,6 +369,15 @@ impl Admin for Service {
             nodes: nodes.collect(),
             groups: groups.iter().map(|group| convert::group(group, &names)).collect(),
         }))
+    }
+
+    async fn cluster_report(
+        &self,
+        request: Request<pb::ClusterReportRequest>,
+    ) -> Result<Response<pb::ClusterReportReply>, Status> {
+        // As above: it is there for the hour in which nothing can be caught up with.
+        Caller::authorize(&self.0, request.metadata(), Permission::OrganizationsRead).await?;
+        Ok(Response::new(self.0.reports.gather().await))
     }
 }
 

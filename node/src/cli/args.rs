@@ -1,5 +1,7 @@
 //! What can be typed: the tree of commands, their flags and their help.
 
+mod report;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -9,6 +11,8 @@ use clap_complete::Shell;
 
 use crate::bench::BenchCommand;
 use crate::config::{Seconds, ServerArgs};
+
+pub(super) use report::{DoctorArgs, ReportArgs};
 
 /// What every command's exit tells, at the end of the main help.
 const EXIT_CODES: &str = "\
@@ -21,6 +25,7 @@ Exit codes:
   5  the cluster cannot be reached, or is not available
   6  unknown whether it was done: look before you repeat it
   7  refused as things are: it exists already, is archived, its key was revoked
+  8  the doctor found something that needs an operator
 130  interrupted
 
 Credentials:
@@ -88,6 +93,8 @@ pub enum Command {
     Cluster(ClusterCommand),
     /// Show the nodes and Raft groups of the cluster.
     Status(StatusArgs),
+    /// Find what is wrong with the cluster, and say what to do.
+    Doctor(DoctorArgs),
     /// Measure a cluster.
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -143,6 +150,12 @@ Example:
   ensign serve --config /etc/ensign/ensign.toml"
     )]
     Join(ClusterJoinArgs),
+    /// Show every node: whether it answers, what it leads, its disk, its clock, and what is not well.
+    #[command(after_help = "Examples:
+  ensign cluster status
+  ensign cluster status --watch 2s
+  ensign cluster status --direct http://127.0.0.1:1205    on a node, without logging in: works without a quorum too")]
+    Status(ReportArgs),
 }
 
 /// Where a new node stands, and where its files go.

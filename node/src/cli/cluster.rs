@@ -1,4 +1,6 @@
-//! `ensign cluster`: the first node, and those that join it.
+//! `ensign cluster`: the first node, those that join it, and all of them at one look.
+
+pub(super) mod status;
 
 use std::time::Duration;
 
@@ -20,6 +22,7 @@ pub(super) async fn run(command: ClusterCommand) -> anyhow::Result<()> {
         ClusterCommand::Init(args) => init(args),
         ClusterCommand::Token(command) => token(command).await,
         ClusterCommand::Join(args) => join(args).await,
+        ClusterCommand::Status(args) => status::run(args).await,
     }
 }
 

@@ -25,6 +25,8 @@ pub enum Exit {
     OutcomeUnknown = 6,
     /// The state of things forbids it.
     Refused = 7,
+    /// The doctor found something.
+    Unwell = 8,
     /// Ctrl-C.
     Interrupted = 130,
 }
@@ -48,6 +50,11 @@ pub struct UsageError(pub String);
 )]
 pub(super) struct NoAdministrator;
 
+/// What the doctor found needs an operator.
+#[derive(Debug, Error)]
+#[error("the cluster needs an operator: see the findings")]
+pub(super) struct Unwell;
+
 /// Ctrl-C or SIGTERM.
 #[derive(Debug, Error)]
 #[error("interrupted")]
@@ -68,6 +75,9 @@ fn code_of(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     }
     if error.is::<NoAdministrator>() {
         return Some(Exit::Denied);
+    }
+    if error.is::<Unwell>() {
+        return Some(Exit::Unwell);
     }
     if error.is::<Interrupted>() {
         return Some(Exit::Interrupted);

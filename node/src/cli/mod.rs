@@ -6,6 +6,7 @@ mod admin;
 mod args;
 mod cluster;
 mod connect;
+mod doctor;
 mod events;
 mod exit;
 mod output;
@@ -66,8 +67,9 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
         Command::ApiKey(command) => admin::api_key(command).await,
         Command::Key(command) => admin::key(command).await,
         Command::Quota(command) => quota::run(command).await,
-        Command::Cluster(command) => cluster::run(command).await,
         Command::Status(args) => admin::status(args).await,
+        Command::Cluster(command) => cluster::run(command).await,
+        Command::Doctor(args) => doctor::run(args).await,
         Command::Bench(command) => crate::bench::run(command).await,
     }
 }

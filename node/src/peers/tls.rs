@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use ensign_proto::{ClusterId, NodeId};
+use ensign_raft::env::UnixNanos;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
@@ -44,6 +45,7 @@ struct Material {
     join: Arc<ServerConfig>,
     /// What the node's own certificate says.
     own: Certified,
+    expires: Option<UnixNanos>,
 }
 
 impl std::fmt::Debug for PeerTls {
@@ -135,6 +137,11 @@ impl PeerTls {
         Ok(Self { now: Arc::new(ArcSwap::from_pointee(material)) })
     }
 
+    /// When the certificate of the moment runs out.
+    pub fn expires(&self) -> Option<UnixNanos> {
+        self.now.load().expires
+    }
+
     /// Takes over what the files hold now, for the next handshakes. On an error everything stays as it is.
     ///
     /// # Errors
@@ -193,6 +200,7 @@ impl Material {
         for root in authorities {
             roots.add(root).map_err(|error| malformed(AUTHORITY, authority, &error.to_string()))?;
         }
+        let expires = chain.first().and_then(|leaf| end_of(leaf));
         let unusable = |error: &dyn std::error::Error| TlsError::Unusable(error.to_string());
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let roots = Arc::new(roots);
@@ -225,7 +233,7 @@ impl Material {
             .map_err(|error| unusable(&error))?;
         server.alpn_protocols = vec![H2.to_vec()];
         server.send_tls13_tickets = 0;
-        Ok(Self { client: Arc::new(client), server: Arc::new(server), join: Arc::new(join), own })
+        Ok(Self { client: Arc::new(client), server: Arc::new(server), join: Arc::new(join), own, expires })
     }
 }
 
@@ -343,6 +351,13 @@ impl ServerCertVerifier for PinnedAuthority {
 
 fn certificates(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
     CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().ok()
+}
+
+/// When a DER certificate runs out.
+fn end_of(certificate: &[u8]) -> Option<UnixNanos> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    let seconds = u64::try_from(parsed.validity().not_after.timestamp()).ok()?;
+    Some(UnixNanos(seconds.saturating_mul(1_000_000_000)))
 }
 
 fn first_certificate(pem: &[u8]) -> Option<CertificateDer<'static>> {

@@ -129,6 +129,7 @@ pub struct Cluster {
     nodes: BTreeMap<u64, Process>,
     grpc: BTreeMap<u64, u16>,
     http: BTreeMap<u64, u16>,
+    metrics: BTreeMap<u64, u16>,
     _taps: tokio::task::JoinSet<()>,
 }
 
@@ -164,8 +165,15 @@ impl Cluster {
                 (1..=count).map(|to| Ok(format!("\"{to}={}\"", address(from, to)?))).collect::<anyhow::Result<_>>()?;
             peers_of.insert(from, list.join(", "));
         }
-        let mut cluster =
-            Self { dir, plant, nodes: BTreeMap::new(), grpc: BTreeMap::new(), http: BTreeMap::new(), _taps: taps };
+        let mut cluster = Self {
+            dir,
+            plant,
+            nodes: BTreeMap::new(),
+            grpc: BTreeMap::new(),
+            http: BTreeMap::new(),
+            metrics: BTreeMap::new(),
+            _taps: taps,
+        };
         for (id, port) in (1..=count).zip(&ports) {
             let folder = cluster.folder(id);
             std::fs::create_dir_all(&folder)?;
@@ -175,6 +183,7 @@ impl Cluster {
             let (grpc, http, metrics) = (free_port()?, free_port()?, free_port()?);
             cluster.grpc.insert(id, grpc);
             cluster.http.insert(id, http);
+            cluster.metrics.insert(id, metrics);
             let root = cluster.dir.path();
             let config = format!(
                 "[node]\nid = {id}\ndata_dir = \"{folder}/data\"\nroot_key = \"{root}/root.key\"\n\
@@ -232,6 +241,11 @@ impl Cluster {
     /// The credentials file of the bootstrap.
     pub fn credentials(&self) -> PathBuf {
         self.dir.path().join("credentials.json")
+    }
+
+    /// Where node `id` tells operators how it is.
+    pub fn metrics_url(&self, id: u64) -> String {
+        format!("http://127.0.0.1:{}", self.metrics[&id])
     }
 
     /// The numbers of the nodes.

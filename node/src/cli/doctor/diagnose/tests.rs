@@ -1,0 +1,202 @@
+use super::*;
+
+/// Three healthy nodes; node 1 leads the catalog and node 2 the topic `orders`.
+fn healthy() -> pb::ClusterReportReply {
+    let group = |id: u64, name: &str, leader: u64| pb::GroupReport {
+        group_id: id,
+        name: name.to_owned(),
+        term: 2,
+        leader,
+        last_log_index: 5_000,
+        committed_index: 5_000,
+        applied_index: 5_000,
+        health: "running".to_owned(),
+        members: (1..=3).map(|node_id| pb::MemberReport { node_id, voter: true, lag: 0 }).collect(),
+        ..Default::default()
+    };
+    let node = |id: u64, groups: Vec<pb::GroupReport>| pb::PeerReport {
+        node_id: id,
+        address: format!("node-{id}:5357"),
+        round_trip: Some(prost_types::Duration { seconds: 0, nanos: 2_000_000 }),
+        clock_offset: Some(prost_types::Duration { seconds: 0, nanos: -1_000_000 }),
+        report: Some(pb::NodeReport {
+            node_id: id,
+            version: "1.0.0".to_owned(),
+            phase: "serving".to_owned(),
+            wall_clock: Some(prost_types::Timestamp { seconds: 1_000_000, nanos: 0 }),
+            certificate_expires: Some(prost_types::Timestamp { seconds: 1_000_000 + 90 * 86_400, nanos: 0 }),
+            disk_bytes: 1_000,
+            disk_free_bytes: 600,
+            lease_left: Some(prost_types::Duration { seconds: 7, nanos: 0 }),
+            replicas: 2,
+            leads: groups.len() as u64,
+            groups,
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    pb::ClusterReportReply {
+        cluster_id: "cluster".to_owned(),
+        answered_by: 1,
+        nodes: vec![node(1, vec![group(1, "catalog", 1)]), node(2, vec![group(16, "orders", 2)]), node(3, Vec::new())],
+        partitions: vec![pb::PartitionAssignment { group_id: 16, name: "orders".to_owned(), replicas: vec![1, 2, 3] }],
+    }
+}
+
+fn report(cluster: &mut pb::ClusterReportReply, node: usize) -> &mut pb::NodeReport {
+    cluster.nodes[node - 1].report.as_mut().unwrap()
+}
+
+fn orders(cluster: &mut pb::ClusterReportReply) -> &mut pb::GroupReport {
+    &mut report(cluster, 2).groups[0]
+}
+
+fn silence(cluster: &mut pb::ClusterReportReply, node: usize) {
+    cluster.nodes[node - 1].report = None;
+    cluster.nodes[node - 1].failure = "connection refused".to_owned();
+}
+
+/// Severity and code of what is found, after `change`.
+fn found(change: impl Fn(&mut pb::ClusterReportReply)) -> Vec<(Severity, &'static str)> {
+    let mut now = healthy();
+    change(&mut now);
+    diagnose(&now, &now).iter().map(|finding| (finding.severity, finding.code)).collect()
+}
+
+#[test]
+fn a_healthy_cluster_has_no_findings() {
+    assert_eq!(found(|_| ()), []);
+}
+
+#[test]
+fn a_silent_node_is_found_and_its_replicas_are_counted_once() {
+    let mut now = healthy();
+    silence(&mut now, 3);
+    let findings = diagnose(&now, &now);
+    let codes: Vec<_> = findings.iter().map(|it| (it.severity, it.code)).collect();
+    assert_eq!(codes, [(Severity::Critical, "node-silent"), (Severity::Warning, "under-replicated")]);
+    assert!(findings[0].what.contains("node 3 at node-3:5357 does not answer: connection refused"));
+    assert_eq!((findings[1].nodes.as_slice(), findings[1].groups.as_slice()), (&[3][..], &[1, 16][..]));
+    assert!(
+        findings[1].what.starts_with("2 groups (catalog, orders) have a replica on node 3"),
+        "{}",
+        findings[1].what
+    );
+}
+
+#[test]
+fn a_lost_majority_names_the_nodes_to_bring_back() {
+    let mut now = healthy();
+    silence(&mut now, 2);
+    silence(&mut now, 3);
+    // Node 1 goes on believing that it leads the catalog; the topic has nobody left who would.
+    let findings = diagnose(&now, &now);
+    let lost: Vec<_> = findings.iter().filter(|it| it.code == "no-quorum").collect();
+    assert_eq!(lost.len(), 1);
+    assert_eq!(lost[0].groups, [1, 16]);
+    assert!(lost[0].what.contains("no majority: nothing is written to them"), "{}", lost[0].what);
+    assert!(lost[0].remedy.contains("bring nodes 2, 3 back"), "{}", lost[0].remedy);
+    assert!(findings.iter().all(|it| it.code != "under-replicated"), "the same is not said twice");
+}
+
+#[test]
+fn an_election_that_lasts_is_told_from_a_lost_majority() {
+    let mut now = healthy();
+    orders(&mut now).leader = 0;
+    let findings = diagnose(&now, &now);
+    assert_eq!(findings[0].code, "leaderless");
+    assert!(findings[0].remedy.contains("an election takes seconds"), "{}", findings[0].remedy);
+}
+
+#[test]
+fn disks_that_fill_up_are_found_in_time() {
+    assert_eq!(found(|it| report(it, 1).disk_free_bytes = 240), [(Severity::Warning, "disk-pressure")]);
+    assert_eq!(found(|it| report(it, 1).disk_free_bytes = 90), [(Severity::Critical, "disk-pressure")]);
+}
+
+#[test]
+fn clocks_that_differ_are_found_whichever_way() {
+    let offset = |seconds| {
+        move |it: &mut pb::ClusterReportReply| {
+            it.nodes[2].clock_offset = Some(prost_types::Duration { seconds, nanos: 0 });
+        }
+    };
+    assert_eq!(found(offset(-2)), [(Severity::Warning, "clock-skew")]);
+    assert_eq!(found(offset(20)), [(Severity::Critical, "clock-skew")]);
+    // A slow answer is no wrong clock.
+    let slow = |it: &mut pb::ClusterReportReply| {
+        it.nodes[2].round_trip = Some(prost_types::Duration { seconds: 2, nanos: 0 });
+        it.nodes[2].clock_offset = Some(prost_types::Duration { seconds: 1, nanos: 0 });
+    };
+    assert_eq!(found(slow), []);
+}
+
+#[test]
+fn certificates_that_run_out_are_found_in_time() {
+    let days = |days: i64| {
+        move |it: &mut pb::ClusterReportReply| {
+            report(it, 2).certificate_expires =
+                Some(prost_types::Timestamp { seconds: 1_000_000 + days * 86_400, nanos: 0 });
+        }
+    };
+    assert_eq!(found(days(20)), [(Severity::Warning, "certificate-expiry")]);
+    assert_eq!(found(days(3)), [(Severity::Critical, "certificate-expiry")]);
+    assert_eq!(found(days(-1)), [(Severity::Critical, "certificate-expiry")]);
+}
+
+#[test]
+fn a_node_without_a_lease_or_a_root_key_is_found() {
+    assert_eq!(found(|it| report(it, 3).lease_left = None), [(Severity::Critical, "no-lease")]);
+    assert_eq!(found(|it| report(it, 3).sealed = "no root key".to_owned()), [(Severity::Warning, "vault-sealed")]);
+}
+
+#[test]
+fn damaged_and_fenced_replicas_are_found() {
+    assert_eq!(found(|it| report(it, 3).damaged = 2), [(Severity::Critical, "replica-damaged")]);
+    let fenced = |it: &mut pb::ClusterReportReply| {
+        let fenced =
+            pb::GroupReport { health: "fenced".to_owned(), cause: "bad page".to_owned(), ..orders(it).clone() };
+        report(it, 3).groups.push(fenced);
+    };
+    assert_eq!(found(fenced), [(Severity::Critical, "replica-unwell")]);
+}
+
+#[test]
+fn a_group_is_stuck_only_if_nothing_was_committed_meanwhile() {
+    let mut before = healthy();
+    orders(&mut before).last_log_index = 5_010;
+    let mut now = before.clone();
+    assert_eq!(diagnose(&before, &now)[0].code, "stuck");
+    orders(&mut now).committed_index = 5_005;
+    assert_eq!(diagnose(&before, &now), [], "it gets on");
+}
+
+#[test]
+fn a_replica_lags_only_if_it_comes_no_closer() {
+    let mut before = healthy();
+    orders(&mut before).members[2].lag = 4_000;
+    let mut now = before.clone();
+    let findings = diagnose(&before, &now);
+    assert_eq!((findings[0].code, findings[0].nodes.as_slice()), ("lagging", &[3][..]));
+    orders(&mut now).members[2].lag = 2_000;
+    assert_eq!(diagnose(&before, &now), [], "it catches up");
+}
+
+#[test]
+fn a_replica_that_is_being_built_is_a_note() {
+    let building = |it: &mut pb::ClusterReportReply| it.partitions[0].replicas = vec![1, 2, 3, 4];
+    assert_eq!(found(building), [(Severity::Note, "moving")]);
+}
+
+#[test]
+fn mixed_versions_are_a_note() {
+    assert_eq!(found(|it| report(it, 3).version = "1.1.0".to_owned()), [(Severity::Note, "mixed-versions")]);
+}
+
+#[test]
+fn troubles_of_a_node_are_told_in_its_words() {
+    let trouble = |it: &mut pb::ClusterReportReply| {
+        report(it, 1).troubles.insert("catalog".to_owned(), "the catalog has no leader".to_owned());
+    };
+    assert_eq!(found(trouble), [(Severity::Warning, "not-ready")]);
+}
