@@ -103,8 +103,10 @@ async fn a_reader_that_does_not_read_keeps_no_revoke_waiting_and_gets_no_more_th
             Err(status) => break status,
         }
     };
-    let expected = format!("FailedPrecondition: these events cannot be read any more: key ring {ring} was revoked");
-    assert_eq!(shown(&status), expected);
+    // The ring is named to who looks before the next batch, and its version to who was about to open one.
+    assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
+    let message = status.message();
+    assert!(message.contains(&format!("key ring {ring} was revoked")), "{message}");
     assert!(seen < count, "all {seen} events");
     let mut seen = 1;
     let status = loop {
