@@ -96,8 +96,10 @@ fn our_own_fields_are_numbered_from_1001() {
         "EventWrapper.producer_session",
         "EventWrapper.producer_epoch",
         "EventWrapper.producer_sequence",
+        "InfoRequest.consistency",
         "OpenStream.producer_session",
         "OpenStream.producer_epoch",
+        "Query.consistency",
         "Query.message_bytes_max",
         "StreamReady.next_offsets",
         "Subscription.offset",
@@ -105,6 +107,7 @@ fn our_own_fields_are_numbered_from_1001() {
         "Subscription.after_event",
         "Subscription.earliest",
         "Subscription.message_bytes_max",
+        "Subscription.consistency",
     ];
     let mut found = Vec::new();
     for file in descriptors().file.iter().filter(|file| file.package() == "ensign.v1beta1") {
