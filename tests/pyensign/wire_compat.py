@@ -3,7 +3,7 @@
     wire_compat.py DESCRIPTORS      a serialized FileDescriptorSet (proto/build.rs writes public.bin)
 
 Everything PyEnsign knows must be in ours, the same in name, number, type and label. Ours may add fields, numbered from
-1001, and whole messages, and nothing else.
+1001, and whole messages and enums, and nothing else.
 """
 
 import importlib
@@ -72,11 +72,12 @@ def main():
         theirs, mine = facts(shipped), facts(ours[name])
         compared += len(theirs)
         wrong += [f"{name}: missing or different: {fact}" for fact in sorted(theirs - mine)]
-        known = {fact.split(" ")[1] for fact in theirs if fact.startswith("message ")}
+        known = {fact.split(" ")[1] for fact in theirs if fact.startswith(("message ", "enum "))}
         for fact in sorted(mine - theirs):
             kind, what = fact.split(" ")[:2]
-            if kind in ("message", "field") and (what if kind == "message" else what.rpartition(".")[0]) not in known:
-                continue  # a message that is all ours, for example the entry of a map
+            owner = what.rpartition(".")[0] if kind in ("field", "value") else what
+            if kind in ("message", "field", "enum", "value") and owner not in known:
+                continue  # a message or an enum that is all ours, for example the entry of a map
             number = int(fact.split(" = ")[1].split(" ")[0]) if fact.startswith("field ") else 0
             if number < 1001:
                 wrong.append(f"{name}: not in the published API: {fact}")
