@@ -185,6 +185,16 @@ impl Admin {
         call!(self, Harmless, pb::ClusterStatusRequest {}, cluster_status)
     }
 
+    /// The cluster's version, and what every node speaks.
+    pub async fn cluster_version(&self) -> Result<pb::VersionReply, CallError> {
+        call!(self, Harmless, pb::ShowVersionRequest {}, show_version)
+    }
+
+    /// Raises the cluster's version, for ever; `to` absent: to the newest that the answering node speaks.
+    pub async fn raise_cluster_version(&self, to: Option<u32>) -> Result<pb::VersionReply, CallError> {
+        call!(self, Harmless, pb::RaiseVersionRequest { to: to.unwrap_or_default() }, raise_version)
+    }
+
     /// What every node says of itself, also while the cluster has no quorum.
     pub async fn cluster_report(&self) -> Result<pb::ClusterReportReply, CallError> {
         let send = |channel: Channel, request| async move {

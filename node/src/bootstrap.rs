@@ -244,6 +244,7 @@ pub async fn run(
         "no majority of the nodes came up: start the other nodes, with the root key on each, and start this one again",
     )??;
     node.vault().initialize(QUORUM).await.context("cannot initialize the vault")?;
+    node.upgrades().begin().await.context("cannot give the cluster its version")?;
     if let Some(authority) = authority {
         node.joins().import(authority).await.context("the vault cannot take over the certificate authority's key")?;
     }

@@ -16,7 +16,7 @@ use figment::Figment;
 use figment::providers::{Format as _, Serialized, Toml};
 use thiserror::Error;
 
-pub use types::{Bytes, Label, LogFormat, PeerAddress, Seconds, Timing};
+pub use types::{Bytes, Label, LogFormat, PeerAddress, Seconds, Timing, Upgrade};
 
 use define::settings;
 
@@ -70,6 +70,9 @@ settings! {
         [authority, "peer-authority", "ENSIGN_SERVER_CLUSTER_AUTHORITY"] PathBuf = PathBuf::from("/etc/ensign/ca.pem");
         /// Timing of elections: `lan` (heartbeat 200 ms, election 600–900 ms) or `wan` (1 s, 3–5 s).
         [timing, "timing", "ENSIGN_SERVER_CLUSTER_TIMING"] Timing = Timing::Lan;
+        /// When the cluster's version is raised after an upgrade: `auto` (when every node speaks it) or `manual` (by `ensign cluster
+        /// upgrade`; one node with it is enough).
+        [upgrade, "upgrade", "ENSIGN_SERVER_CLUSTER_UPGRADE"] Upgrade = Upgrade::Auto;
     }
 
     /// Memory and disk.

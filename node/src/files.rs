@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use ensign_keyvault::EpochFloor;
-use ensign_proto::{ClusterId, NodeId};
+use ensign_proto::{ClusterId, ClusterVersion, NodeId};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// The version of `node.json` that this program writes.
-const FORMAT: u32 = 2;
+/// The newest version of `node.json` that this program knows. It is written once the cluster is at version 2, so that until then
+/// the program before this one can be put back.
+const FORMAT: u32 = 3;
+const FORMAT_BEFORE: u32 = 2;
 
 /// Who this data directory belongs to. Kept as `node.json` beside the data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +30,9 @@ pub struct NodeFile {
     /// The highest epoch of the vault that this node has seen; never goes back. Format 1 did not keep it.
     #[serde(default)]
     pub vault_epoch: u64,
+    /// The highest version of the cluster that this node has seen; never goes back. Formats 1 and 2 did not keep it: then 1.
+    #[serde(default)]
+    pub cluster_version: u32,
 }
 
 /// Why a small file cannot be used. Each message says what to do.
@@ -62,6 +67,19 @@ pub enum FileError {
         path: PathBuf,
         /// Its format.
         found: u32,
+    },
+    /// It belongs to a cluster that this program is too old for.
+    #[error(
+        "{path}: the cluster is at version {active}, and this program speaks versions up to {speaks} only. Nothing was changed; run the \
+         version of ensign that ran here before, or a newer one"
+    )]
+    ClusterNewer {
+        /// The file.
+        path: PathBuf,
+        /// The cluster's version.
+        active: ClusterVersion,
+        /// What this program speaks.
+        speaks: ClusterVersion,
     },
     /// The directory belongs to another node.
     #[error("{path} belongs to node {found}, not to node {expected}: set node.data_dir or node.id right")]
@@ -102,17 +120,42 @@ impl NodeFile {
         Ok(Some((file, cluster)))
     }
 
+    /// The cluster's version when the node last saw it.
+    pub fn cluster_version(&self) -> ClusterVersion {
+        ClusterVersion::or_first(self.cluster_version)
+    }
+
+    /// Whether a program that speaks versions up to this one may start on the directory. Call it before anything is touched.
+    ///
+    /// # Errors
+    /// [`FileError::ClusterNewer`].
+    pub fn check_version(&self, data_dir: &Path, speaks: ClusterVersion) -> Result<(), FileError> {
+        let active = self.cluster_version();
+        if active > speaks {
+            return Err(FileError::ClusterNewer { path: Self::path(data_dir), active, speaks });
+        }
+        Ok(())
+    }
+
     /// Notes one more start of `node` in `cluster`, durably, before it says a word to anybody. Its logs are there by then.
     ///
     /// # Errors
     /// As [`NodeFile::read`].
     pub fn begin_life(data_dir: &Path, node: NodeId, cluster: ClusterId) -> Result<Self, FileError> {
         let before = Self::read(data_dir, node)?.map(|(file, _)| file);
-        let (incarnation, vault_epoch) = before.map_or((0, 0), |file| (file.incarnation, file.vault_epoch));
-        let incarnation = incarnation + 1;
-        let file = Self { format: FORMAT, cluster: cluster.to_string(), node: node.0, incarnation, vault_epoch };
+        let incarnation = before.as_ref().map_or(0, |file| file.incarnation) + 1;
+        let vault_epoch = before.as_ref().map_or(0, |file| file.vault_epoch);
+        let cluster_version = before.map_or(0, |file| file.cluster_version);
+        let (cluster, node) = (cluster.to_string(), node.0);
+        let file = Self { format: 0, cluster, node, incarnation, vault_epoch, cluster_version }.in_its_format();
         file.write(data_dir)?;
         Ok(file)
+    }
+
+    /// The oldest format that can hold it.
+    fn in_its_format(self) -> Self {
+        let format = if self.cluster_version() >= ClusterVersion::V2 { FORMAT } else { FORMAT_BEFORE };
+        Self { format, ..self }
     }
 
     fn write(&self, data_dir: &Path) -> Result<(), FileError> {
@@ -125,7 +168,8 @@ impl NodeFile {
     }
 }
 
-/// Keeps the highest epoch of the vault in `node.json`: a vault that was set back below it is refused, also after a restart.
+/// Keeps in `node.json` what never goes back: the highest epoch of the vault (one that was set back below it is refused, also after a
+/// restart) and the highest version of the cluster (a program that is too old for it is refused).
 #[derive(Debug)]
 pub struct NodeFloor {
     data_dir: PathBuf,
@@ -136,6 +180,20 @@ impl NodeFloor {
     /// The floor of the node whose life `file` describes.
     pub fn new(data_dir: &Path, file: NodeFile) -> Self {
         Self { data_dir: data_dir.to_owned(), file: Mutex::new(file) }
+    }
+
+    /// Keeps that the cluster has this version; durable when it returns.
+    ///
+    /// # Errors
+    /// [`FileError::Io`].
+    pub fn keep_version(&self, version: ClusterVersion) -> Result<(), FileError> {
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        if version > file.cluster_version() {
+            let raised = NodeFile { cluster_version: version.0, ..file.clone() }.in_its_format();
+            raised.write(&self.data_dir)?;
+            *file = raised;
+        }
+        Ok(())
     }
 }
 
@@ -225,7 +283,28 @@ mod tests {
         let (file, cluster) = NodeFile::read(dir.path(), NodeId(1)).unwrap().unwrap();
         assert_eq!((file.incarnation, file.vault_epoch), (4, 0));
         let next = NodeFile::begin_life(dir.path(), NodeId(1), cluster).unwrap();
-        assert_eq!((next.format, next.incarnation), (FORMAT, 5));
+        assert_eq!((next.format, next.incarnation), (FORMAT_BEFORE, 5), "the program before this one can be put back");
+    }
+
+    #[test]
+    fn once_the_cluster_is_at_a_version_older_programs_are_refused_and_change_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.json");
+        let floor = NodeFloor::new(dir.path(), NodeFile::begin_life(dir.path(), NodeId(1), cluster()).unwrap());
+        floor.keep_version(ClusterVersion::V1).unwrap();
+        assert!(fs::read_to_string(&path).unwrap().contains("\"format\": 2"));
+        floor.keep_version(ClusterVersion(3)).unwrap();
+        floor.keep_version(ClusterVersion::V2).unwrap();
+        // What the first program that kept versions reads first, and refuses.
+        let kept = fs::read_to_string(&path).unwrap();
+        assert!(kept.contains("\"format\": 3"), "{kept}");
+        let (file, _) = NodeFile::read(dir.path(), NodeId(1)).unwrap().unwrap();
+        file.check_version(dir.path(), ClusterVersion(3)).unwrap();
+        let error = file.check_version(dir.path(), ClusterVersion::V2).unwrap_err().to_string();
+        assert!(error.contains("is at version 3, and this program speaks versions up to 2 only"), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), kept);
+        let next = NodeFile::begin_life(dir.path(), NodeId(1), cluster()).unwrap();
+        assert_eq!((next.incarnation, next.cluster_version()), (2, ClusterVersion(3)));
     }
 
     #[test]
@@ -236,10 +315,10 @@ mod tests {
         assert!(error.contains("belongs to node 1, not to node 2"), "{error}");
 
         let path = dir.path().join("node.json");
-        let newer = fs::read_to_string(&path).unwrap().replace("\"format\": 2", "\"format\": 3");
+        let newer = fs::read_to_string(&path).unwrap().replace("\"format\": 2", "\"format\": 4");
         fs::write(&path, newer).unwrap();
         let error = NodeFile::read(dir.path(), NodeId(1)).unwrap_err().to_string();
-        assert!(error.contains("has format 3"), "{error}");
+        assert!(error.contains("has format 4"), "{error}");
 
         fs::write(&path, "{").unwrap();
         assert!(matches!(NodeFile::read(dir.path(), NodeId(1)), Err(FileError::Damaged { .. })));

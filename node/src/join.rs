@@ -26,7 +26,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ensign_proto::{ClusterId, NodeId};
+use ensign_proto::{ClusterId, ClusterVersion, NodeId};
 use ensign_raft::env::{Clock, Rng, UnixNanos};
 use thiserror::Error;
 use zeroize::Zeroizing;
@@ -115,6 +115,7 @@ impl Joins {
     /// # Errors
     /// The cluster has another authority, or one of the two cannot be written.
     pub async fn import(&self, authority: &Authority) -> anyhow::Result<()> {
+        self.parts.catalog.require(ClusterVersion::V2)?;
         let secret = Secret::new(authority.private_key().as_bytes().to_vec());
         let place = *self.parts.cluster.as_bytes();
         match self.parts.secrets.put(SecretKind::Authority, place, secret.clone()).await {

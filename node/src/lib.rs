@@ -29,4 +29,5 @@ pub mod serve;
 mod signals;
 mod status;
 pub mod telemetry;
+pub mod upgrade;
 mod vault;

@@ -29,7 +29,7 @@ use tracing::{info, warn};
 use crate::admin::{self, AdminParts};
 use crate::catalog::{Catalog, CatalogMachine, CatalogParts, NodeRecord, PutNodeError, VaultRings};
 use crate::certificates::{Certificates, ClientTls};
-use crate::config::{Config, Timing};
+use crate::config::{Config, Timing, Upgrade};
 use crate::edge;
 use crate::files::{NodeFile, NodeFloor};
 use crate::health::{self, Health, Phase};
@@ -38,13 +38,15 @@ use crate::join::{self, JoinParts, Joins, Renewal};
 use crate::partition::forward::{Channels, ForwardService, PeerForward};
 use crate::partition::{BatchLimits, Partitions, PartitionsParts};
 use crate::peers::{
-    self, LeaderLink, Life, Membership, PeerChannel, PeerMemory, PeerTls, Peers, PipeTransport, Services, VaultCalls,
+    self, LeaderLink, Life, Membership, PeerChannel, PeerMemory, PeerTls, Peers, PipeTransport, Services, Speaks,
+    VaultCalls,
 };
 use crate::plant;
 use crate::quota::{PeerQuota, QuotaParts, QuotaService, Quotas};
 use crate::report::{PeerReports, ReportService, Reporter, ReporterParts};
 use crate::rpc::{Ensign, Guarded, OPENING_MAX, RpcParts};
 use crate::telemetry;
+use crate::upgrade::{Upgrades, UpgradesParts};
 use crate::vault::{HolderService, VaultService};
 
 /// How long a starting node waits for its first lease before it serves without one.
@@ -133,6 +135,7 @@ pub struct Node {
     catalog: Catalog,
     identity: Identity,
     joins: Joins,
+    upgrades: Upgrades,
     client_tls: Option<ClientTls>,
     partitions: Partitions,
     quotas: Quotas,
@@ -177,7 +180,12 @@ impl Node {
         let dir = &config.node.data_dir;
         let data_dir = DataDir::lock(Arc::clone(&disk), dir)?;
         // It is written once both logs are there: a node that has lived before never starts on fresh ones.
-        let lived = NodeFile::read(dir, me)?.is_some();
+        let speaks = Speaks { newest: plant::newest_version()?, held: config.cluster.upgrade == Upgrade::Manual };
+        let lived = NodeFile::read(dir, me)?;
+        if let Some((file, _)) = &lived {
+            file.check_version(dir, speaks.newest)?;
+        }
+        let lived = lived.is_some();
         let open = if lived { FrameLog::reopen } else { FrameLog::open };
         let log = OpenLog::open(open, &disk, &dir.join("log"), plant::log(log_config(&config))?)?;
         // The vault shares its file with no other group: after a revoke, that file is rewritten.
@@ -189,9 +197,11 @@ impl Node {
         let mut process = [0; 8];
         rng.fill(&mut process);
         let floor = Arc::new(NodeFloor::new(dir, life.clone()));
+        let kept_version = life.cluster_version();
         let life = Life { incarnation: life.incarnation, process: u64::from_le_bytes(process) };
-        let peers = Peers::new(me, Some(Membership { cluster, life }), &config.cluster.peers, &tls);
-        let (machine, view) = CatalogMachine::new();
+        let peers = Peers::speaking(speaks, me, Some(Membership { cluster, life }), &config.cluster.peers, &tls);
+        peers.require(kept_version);
+        let (machine, view) = CatalogMachine::speaking(speaks.newest);
         // Before a word is exchanged with anyone: what was known of the peers holds until the catalog can be read.
         let (followed, seeds, catalog_view) = (peers.clone(), config.cluster.peers.clone(), view.clone());
         let memory = PeerMemory::open(dir);
@@ -224,7 +234,11 @@ impl Node {
             .context("the vault cannot start")?;
         let link = RoutedLink::new(Arc::new(calls.clone()), voters.clone(), &lease).with_replica(vault.leadership());
         let link = Arc::new(link);
-        let holder_config = plant::holder(HolderConfig { lease, floor, ..HolderConfig::new(cluster, me) })?;
+        let holder_config = plant::holder(HolderConfig {
+            lease,
+            floor: Arc::<NodeFloor>::clone(&floor),
+            ..HolderConfig::new(cluster, me)
+        })?;
         let holder = Holder::new(holder_config, link.clone(), Arc::clone(&clock), &tasks);
         calls.connect(Arc::new(VaultService(vault.clone())), Arc::new(HolderService(holder.clone())));
         let vault_client = VaultClient::new(link, cluster, me, &Entropy::kernel());
@@ -235,19 +249,25 @@ impl Node {
             .start(catalog_spec, log.log.group(GroupId::CATALOG), machine)
             .await
             .context("the catalog cannot start")?;
+        let version_view = view.clone();
+        let version = Arc::new(move || version_view.cluster_version());
         let leader_link = LeaderLink::new(peers.clone(), GroupId::CATALOG, catalog_group.leadership());
         let catalog = Catalog::new(CatalogParts {
             me,
-            founders: voters,
+            founders: voters.clone(),
             replica: Arc::new(catalog_group.clone()),
             view,
             link: Arc::new(leader_link),
-            vault: Arc::new(VaultRings::new(vault_client.clone(), cluster, me)),
+            vault: Arc::new(VaultRings::new(vault_client.clone(), cluster, me, version)),
             // As long as a lease: within W of a revocation, no node vouches for the API key any more.
             fresh_for: lease.length,
             clock: Arc::clone(&clock),
             rng: Arc::clone(&rng),
         });
+        let parts = UpgradesParts { speaks, founders: voters, catalog: catalog.clone(), peers: peers.clone(), floor };
+        let (upgrades, fatal) = (Upgrades::new(parts), Arc::<OnceLock<String>>::default());
+        let (followed, reason) = (upgrades.clone(), Arc::clone(&fatal));
+        tasks.spawn("cluster-version", |stop| followed.follow(reason, stop));
         let mut identity_config = IdentityConfig::new(cluster);
         if !config.auth.issuer.is_empty() {
             config.auth.issuer.trim_end_matches('/').clone_into(&mut identity_config.issuer);
@@ -330,7 +350,7 @@ impl Node {
             cluster,
             life,
             addresses,
-            fatal: Arc::default(),
+            fatal,
             health,
             tasks,
             edge,
@@ -341,6 +361,7 @@ impl Node {
             catalog,
             identity,
             joins,
+            upgrades,
             client_tls: listeners.tls,
             partitions,
             quotas,
@@ -401,6 +422,11 @@ impl Node {
     /// Join tokens, and the cluster's authority.
     pub fn joins(&self) -> &Joins {
         &self.joins
+    }
+
+    /// The cluster's version.
+    pub fn upgrades(&self) -> &Upgrades {
+        &self.upgrades
     }
 
     /// Watches the files that this node's certificates came from: what is replaced is taken over, what ends is renewed or warned of.
@@ -515,6 +541,7 @@ impl Node {
             identity: self.identity.clone(),
             partitions: self.partitions.clone(),
             joins: self.joins.clone(),
+            upgrades: self.upgrades.clone(),
             vault: self.vault_client.clone(),
             lease: lease_config(&self.config),
             runtime: self.runtime.clone(),
@@ -555,22 +582,29 @@ impl Node {
         self.tasks.spawn("catalog-compaction", |stop| catalog.keep_compact(stop));
         let catalog = self.catalog.clone();
         self.tasks.spawn("reconciliation", |stop| catalog.keep_reconciled(RECONCILE_EVERY, stop));
+        let upgrades = self.upgrades.clone();
+        self.tasks.spawn("upgrades", |stop| upgrades.keep(stop));
         let catalog = self.catalog.clone();
         let (record, fatal) = (self.record(), Arc::clone(&self.fatal));
         self.tasks.spawn("registration", |stop| async move {
+            let mut changes = catalog.changes();
             let registering = async {
-                while let Err(error) = register(&catalog, &record).await {
-                    if let Some(
-                        PutNodeError::NameTaken { .. } | PutNodeError::LifeOver { .. } | PutNodeError::Revoked { .. },
-                    ) = error.downcast_ref()
-                    {
-                        // No later attempt could end otherwise, and a node that lives twice must not vote.
-                        let _ = fatal.set(format!("{error:#}"));
-                        stop.cancel();
+                loop {
+                    let told = catalog.cluster_version();
+                    while let Err(error) = register(&catalog, &record).await {
+                        if is_final(&error) {
+                            // No later attempt could end otherwise, and a node that lives twice must not vote.
+                            let _ = fatal.set(format!("{error:#}"));
+                            stop.cancel();
+                            return;
+                        }
+                        warn!(%error, "cannot register this node with the catalog and the vault yet");
+                        tokio::time::sleep(Duration::from_secs(2)).await;
+                    }
+                    // A newer version may keep more of a node's record than the one that was registered under.
+                    if changes.wait_for(|_| catalog.cluster_version() > told).await.is_err() {
                         return;
                     }
-                    warn!(%error, "cannot register this node with the catalog and the vault yet");
-                    tokio::time::sleep(Duration::from_secs(2)).await;
                 }
             };
             stop.run_until_cancelled(registering).await;
@@ -593,6 +627,7 @@ impl Node {
             zone: self.config.node.zone.to_string(),
             incarnation: self.life.incarnation,
             process: self.life.process,
+            version: self.upgrades.newest(),
             ..NodeRecord::default()
         }
     }
@@ -673,6 +708,19 @@ fn log_config(config: &Config) -> LogConfig {
 
 fn lease_config(config: &Config) -> LeaseConfig {
     LeaseConfig { length: config.vault.lease.into(), ..LeaseConfig::default() }
+}
+
+/// Whether this node can never register.
+fn is_final(error: &anyhow::Error) -> bool {
+    matches!(
+        error.downcast_ref(),
+        Some(
+            PutNodeError::NameTaken { .. }
+                | PutNodeError::LifeOver { .. }
+                | PutNodeError::Revoked { .. }
+                | PutNodeError::VersionTooOld { .. }
+        )
+    )
 }
 
 async fn register(catalog: &Catalog, record: &NodeRecord) -> anyhow::Result<()> {

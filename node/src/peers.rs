@@ -24,7 +24,7 @@ mod vault;
 pub use channels::{PeerEntry, Peers};
 pub use follow::follow;
 pub(crate) use gate::{CallingNode, is_refusal};
-pub use gate::{Life, Membership, PeerChannel};
+pub use gate::{Life, Membership, PeerChannel, Speaks};
 pub use memory::PeerMemory;
 pub use propose::LeaderLink;
 pub use server::{HolderEndpoint, Services, VaultEndpoint, serve};

@@ -4,9 +4,9 @@
 //! `.ci/run release` looks for the feature in the tree of crates and for the variable's name in the binary.
 
 #[cfg(feature = "planted-bugs")]
-pub(crate) use self::planted::{disk, holder, log};
+pub(crate) use self::planted::{disk, holder, log, newest_version};
 #[cfg(not(feature = "planted-bugs"))]
-pub(crate) use self::sound::{disk, holder, log};
+pub(crate) use self::sound::{disk, holder, log, newest_version};
 
 #[cfg(not(feature = "planted-bugs"))]
 mod sound {
@@ -15,6 +15,7 @@ mod sound {
     use std::sync::Arc;
 
     use ensign_keyvault::HolderConfig;
+    use ensign_proto::ClusterVersion;
     use ensign_storage::{Disk, FileDisk, LogConfig};
 
     pub(crate) fn disk() -> anyhow::Result<Arc<dyn Disk>> {
@@ -28,6 +29,10 @@ mod sound {
     pub(crate) fn holder(config: HolderConfig) -> anyhow::Result<HolderConfig> {
         Ok(config)
     }
+
+    pub(crate) fn newest_version() -> anyhow::Result<ClusterVersion> {
+        Ok(ClusterVersion::NEWEST)
+    }
 }
 
 #[cfg(feature = "planted-bugs")]
@@ -36,6 +41,7 @@ mod planted {
 
     use anyhow::bail;
     use ensign_keyvault::HolderConfig;
+    use ensign_proto::ClusterVersion;
     use ensign_storage::fault::{Sync, VolatileDisk};
     use ensign_storage::{Disk, FileDisk, LogConfig, frame};
     use tracing::warn;
@@ -51,6 +57,8 @@ mod planted {
         UnsyncedCommits,
         /// Batches that are not sealed.
         UnsealedBatches,
+        /// No bug: a build that speaks one version more than there is.
+        NextVersion,
     }
 
     fn chosen() -> anyhow::Result<Option<Plant>> {
@@ -60,6 +68,7 @@ mod planted {
             Some("lying-disk") => Plant::LyingDisk,
             Some("unsynced-commits") => Plant::UnsyncedCommits,
             Some("unsealed-batches") => Plant::UnsealedBatches,
+            Some("next-version") => Plant::NextVersion,
             _ => bail!("ENSIGN_PLANT names nothing that can be planted: {}", name.display()),
         };
         warn!(?plant, "planted on purpose");
@@ -70,7 +79,7 @@ mod planted {
         Ok(match chosen()? {
             Some(Plant::VolatileDisk) => Arc::new(VolatileDisk::new(Sync::Honest)),
             Some(Plant::LyingDisk) => Arc::new(VolatileDisk::new(Sync::Lying)),
-            Some(Plant::UnsyncedCommits | Plant::UnsealedBatches) | None => Arc::new(FileDisk),
+            Some(Plant::UnsyncedCommits | Plant::UnsealedBatches | Plant::NextVersion) | None => Arc::new(FileDisk),
         })
     }
 
@@ -82,5 +91,10 @@ mod planted {
     pub(crate) fn holder(config: HolderConfig) -> anyhow::Result<HolderConfig> {
         let plant = (chosen()? == Some(Plant::UnsealedBatches)).then_some(ensign_keyvault::Plant::Unsealed);
         Ok(HolderConfig { plant, ..config })
+    }
+
+    pub(crate) fn newest_version() -> anyhow::Result<ClusterVersion> {
+        let newest = ClusterVersion::NEWEST;
+        Ok(if chosen()? == Some(Plant::NextVersion) { ClusterVersion(newest.0 + 1) } else { newest })
     }
 }

@@ -19,8 +19,8 @@ use crate::cli::ServeArgs;
 use crate::config::Config;
 use crate::files::{NodeFile, write_secret};
 use crate::node::{Addresses, Listeners, Node, NodeSpec};
-use crate::peers::{PeerTls, Peers, is_refusal};
-use crate::{door, harden, signals, telemetry};
+use crate::peers::{PeerTls, Peers, Speaks, is_refusal};
+use crate::{door, harden, plant, signals, telemetry};
 
 /// How often a new node asks its peers which cluster it belongs to.
 const HELLO_EVERY: Duration = Duration::from_millis(500);
@@ -45,7 +45,11 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
 
     refuse_key_beside_data(&config.node.root_key, &config.node.data_dir)?;
 
-    let known = NodeFile::read(&config.node.data_dir, id)?.map(|(_, cluster)| cluster);
+    let known = NodeFile::read(&config.node.data_dir, id)?;
+    if let Some((file, _)) = &known {
+        file.check_version(&config.node.data_dir, plant::newest_version()?)?;
+    }
+    let known = known.map(|(_, cluster)| cluster);
     let done = config.node.data_dir.join("bootstrapped");
     if args.bootstrap && done.exists() {
         bail!("this cluster was bootstrapped already: start the node without --bootstrap");
@@ -177,7 +181,8 @@ fn fresh_cluster() -> ClusterId {
 
 /// Asks every peer, again and again, until one knows the cluster.
 async fn ask_peers(config: &Config, tls: &PeerTls, stop: &Stop) -> anyhow::Result<ClusterId> {
-    let peers = Peers::new(config.node_id(), None, &config.cluster.peers, tls);
+    let speaks = Speaks { newest: plant::newest_version()?, ..Speaks::NEWEST };
+    let peers = Peers::speaking(speaks, config.node_id(), None, &config.cluster.peers, tls);
     info!("new data directory: asking the peers which cluster this is (or start one node with --bootstrap)");
     let mut asked = 0_u64;
     while !stop.is_cancelled() {

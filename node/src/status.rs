@@ -84,6 +84,7 @@ pub(crate) fn write_failed(failure: &WriteFailure, generic: &'static str) -> Sta
             warn!(cause, "a change of the catalog has an unknown outcome");
             Status::deadline_exceeded("it is not known whether the change was made, please look before trying again")
         }
+        WriteFailure::NotYet { .. } => Status::failed_precondition(failure.to_string()),
         WriteFailure::Internal { cause } => {
             error!(cause, "the catalog refused a change");
             Status::internal(generic)

@@ -40,7 +40,7 @@ async fn secrets_come_back_as_they_went_and_only_once() {
 #[tokio::test]
 async fn rings_and_custody_may_be_made_again() {
     let vault = TestVault::new(CLUSTER);
-    let rings = VaultRings::new(client(&vault), CLUSTER, NodeId(1));
+    let rings = VaultRings::new(client(&vault), CLUSTER, NodeId(1), Arc::new(|| ensign_proto::ClusterVersion::NEWEST));
     let (project, ring, topic) =
         (ProjectId::from_bytes([1; 16]), RingId::from_bytes([2; 16]), TopicId::from_bytes([3; 16]));
     for _ in 0..2 {

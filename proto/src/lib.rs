@@ -32,9 +32,11 @@ mod ids;
 mod permission;
 mod place;
 mod topic;
+mod version;
 
 pub use batch::*;
 pub use ids::*;
 pub use permission::*;
 pub use place::*;
 pub use topic::*;
+pub use version::*;

@@ -8,6 +8,7 @@ mod quota;
 mod scope;
 mod status;
 mod topics;
+mod version;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use crate::join::Joins;
 use crate::partition::Partitions;
 use crate::quota::Quotas;
 use crate::report::PeerReports;
+use crate::upgrade::Upgrades;
 use scope::Caller;
 
 /// How long a join token lives where nothing is said.
@@ -47,6 +49,8 @@ pub struct AdminParts {
     pub partitions: Partitions,
     /// Join tokens.
     pub joins: Joins,
+    /// The cluster's version.
+    pub upgrades: Upgrades,
     /// Key rings.
     pub vault: VaultClient,
     /// The cluster's leases, which say how long a revocation takes at worst.
@@ -68,6 +72,7 @@ struct Shared {
     identity: Identity,
     partitions: Partitions,
     joins: Joins,
+    upgrades: Upgrades,
     vault: VaultClient,
     lease: LeaseConfig,
     runtime: Runtime,
@@ -86,6 +91,7 @@ pub fn service(parts: AdminParts) -> AdminServer<impl Admin> {
         identity,
         partitions,
         joins,
+        upgrades,
         vault,
         lease,
         runtime,
@@ -101,6 +107,7 @@ pub fn service(parts: AdminParts) -> AdminServer<impl Admin> {
         identity,
         partitions,
         joins,
+        upgrades,
         vault,
         lease,
         runtime,
@@ -378,6 +385,26 @@ impl Admin for Service {
         // As above: it is there for the hour in which nothing can be caught up with.
         Caller::authorize(&self.0, request.metadata(), Permission::OrganizationsRead).await?;
         Ok(Response::new(self.0.reports.gather().await))
+    }
+
+    async fn show_version(
+        &self,
+        request: Request<pb::ShowVersionRequest>,
+    ) -> Result<Response<pb::VersionReply>, Status> {
+        // As above.
+        Caller::authorize(&self.0, request.metadata(), Permission::OrganizationsRead).await?;
+        Ok(Response::new(version::shown(&self.0).await))
+    }
+
+    async fn raise_version(
+        &self,
+        request: Request<pb::RaiseVersionRequest>,
+    ) -> Result<Response<pb::VersionReply>, Status> {
+        let (caller, request) = self.enter(request, Permission::OrganizationsEdit).await?;
+        caller.operates()?;
+        version::raise(&self.0, request.to).await?;
+        info!(version = %self.0.catalog.cluster_version(), by = %caller.claims.subject, "the cluster's version was asked for");
+        Ok(Response::new(version::shown(&self.0).await))
     }
 }
 

@@ -17,7 +17,8 @@ pub(super) fn stale(error: &RefreshError) -> Status {
     Status::unavailable(error.to_string())
 }
 
-fn write_failed(failure: &WriteFailure) -> Status {
+/// A change of the catalog that was not made, or nobody knows.
+pub(super) fn write_failed(failure: &WriteFailure) -> Status {
     match failure {
         WriteFailure::Unavailable { cause } => {
             warn!(cause, "the catalog cannot be written");
@@ -27,6 +28,7 @@ fn write_failed(failure: &WriteFailure) -> Status {
             warn!(cause, "a change of the catalog has an unknown outcome");
             Status::deadline_exceeded("it is not known whether the change was made, please look before trying again")
         }
+        WriteFailure::NotYet { .. } => Status::failed_precondition(failure.to_string()),
         WriteFailure::Internal { cause } => {
             error!(cause, "the catalog refused a change");
             Status::internal("the change could not be made")

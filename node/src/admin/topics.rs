@@ -62,7 +62,7 @@ fn failed(shared: &Shared, project: ProjectId, name: &TopicName, error: &CreateT
         CreateTopicError::ProjectUnknown
         | CreateTopicError::TooMany { .. }
         | CreateTopicError::Quota { .. }
-        | CreateTopicError::Write(WriteFailure::Internal { .. }) => Outcome::Refused,
+        | CreateTopicError::Write(WriteFailure::NotYet { .. } | WriteFailure::Internal { .. }) => Outcome::Refused,
     };
     // What is told is what a call for one topic is told; causes stay in the log.
     let message = status::create_topics(error).message().to_owned();

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ensign_proto::{ApiKeyId, NodeId, OrgId, ProjectId, RingId, TopicId, TopicName};
+use ensign_proto::{ApiKeyId, ClusterVersion, NodeId, OrgId, ProjectId, RingId, TopicId, TopicName};
 use ensign_raft::env::UnixNanos;
 use thiserror::Error;
 
@@ -109,6 +109,8 @@ pub enum Command {
         /// Now.
         at: UnixNanos,
     },
+    /// Raises the cluster's version, for ever. Proposed only once every node speaks it: see [`super::Catalog::raise_version`].
+    SetClusterVersion(ClusterVersion),
 }
 
 /// A machine that wants to be a node, and whose token was checked.
@@ -128,6 +130,8 @@ pub struct Join {
     pub peer: String,
     /// No number up to this one is given out: nodes that are configured and have not registered yet may have them.
     pub above: NodeId,
+    /// The newest version that it speaks.
+    pub version: ClusterVersion,
     /// Now.
     pub at: UnixNanos,
 }
@@ -229,6 +233,12 @@ pub enum Refusal {
     /// The cluster has another authority already.
     #[error("the cluster has another certificate authority already")]
     AuthorityExists,
+    /// The node does not speak the cluster's version.
+    #[error(
+        "the cluster is at a version that the node does not speak: run a newer version of ensign on it (`ensign cluster version` shows \
+         which is needed)"
+    )]
+    VersionTooOld,
     /// The bytes are no command that this version knows.
     #[error("the command cannot be read")]
     Unreadable,
@@ -238,6 +248,49 @@ pub enum Refusal {
 pub type Response = Result<Outcome, Refusal>;
 
 impl Command {
+    /// The oldest version whose nodes can apply the command as it is, and keep all of it in their snapshots.
+    ///
+    /// Every command that is added here needs the version that it came with, and a field that is added to a record is one that
+    /// older nodes drop: then [`Command::for_version`] leaves it out, or the command needs the newer version.
+    pub fn needs(&self) -> ClusterVersion {
+        let newer = match self {
+            Self::PutNode(node) => node.speaks() > ClusterVersion::V1,
+            Self::CreateTopic(topic) => !topic.replicas.is_empty(),
+            Self::CreateOrganization { .. }
+            | Self::CreateProject(_)
+            | Self::SetTopicState { .. }
+            | Self::SetTopicPolicies { .. }
+            | Self::FinishDestroy { .. }
+            | Self::CreateApiKey(_)
+            | Self::RevokeApiKey { .. }
+            | Self::AddSigningKey(_)
+            | Self::RetireSigningKey { .. }
+            | Self::SetClusterVersion(_) => false,
+            Self::CreateTopics(_)
+            | Self::SetQuota { .. }
+            | Self::SetAuthority(_)
+            | Self::CreateJoinToken(_)
+            | Self::RevokeJoinToken { .. }
+            | Self::Join(_)
+            | Self::RevokeNode { .. } => true,
+        };
+        if newer { ClusterVersion::V2 } else { ClusterVersion::V1 }
+    }
+
+    /// The command without what nodes of `version` would drop, where it can do without.
+    #[must_use]
+    pub(super) fn for_version(self, version: ClusterVersion) -> Self {
+        if version >= ClusterVersion::V2 {
+            return self;
+        }
+        match self {
+            Self::PutNode(node) => Self::PutNode(node.for_version(version)),
+            // No replicas named means all founding nodes, which is what they are as long as nodes cannot join.
+            Self::CreateTopic(topic) => Self::CreateTopic(NewTopic { replicas: BTreeSet::new(), ..topic }),
+            other => other,
+        }
+    }
+
     /// The command as the log carries it.
     pub fn encode(&self) -> Bytes {
         super::wire::encode_command(self)

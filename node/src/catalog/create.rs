@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use ensign_proto::{ProjectId, TopicName};
+use ensign_proto::{ClusterVersion, ProjectId, TopicName};
 use tracing::info;
 
 use super::command::{Command, NewTopic, Outcome, Refusal, TOPICS_BATCH_MAX};
@@ -61,9 +61,13 @@ impl Catalog {
                 Err(error) => Some(Err(error)),
             });
         }
-        for batch in wanted.chunks(TOPICS_BATCH_MAX) {
+        let batches = self.cluster_version() >= ClusterVersion::V2;
+        for batch in wanted.chunks(if batches { TOPICS_BATCH_MAX } else { 1 }) {
             let topics: Vec<NewTopic> = batch.iter().map(|(_, topic)| topic.clone()).collect();
-            let made = self.make(topics, |topics| Some(Command::CreateTopics(topics))).await;
+            let command = |mut topics: Vec<NewTopic>| {
+                if batches { Some(Command::CreateTopics(topics)) } else { topics.pop().map(Command::CreateTopic) }
+            };
+            let made = self.make(topics, command).await;
             for (n, (place, _)) in batch.iter().enumerate() {
                 answers[*place] = Some(match &made {
                     Ok(made) => made.get(n).cloned().unwrap_or_else(|| Err(unexpected(&Ok(Outcome::Done)).into())),

@@ -1,6 +1,6 @@
 //! What can go wrong with a change of the catalog, one enum an operation, said as what the caller can do.
 
-use ensign_proto::NodeId;
+use ensign_proto::{ClusterVersion, NodeId};
 use thiserror::Error;
 
 use super::command::Refusal;
@@ -20,6 +20,17 @@ pub enum WriteFailure {
     OutcomeUnknown {
         /// The last thing that went wrong.
         cause: String,
+    },
+    /// Nothing was changed: some nodes may not be able to read the change yet. Upgrade them.
+    #[error(
+        "this needs version {needs} of the cluster, which is at version {active}: run the new version of ensign on every node; \
+         `ensign cluster version` shows which are behind, or what else holds the cluster back"
+    )]
+    NotYet {
+        /// What it needs.
+        needs: ClusterVersion,
+        /// What the cluster has.
+        active: ClusterVersion,
     },
     /// Our bug; nothing was changed.
     #[error("the catalog refused a change: {cause}")]
@@ -94,6 +105,22 @@ pub enum PutNodeError {
         /// The node.
         node: NodeId,
     },
+    /// The cluster is at a version that this build does not speak.
+    #[error(
+        "the cluster is at version {active}, and this build of node {node} speaks versions up to {speaks} only: run the newer version of \
+         ensign again, or one that speaks version {active}"
+    )]
+    VersionTooOld {
+        /// The node.
+        node: NodeId,
+        /// What it speaks.
+        speaks: ClusterVersion,
+        /// What the cluster has.
+        active: ClusterVersion,
+    },
+    /// The cluster's version was raised meanwhile; try again.
+    #[error("the cluster's version was raised meanwhile")]
+    VersionRaised,
     /// It may have custody of some topics, which changes nothing by itself; try again.
     #[error(transparent)]
     Vault(#[from] VaultFailure),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ensign_proto::{ApiKeyId, GroupId, LogIndex, NodeId, OrgId, ProjectId, RingId, TopicId};
+use ensign_proto::{ApiKeyId, ClusterVersion, GroupId, LogIndex, NodeId, OrgId, ProjectId, RingId, TopicId};
 use ensign_raft::env::{Clock, Rng, Stop};
 use ensign_raft::{ProposeError, ReadError};
 use ensign_storage::EntryId;
@@ -219,7 +219,12 @@ impl Catalog {
     }
 
     /// Carries a command out. It may be proposed more than once: commands answer a repetition as they did the first time.
+    ///
+    /// What some nodes could not read is not proposed: see [`Command::needs`].
     pub(super) async fn write(&self, command: Command) -> Result<Result<Outcome, Refusal>, WriteFailure> {
+        let active = self.cluster_version();
+        let command = command.for_version(active);
+        self.require(command.needs())?;
         let payload = command.encode();
         let deadline = Instant::now() + DEADLINE;
         let mut back_off = BACK_OFF_MIN;
@@ -247,6 +252,27 @@ impl Catalog {
             sleep(back_off).await;
             back_off = BACK_OFF_MAX.min(back_off * 2);
         }
+    }
+
+    /// Whether the cluster's version is at least that. A view that trails says no too often, never yes.
+    ///
+    /// # Errors
+    /// [`WriteFailure::NotYet`].
+    pub fn require(&self, needs: ClusterVersion) -> Result<(), WriteFailure> {
+        let active = self.cluster_version();
+        if needs <= active { Ok(()) } else { Err(WriteFailure::NotYet { needs, active }) }
+    }
+
+    /// Raises the cluster's version, for ever. The caller has asked every node whether it speaks it: one that does not stops, and
+    /// with enough of them the cluster does. Again changes nothing.
+    ///
+    /// # Errors
+    /// See [`WriteFailure`].
+    pub async fn raise_version(&self, to: ClusterVersion) -> Result<(), WriteFailure> {
+        if to <= self.cluster_version() {
+            return Ok(());
+        }
+        plain(self.write(Command::SetClusterVersion(to)).await?)
     }
 
     async fn propose(&self, payload: Bytes) -> Result<(EntryId, Result<Outcome, Refusal>), ProposeLinkError> {
@@ -297,6 +323,7 @@ impl Catalog {
     /// See [`PutNodeError`].
     pub async fn put_node(&self, node: NodeRecord) -> Result<(), PutNodeError> {
         let id = node.id;
+        let node = node.for_version(self.cluster_version());
         match self.node(id) {
             Some(known) if *known == node => return Ok(()),
             // It has custody already.
@@ -310,10 +337,14 @@ impl Catalog {
     }
 
     async fn write_node(&self, node: NodeRecord) -> Result<(), PutNodeError> {
-        let (id, name, shown) = (node.id, node.name.clone(), node.incarnation);
+        let (id, name, shown, speaks) = (node.id, node.name.clone(), node.incarnation, node.speaks());
         match self.write(Command::PutNode(node)).await? {
             Err(Refusal::NameTaken) => Err(PutNodeError::NameTaken { name }),
             Err(Refusal::NodeRevoked) => Err(PutNodeError::Revoked { node: id }),
+            Err(Refusal::VersionTooOld) => match self.cluster_version() {
+                active if active <= speaks => Err(PutNodeError::VersionRaised),
+                active => Err(PutNodeError::VersionTooOld { node: id, speaks, active }),
+            },
             Err(Refusal::LifeOver) => {
                 let seen = self.node(id).map_or(shown, |known| known.incarnation);
                 Err(PutNodeError::LifeOver { node: id, seen, shown })

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 use bytes::Bytes;
-use ensign_proto::{LogIndex, TopicId};
+use ensign_proto::{ClusterVersion, LogIndex, TopicId};
 use ensign_raft::{CommittedEntry, RestoreError, StateMachine};
 use tokio::sync::watch;
 
@@ -52,9 +52,14 @@ pub(super) struct Shared {
     journal: Mutex<Journal>,
     changes: watch::Sender<LogIndex>,
     stuck: OnceLock<LogIndex>,
+    outdated_by: OnceLock<ClusterVersion>,
 }
 
 impl Shared {
+    pub(super) fn outdated_by(&self) -> Option<ClusterVersion> {
+        self.outdated_by.get().copied()
+    }
+
     /// Where the machine met what it cannot read.
     pub(super) fn stuck(&self) -> Option<LogIndex> {
         self.stuck.get().copied()
@@ -80,18 +85,26 @@ impl Shared {
 #[derive(Debug)]
 pub struct CatalogMachine {
     shared: Arc<Shared>,
+    /// The newest version that this build speaks.
+    speaks: ClusterVersion,
 }
 
 impl CatalogMachine {
     /// An empty catalog and the view of it.
     pub fn new() -> (Self, View) {
+        Self::speaking(ClusterVersion::NEWEST)
+    }
+
+    /// The same, of a build that speaks versions up to this one.
+    pub fn speaking(speaks: ClusterVersion) -> (Self, View) {
         let shared = Arc::new(Shared {
             state: RwLock::default(),
             journal: Mutex::default(),
             changes: watch::Sender::new(LogIndex(0)),
             stuck: OnceLock::new(),
+            outdated_by: OnceLock::new(),
         });
-        (Self { shared: Arc::clone(&shared) }, View::new(shared))
+        (Self { shared: Arc::clone(&shared), speaks }, View::new(shared))
     }
 
     /// Another view of the same state.
@@ -120,6 +133,12 @@ impl StateMachine for CatalogMachine {
             return Err(Refusal::Unreadable);
         }
         match Command::decode(&entry.payload) {
+            Ok(Command::SetClusterVersion(version)) if version > self.speaks => {
+                let index = self.shared.stuck.get_or_init(|| entry.id.index);
+                self.shared.outdated_by.get_or_init(|| version);
+                self.shared.changes.send_replace(*index);
+                Err(Refusal::VersionTooOld)
+            }
             Ok(command) => self.change(entry.id.index, |state| state.apply(command)),
             Err(error) => {
                 // `Catalog` checks every payload before it is proposed, so a newer node wrote this. Applying what follows would
@@ -139,6 +158,14 @@ impl StateMachine for CatalogMachine {
 
     fn restore(&mut self, snapshot: &Bytes) -> Result<(), RestoreError> {
         let (state, applied) = wire::decode_snapshot(snapshot).map_err(|error| RestoreError::new(error.to_string()))?;
+        if state.version > self.speaks {
+            self.shared.outdated_by.get_or_init(|| state.version);
+            self.shared.changes.send_replace(LogIndex(applied));
+            return Err(RestoreError::new(format!(
+                "it is of version {} of the cluster, and this build speaks versions up to {}: upgrade this node",
+                state.version, self.speaks
+            )));
+        }
         self.change(LogIndex(applied), |current| *current = state);
         self.shared.journal.lock().unwrap_or_else(PoisonError::into_inner).reset();
         self.shared.changes.send_replace(LogIndex(applied));

@@ -93,7 +93,8 @@ impl Catalog {
     }
 }
 
-async fn carry_out<F>(calls: impl Iterator<Item = F>) -> Result<(), VaultFailure>
+/// Carries a few at a time out.
+pub(super) async fn carry_out<F>(calls: impl Iterator<Item = F>) -> Result<(), VaultFailure>
 where
     F: Future<Output = Result<(), VaultFailure>>,
 {

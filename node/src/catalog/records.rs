@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use ensign_proto::{ApiKeyId, GroupId, NodeId, OrgId, Partition, PermissionSet, ProjectId, RingId, TopicId, TopicName};
+use ensign_proto::{
+    ApiKeyId, ClusterVersion, GroupId, NodeId, OrgId, Partition, PermissionSet, ProjectId, RingId, TopicId, TopicName,
+};
 use ensign_raft::env::UnixNanos;
 
 /// The outermost tenant.
@@ -142,6 +144,26 @@ pub struct NodeRecord {
     pub process: u64,
     /// The SHA-256 of the public key that it joined with; empty for a node that did not join by token. The catalog keeps it.
     pub key: Bytes,
+    /// The newest version that the process of its newest life speaks; see [`NodeRecord::speaks`].
+    pub version: ClusterVersion,
+}
+
+impl NodeRecord {
+    /// The record without what nodes of `version` would drop from it.
+    #[must_use]
+    pub(super) fn for_version(self, version: ClusterVersion) -> Self {
+        if version >= ClusterVersion::V2 {
+            return self;
+        }
+        let Self { id, peer, grpc, http, .. } = self;
+        Self { id, peer, grpc, http, ..Self::default() }
+    }
+
+    /// The newest version that it spoke when it registered last.
+    pub fn speaks(&self) -> ClusterVersion {
+        // Who has a name or tells its life is no node of the first version.
+        if self.incarnation > 0 || !self.name.is_empty() { self.version.max(ClusterVersion::V2) } else { self.version }
+    }
 }
 
 /// The certificate authority that the cluster signs with; its private key is in the vault.

@@ -5,7 +5,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ensign_proto::{ApiKeyId, GroupId, NodeId, OrgId, Partition, ProjectId, TopicId, TopicNameHash};
+use ensign_proto::{ApiKeyId, ClusterVersion, GroupId, NodeId, OrgId, Partition, ProjectId, TopicId, TopicNameHash};
 use ensign_raft::env::UnixNanos;
 
 use super::command::{Command, JOIN_TOKENS_MAX, Join, NewTopic, Outcome, Refusal, Response};
@@ -43,6 +43,8 @@ pub(super) struct State {
     pub(super) next_node: NodeId,
     /// Nodes that are none any more, and since when. For ever: a certificate of theirs may still be valid.
     pub(super) revoked_nodes: BTreeMap<NodeId, UnixNanos>,
+    /// What every node can read; only ever rises.
+    pub(super) version: ClusterVersion,
     // Indexes; rebuilt from the records on restore.
     topics_by_name: BTreeMap<(ProjectId, TopicNameHash), TopicId>,
     topics_by_project: BTreeSet<(ProjectId, TopicId)>,
@@ -67,6 +69,7 @@ impl Default for State {
             join_tokens: BTreeMap::new(),
             next_node: NodeId(1),
             revoked_nodes: BTreeMap::new(),
+            version: ClusterVersion::V1,
             topics_by_name: BTreeMap::new(),
             topics_by_project: BTreeSet::new(),
             api_keys_by_client: BTreeMap::new(),
@@ -77,6 +80,16 @@ impl Default for State {
 impl State {
     /// Applies a command; a refusal has changed nothing.
     pub(super) fn apply(&mut self, command: Command) -> Response {
+        let needs = command.needs();
+        let response = self.change(command);
+        if response.is_ok() {
+            // Whoever wrote it could not have while there were older nodes: for what was written before the version was kept.
+            self.version = self.version.max(needs);
+        }
+        response
+    }
+
+    fn change(&mut self, command: Command) -> Response {
         match command {
             Command::PutNode(node) => self.put_node(node),
             Command::CreateOrganization { id, name, at } => {
@@ -138,12 +151,19 @@ impl State {
                 self.next_node = self.next_node.max(NodeId(node.0.saturating_add(1)));
                 Ok(Outcome::Done)
             }
+            Command::SetClusterVersion(version) => {
+                self.version = self.version.max(version);
+                Ok(Outcome::Done)
+            }
         }
     }
 
     fn put_node(&mut self, mut new: NodeRecord) -> Response {
         if self.revoked_nodes.contains_key(&new.id) {
             return Err(Refusal::NodeRevoked);
+        }
+        if new.speaks() < self.version {
+            return Err(Refusal::VersionTooOld);
         }
         if self.is_name_taken(&new.name, new.id) {
             return Err(Refusal::NameTaken);
@@ -198,6 +218,9 @@ impl State {
         if token.used >= token.uses {
             return Err(Refusal::TokenUsedUp);
         }
+        if join.version < self.version {
+            return Err(Refusal::VersionTooOld);
+        }
         let id = self.next_node.max(NodeId(join.above.0.saturating_add(1)));
         let name = if join.name.is_empty() { format!("node-{id}") } else { join.name };
         if self.is_name_taken(&name, id) {
@@ -205,7 +228,8 @@ impl State {
         }
         let (peer, region, zone) = (join.peer, join.region, join.zone);
         let key = Bytes::copy_from_slice(&join.key);
-        let node = Arc::new(NodeRecord { id, peer, name, region, zone, key, ..NodeRecord::default() });
+        let node =
+            Arc::new(NodeRecord { id, peer, name, region, zone, key, version: join.version, ..NodeRecord::default() });
         let token = JoinToken { used: token.used + 1, ..(**token).clone() };
         self.join_tokens.insert(token.id, Arc::new(token));
         self.next_node = NodeId(id.0.saturating_add(1));

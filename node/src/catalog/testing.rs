@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use ensign_proto::{GroupId, LogIndex, NodeId, ProjectId, RingId, Term, TopicName};
+use ensign_proto::{ClusterVersion, GroupId, LogIndex, NodeId, ProjectId, RingId, Term, TopicName};
 use ensign_raft::env::{Clock, Rng};
 use ensign_raft::{CommittedEntry, CompactError, Leadership, ProposeError, ReadError, StateMachine as _};
 use ensign_storage::EntryId;
@@ -40,17 +40,49 @@ pub fn cuttable(clock: Arc<dyn Clock>, rng: Arc<dyn Rng>) -> (Catalog, Arc<Atomi
 }
 
 fn cuttable_with(vault: Arc<dyn VaultWrites>, clock: Arc<dyn Clock>, rng: Arc<dyn Rng>) -> (Catalog, Arc<AtomicBool>) {
-    let cut = Arc::<AtomicBool>::default();
-    let (machine, view) = CatalogMachine::new();
+    let (catalog, switch, _) = made(ClusterVersion::NEWEST, vault, clock, rng);
+    (catalog, switch)
+}
+
+/// What was proposed, in order.
+#[derive(Debug, Clone, Default)]
+pub struct Proposed(Arc<Mutex<Vec<Bytes>>>);
+
+impl Proposed {
+    /// All of it.
+    pub fn all(&self) -> Vec<Bytes> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// The catalog of a cluster that is at this version, and what is proposed to it.
+pub fn of_version(version: ClusterVersion, clock: Arc<dyn Clock>, rng: Arc<dyn Rng>) -> (Catalog, Proposed) {
+    let (catalog, _, proposed) = made(version, Arc::new(YesVault), clock, rng);
+    (catalog, proposed)
+}
+
+fn made(
+    version: ClusterVersion,
+    vault: Arc<dyn VaultWrites>,
+    clock: Arc<dyn Clock>,
+    rng: Arc<dyn Rng>,
+) -> (Catalog, Arc<AtomicBool>, Proposed) {
+    let (cut, proposed) = (Arc::<AtomicBool>::default(), Proposed::default());
+    let (mut machine, view) = CatalogMachine::new();
+    let id = EntryId { term: Term(1), index: LogIndex(1) };
+    let payload = Command::SetClusterVersion(version).encode();
+    let _ = machine.apply(&CommittedEntry { id, payload });
     let replica = Solo {
-        machine: Mutex::new((machine, LogIndex(0))),
-        applied: watch::Sender::new(LogIndex(0)),
+        machine: Mutex::new((machine, id.index)),
+        applied: watch::Sender::new(id.index),
         cut: Arc::clone(&cut),
         leadership: watch::Sender::new(Leadership { term: Term(1), leader: Some(NodeId(1)), ready: true }),
+        proposed: proposed.clone(),
     };
     let (me, replica, link, fresh_for) = (NodeId(1), Arc::new(replica), Arc::new(NoLink), FRESH_FOR);
     let founders = BTreeSet::from([me]);
-    (Catalog::new(CatalogParts { me, founders, replica, view, link, vault, fresh_for, clock, rng }), cut)
+    let catalog = Catalog::new(CatalogParts { me, founders, replica, view, link, vault, fresh_for, clock, rng });
+    (catalog, cut, proposed)
 }
 
 /// Makes a topic whose replicas are on these nodes.
@@ -79,12 +111,14 @@ struct Solo {
     applied: watch::Sender<LogIndex>,
     leadership: watch::Sender<Leadership>,
     cut: Arc<AtomicBool>,
+    proposed: Proposed,
 }
 
 impl Replica for Solo {
     fn propose(&self, payload: Bytes) -> BoxFuture<'static, Result<(EntryId, Response), ProposeError>> {
         let mut machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner);
         machine.1 = machine.1.next();
+        self.proposed.0.lock().unwrap_or_else(PoisonError::into_inner).push(payload.clone());
         let entry = CommittedEntry { id: EntryId { term: Term(1), index: machine.1 }, payload };
         let response = machine.0.apply(&entry);
         self.applied.send_replace(entry.id.index);

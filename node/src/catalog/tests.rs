@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use ensign_proto::{
-    ApiKeyId, GroupId, LogIndex, NodeId, OrgId, PermissionSet, ProjectId, RingId, Term, TopicId, TopicName,
+    ApiKeyId, ClusterVersion, GroupId, LogIndex, NodeId, OrgId, PermissionSet, ProjectId, RingId, Term, TopicId,
+    TopicName,
 };
 use ensign_raft::env::UnixNanos;
 use ensign_raft::{CommittedEntry, StateMachine as _};
@@ -15,6 +16,8 @@ use proptest::prelude::*;
 use super::command::NewTopic;
 use super::state::State;
 use super::*;
+
+mod version;
 
 fn at(n: u8) -> UnixNanos {
     UnixNanos(1_700_000_000_000_000_000 + u64::from(n))
@@ -88,6 +91,7 @@ fn join(token: u8, key: u8, name: &str) -> Join {
         zone: "eu-1".to_owned(),
         peer: format!("{key}:5357"),
         above: NodeId(2),
+        version: ClusterVersion::V2,
         at: at(key),
     }
 }
@@ -129,8 +133,10 @@ fn command() -> impl Strategy<Value = Command> {
             name: if host == 0 { String::new() } else { format!("node-{host}") },
             incarnation: u64::from(host),
             process: u64::from(n),
+            version: ClusterVersion(1 + u32::from(n) % 3),
             ..NodeRecord::default()
         })),
+        1 => (1..3_u32).prop_map(|version| Command::SetClusterVersion(ClusterVersion(version))),
         1 => (id(), id()).prop_map(|(n, name)| Command::CreateOrganization {
             id: org(n),
             name: format!("org-{name}"),
@@ -196,11 +202,37 @@ struct Model {
     highest: u64,
     groups: u64,
     quotas: BTreeMap<Option<ProjectId>, Quota>,
+    version: u32,
+}
+
+/// Whether the node told something that those of the first version do not tell.
+fn is_second(node: &NodeRecord) -> bool {
+    node.version.0 > 1 || node.incarnation > 0 || !node.name.is_empty()
 }
 
 impl Model {
     fn apply(&mut self, command: &Command) -> Result<(), Refusal> {
+        self.change(command)?;
+        let raised = match command {
+            Command::SetClusterVersion(version) => version.0,
+            Command::PutNode(node) if is_second(node) => 2,
+            Command::CreateTopic(topic) if !topic.replicas.is_empty() => 2,
+            Command::CreateTopics(_)
+            | Command::SetQuota { .. }
+            | Command::SetAuthority(_)
+            | Command::CreateJoinToken(_)
+            | Command::RevokeJoinToken { .. }
+            | Command::Join(_)
+            | Command::RevokeNode { .. } => 2,
+            _ => 1,
+        };
+        self.version = self.version.max(raised);
+        Ok(())
+    }
+
+    fn change(&mut self, command: &Command) -> Result<(), Refusal> {
         match command.clone() {
+            Command::SetClusterVersion(_) => {}
             Command::SetAuthority(new) => match &self.authority {
                 Some(known) if *known != new.certificate => return Err(Refusal::AuthorityExists),
                 _ => self.authority = Some(new.certificate),
@@ -224,6 +256,10 @@ impl Model {
             Command::PutNode(node) => {
                 if self.removed.contains(&node.id) {
                     return Err(Refusal::NodeRevoked);
+                }
+                let speaks = if is_second(&node) { node.version.0.max(2) } else { 1 };
+                if speaks < self.version {
+                    return Err(Refusal::VersionTooOld);
                 }
                 if self.has_name(&node.name, node.id) {
                     return Err(Refusal::NameTaken);
@@ -343,7 +379,10 @@ impl Model {
         }
         let key = Bytes::copy_from_slice(&join.key);
         let (peer, region, zone) = (join.peer, join.region, join.zone);
-        self.nodes.insert(id, NodeRecord { id, peer, name, region, zone, key, ..NodeRecord::default() });
+        self.nodes.insert(
+            id,
+            NodeRecord { id, peer, name, region, zone, key, version: join.version, ..NodeRecord::default() },
+        );
         self.tokens.insert(token.id, JoinToken { used: token.used + 1, ..token });
         self.highest = id.0;
         Ok(())
@@ -406,6 +445,7 @@ impl Model {
     }
 
     fn check(&self, view: &View) {
+        assert_eq!(view.cluster_version().0, self.version.max(1));
         let sorted = |topics: Vec<Arc<Topic>>| topics.iter().map(|topic| (**topic).clone()).collect::<Vec<_>>();
         let mut topics = self.topics.clone();
         topics.sort_by_key(|topic| topic.id);
@@ -739,13 +779,13 @@ fn a_token_that_is_over_lets_nobody_in() {
 fn a_name_belongs_to_one_node() {
     let (mut machine, view) = CatalogMachine::new();
     let mut put = |node| machine.apply(&entry(1, Command::PutNode(node).encode()));
+    // Records of before had no names, all of them.
+    put(NodeRecord { name: String::new(), ..node(3, "c", 0, 0) }).unwrap();
+    put(NodeRecord { name: String::new(), ..node(4, "d", 0, 0) }).unwrap();
     put(node(1, "a", 1, 1)).unwrap();
     assert_eq!(put(node(2, "a", 1, 1)), Err(Refusal::NameTaken));
     put(node(2, "b", 1, 1)).unwrap();
     assert_eq!(put(node(2, "a", 2, 2)), Err(Refusal::NameTaken), "nor may a node take it later");
-    // Records of before had no names, all of them.
-    put(NodeRecord { name: String::new(), ..node(3, "c", 0, 0) }).unwrap();
-    put(NodeRecord { name: String::new(), ..node(4, "d", 0, 0) }).unwrap();
     assert_eq!(view.nodes().len(), 4);
 }
 

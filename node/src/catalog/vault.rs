@@ -1,16 +1,18 @@
 //! The catalog's side of the vault: key rings and custody, through the vault's client.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ensign_keyvault::{CUSTODY_BATCH_MAX, CallError, Reason, VaultClient};
-use ensign_proto::{Algorithm, ClusterId, NodeId, Partition, PartitionContext, ProjectId, RingId};
+use ensign_proto::{Algorithm, ClusterId, ClusterVersion, NodeId, Partition, PartitionContext, ProjectId, RingId};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use tokio::time::{Instant, sleep};
 
 use super::errors::VaultFailure;
 use super::link::{Custody, VaultHas, VaultWrites};
+use super::reconcile::carry_out;
 
 /// How long a call is repeated while the vault elects, starts or cannot be reached.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -22,7 +24,11 @@ pub struct VaultRings {
     client: VaultClient,
     cluster: ClusterId,
     actor: String,
+    version: Version,
 }
+
+/// The cluster's version, whenever it is asked for.
+type Version = Arc<dyn Fn() -> ClusterVersion + Send + Sync>;
 
 impl fmt::Debug for VaultRings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -31,9 +37,14 @@ impl fmt::Debug for VaultRings {
 }
 
 impl VaultRings {
-    /// For node `me`, which the vault's record of events will name.
-    pub fn new(client: VaultClient, cluster: ClusterId, me: NodeId) -> Self {
-        Self { client, cluster, actor: format!("node {me}") }
+    /// For node `me`, which the vault's record of events will name. `version` tells the cluster's.
+    pub fn new(client: VaultClient, cluster: ClusterId, me: NodeId, version: Version) -> Self {
+        Self { client, cluster, actor: format!("node {me}"), version }
+    }
+
+    /// How many records one command of the vault may carry now: one is written as nodes of the first version can read it.
+    fn batch(&self) -> usize {
+        if (self.version)() >= ClusterVersion::V2 { CUSTODY_BATCH_MAX } else { 1 }
     }
 
     fn places(&self, records: &[Custody]) -> Vec<(NodeId, PartitionContext)> {
@@ -80,34 +91,38 @@ impl VaultWrites for VaultRings {
 
     fn put_custodies(&self, records: Vec<Custody>) -> BoxFuture<'static, Result<(), VaultFailure>> {
         let (this, records) = (self.clone(), self.places(&records));
-        async move {
-            for batch in records.chunks(CUSTODY_BATCH_MAX) {
+        let calls: Vec<_> = records.chunks(this.batch()).map(<[_]>::to_vec).collect();
+        let call = move |batch: Vec<(NodeId, PartitionContext)>| {
+            let this = this.clone();
+            async move {
                 let patience = Patience::new();
-                while let Err(error) = this.client.put_custodies(&this.actor, batch).await {
+                while let Err(error) = this.client.put_custodies(&this.actor, &batch).await {
                     if !patience.again(&error).await {
                         return Err(failure(error));
                     }
                 }
+                Ok(())
             }
-            Ok(())
-        }
-        .boxed()
+        };
+        carry_out(calls.into_iter().map(call)).boxed()
     }
 
     fn drop_custodies(&self, records: Vec<Custody>) -> BoxFuture<'static, Result<(), VaultFailure>> {
         let (this, records) = (self.clone(), self.places(&records));
-        async move {
-            for batch in records.chunks(CUSTODY_BATCH_MAX) {
+        let calls: Vec<_> = records.chunks(this.batch()).map(<[_]>::to_vec).collect();
+        let call = move |batch: Vec<(NodeId, PartitionContext)>| {
+            let this = this.clone();
+            async move {
                 let patience = Patience::new();
-                while let Err(error) = this.client.drop_custodies(&this.actor, batch).await {
+                while let Err(error) = this.client.drop_custodies(&this.actor, &batch).await {
                     if !patience.again(&error).await {
                         return Err(failure(error));
                     }
                 }
+                Ok(())
             }
-            Ok(())
-        }
-        .boxed()
+        };
+        carry_out(calls.into_iter().map(call)).boxed()
     }
 }
 

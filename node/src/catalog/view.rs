@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ensign_proto::{ApiKeyId, LogIndex, NodeId, OrgId, ProjectId, TopicId, TopicName, TopicNameHash};
+use ensign_proto::{ApiKeyId, ClusterVersion, LogIndex, NodeId, OrgId, ProjectId, TopicId, TopicName, TopicNameHash};
 use ensign_raft::env::UnixNanos;
 use tokio::sync::watch;
 
@@ -172,6 +172,17 @@ impl View {
     /// Every node that was removed, for ever.
     pub fn revoked_nodes(&self) -> Vec<NodeId> {
         self.shared.read().revoked_nodes.keys().copied().collect()
+    }
+
+    /// The version that every node of the cluster speaks, and that may be written: it only ever rises. What needs more is gated by
+    /// [`super::Command::needs`].
+    pub fn cluster_version(&self) -> ClusterVersion {
+        self.shared.read().version
+    }
+
+    /// A version that the cluster has and this build does not speak: it must stop, and be upgraded.
+    pub fn outdated_by(&self) -> Option<ClusterVersion> {
+        self.shared.outdated_by()
     }
 
     /// The certificate authority whose key is in the vault; none where an operator's own signs by hand.

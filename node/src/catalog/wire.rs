@@ -11,14 +11,15 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use ensign_proto::{ApiKeyId, GroupId, NodeId, ProjectId, TopicId};
+use ensign_proto::{ApiKeyId, ClusterVersion, GroupId, NodeId, ProjectId, TopicId};
 use ensign_raft::env::UnixNanos;
 use prost::Message;
 use thiserror::Error;
 
 use self::rows::{
     ChangeRow, CommandKind, CommandRow, OrganizationRow, ProjectQuotaRow, QuotaChangeRow, QuotaRow, ResponseKind,
-    ResponseRow, ResponsesRow, RevokedNodeRow, SnapshotRow, TopicsRow, change, id, kid, raw, state_number, state_of,
+    ResponseRow, ResponsesRow, RevokedNodeRow, SnapshotRow, TopicsRow, change, id, kid, number, raw, state_number,
+    state_of,
 };
 use super::command::{Command, NewTopic, Outcome, Refusal, Response, TOPICS_BATCH_MAX};
 use super::quota::Quota;
@@ -105,6 +106,7 @@ pub(super) fn encode_command(command: &Command) -> Bytes {
         Command::RevokeJoinToken { token, at } => CommandKind::RevokeJoinToken(change(token, *at)),
         Command::Join(join) => CommandKind::Join(join.into()),
         Command::RevokeNode { node, at } => CommandKind::RevokeNode(RevokedNodeRow { node: node.0, at: at.0 }),
+        Command::SetClusterVersion(version) => CommandKind::SetClusterVersion(version.0),
     };
     frame(&CommandRow { kind: Some(kind) })
 }
@@ -158,6 +160,7 @@ pub(super) fn decode_command(bytes: &Bytes) -> Result<Command, DecodeError> {
         CommandKind::RevokeJoinToken(row) => Command::RevokeJoinToken { token: kid(&row.id)?, at: UnixNanos(row.at) },
         CommandKind::Join(row) => Command::Join(row.try_into()?),
         CommandKind::RevokeNode(row) => Command::RevokeNode { node: NodeId(row.node), at: UnixNanos(row.at) },
+        CommandKind::SetClusterVersion(version) => Command::SetClusterVersion(ClusterVersion::or_first(version)),
     })
 }
 
@@ -181,6 +184,7 @@ fn refusal_number(refusal: Refusal) -> u32 {
         Refusal::TokensTooMany => 45,
         Refusal::NodeRevoked => 46,
         Refusal::AuthorityExists => 47,
+        Refusal::VersionTooOld => 90,
     }
 }
 
@@ -204,6 +208,7 @@ fn refusal_of(number: u32) -> Result<Refusal, DecodeError> {
         45 => Refusal::TokensTooMany,
         46 => Refusal::NodeRevoked,
         47 => Refusal::AuthorityExists,
+        90 => Refusal::VersionTooOld,
         _ => return Err(DecodeError::Invalid("refusal")),
     })
 }
@@ -275,6 +280,7 @@ pub(super) fn encode_snapshot(state: &State, applied: u64) -> Bytes {
         join_tokens: state.join_tokens.values().map(|token| (&**token).into()).collect(),
         next_node: state.next_node.0,
         revoked_nodes: state.revoked_nodes.iter().map(|(node, at)| RevokedNodeRow { node: node.0, at: at.0 }).collect(),
+        version: number(state.version),
     })
 }
 
@@ -286,6 +292,7 @@ pub(super) fn decode_snapshot(bytes: &Bytes) -> Result<(State, u64), DecodeError
     let row: SnapshotRow = unframe(bytes)?;
     let mut state = State::default();
     state.next_group = state.next_group.max(GroupId(row.next_group));
+    state.version = ClusterVersion::or_first(row.version);
     state.authority = row.authority.map(|authority| Arc::new(authority.into()));
     for token in row.join_tokens {
         let token = JoinToken::try_from(token)?;

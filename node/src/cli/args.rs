@@ -156,6 +156,36 @@ Example:
   ensign cluster status --watch 2s
   ensign cluster status --direct http://127.0.0.1:1205    on a node, without logging in: works without a quorum too")]
     Status(ReportArgs),
+    /// Show the cluster's version, and which versions every node speaks.
+    #[command(
+        after_help = "The version says which commands and formats the cluster may use. It rises by itself when every node speaks the next one, unless
+a node runs with cluster.upgrade = \"manual\". Until it has, every node can be set back to the build before.
+
+Example:
+  ensign cluster version --output json | jq -e '.obstacle == \"\"'"
+    )]
+    Version {
+        /// Connection.
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Raise the cluster's version now, for ever.
+    #[command(
+        after_help = "Only needed where a node holds the version back with cluster.upgrade = \"manual\". Every node has to answer and to speak it.
+There is no way back: builds that do not speak the version are refused from then on.
+
+Examples:
+  ensign cluster upgrade
+  ensign cluster upgrade --to 2"
+    )]
+    Upgrade {
+        /// To which version. Default: the newest that the answering node speaks.
+        #[arg(long, value_name = "VERSION", value_parser = clap::value_parser!(u32).range(1..))]
+        to: Option<u32>,
+        /// Connection.
+        #[command(flatten)]
+        client: ClientArgs,
+    },
 }
 
 /// Where a new node stands, and where its files go.

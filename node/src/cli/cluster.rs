@@ -1,6 +1,7 @@
 //! `ensign cluster`: the first node, those that join it, and all of them at one look.
 
 pub(super) mod status;
+mod version;
 
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ pub(super) async fn run(command: ClusterCommand) -> anyhow::Result<()> {
         ClusterCommand::Token(command) => token(command).await,
         ClusterCommand::Join(args) => join(args).await,
         ClusterCommand::Status(args) => status::run(args).await,
+        ClusterCommand::Version { client } => version::show(&client).await,
+        ClusterCommand::Upgrade { to, client } => version::upgrade(to, &client).await,
     }
 }
 

@@ -38,6 +38,16 @@ pub enum Timing {
     Wan,
 }
 
+/// When the cluster's version is raised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Upgrade {
+    /// As soon as every node speaks it.
+    Auto,
+    /// By `ensign cluster upgrade`, so that until then the build before can be put back.
+    Manual,
+}
+
 /// The form of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -23,6 +23,7 @@ use super::settings::{HEADLINE, Settings};
 use crate::config::{Label, PeerAddress};
 use crate::files::{write_public, write_secret};
 use crate::peers::{JOIN_ALPN, PinnedAuthority};
+use crate::plant;
 
 /// How long a connection may take, and how long the answer.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -145,6 +146,7 @@ async fn ask(spec: &JoinSpec, seed: &str, request: &[u8]) -> anyhow::Result<(Joi
         region: spec.region.to_string(),
         zone: spec.zone.to_string(),
         address: address.clone(),
+        newest_version: plant::newest_version()?.0,
     });
     message.set_timeout(ANSWER);
     let reply = JoinClient::new(channel).join(message).await?.into_inner();

@@ -1,5 +1,6 @@
 //! Letting machines in.
 
+use ensign_proto::ClusterVersion;
 use ensign_proto::pb::peer::v1::join_server::{Join, JoinServer};
 use ensign_proto::pb::peer::v1::{JoinPeer, JoinReply, JoinRequest};
 use sha2::{Digest as _, Sha256};
@@ -103,6 +104,7 @@ impl Service {
             zone: label("zone", &request.zone)?,
             peer: address.map_err(|_| invalid("address", format!("{:?} is not HOST:PORT", request.address)))?.address,
             above: self.0.parts.above,
+            version: ClusterVersion::or_first(request.newest_version),
             at: self.0.parts.clock.wall(),
         })
     }

@@ -9,7 +9,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ensign_proto::NodeId;
+use ensign_proto::{ClusterVersion, NodeId};
 use ensign_raft::env::Lane;
 use http::Uri;
 use hyper_util::rt::TokioIo;
@@ -19,7 +19,7 @@ use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
-use super::gate::{Gate, Life, Membership, PeerChannel};
+use super::gate::{Gate, Life, Membership, PeerChannel, Speaks};
 use super::tls::{PeerTls, server_name};
 use crate::config::PeerAddress;
 
@@ -76,7 +76,12 @@ impl Peers {
     /// Prepares connections to these nodes; opens none yet. Call it within a tokio runtime. A node without a cluster may only
     /// say hello.
     pub fn new(me: NodeId, own: Option<Membership>, seeds: &[PeerAddress], tls: &PeerTls) -> Self {
-        let gate = Arc::new(Gate::new(me, own));
+        Self::speaking(Speaks::NEWEST, me, own, seeds, tls)
+    }
+
+    /// The same, of a node that says this of itself.
+    pub fn speaking(speaks: Speaks, me: NodeId, own: Option<Membership>, seeds: &[PeerAddress], tls: &PeerTls) -> Self {
+        let gate = Arc::new(Gate::new(me, own, speaks));
         let peers = Self { inner: Arc::new(Inner { me, tls: tls.clone(), ways: Mutex::default(), gate }) };
         peers.update(&seeds.iter().map(PeerEntry::from).collect::<Vec<_>>());
         peers
@@ -113,6 +118,11 @@ impl Peers {
             PeerChannel::new(connect_lazily(dialer), peer, Arc::clone(&self.inner.gate))
         };
         Way { bulk: channel(), control: channel(), addresses }
+    }
+
+    /// Refuses who does not speak this version of the cluster, from here on.
+    pub fn require(&self, version: ClusterVersion) {
+        self.inner.gate.require(version);
     }
 
     /// This node.

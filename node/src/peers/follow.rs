@@ -7,7 +7,8 @@
 //! ```
 //! What the catalog knows of a node wins; one that was removed is no peer, whoever names it. A seed that it does not list stays a peer: it
 //! may be about to register for the first time. A seed's address is tried after the catalog's, so that a cluster whose nodes all moved
-//! at once is found again. What was last known counts until the catalog can be read.
+//! at once is found again. What was last known counts until the catalog can be read. So does the version of the cluster that peers must
+//! speak.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,6 +34,7 @@ pub fn follow(
         let mut changes = view.changes();
         loop {
             changes.mark_unchanged();
+            peers.require(view.cluster_version());
             let now = known(&seeds, &view, &memory);
             if now != last {
                 apply(&peers, &now);

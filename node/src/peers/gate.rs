@@ -2,8 +2,8 @@
 //! process per node.
 //!
 //! ```text
-//! caller ── ensign-cluster, ensign-life ──> certificate names a peer? same cluster? its newest life? ──> the service
-//! caller <── ensign-cluster, ensign-life ── answer                                                       (checked likewise)
+//! caller ── ensign-cluster, ensign-life, ensign-version ──> a peer's certificate? same cluster? its newest life? new enough? ──> the service
+//! caller <── the same three ── answer                                                                             (checked likewise)
 //! ```
 //!
 //! One authority may have signed the certificates of several clusters, or of one that was made anew: only the cluster's id tells
@@ -14,11 +14,12 @@
 //! Who the peers are, and which lives they had, is told by the catalog and by the settings (channels.rs, follow.rs).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use ensign_proto::{ClusterId, NodeId};
+use ensign_proto::{ClusterId, ClusterVersion, NodeId};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
@@ -39,6 +40,10 @@ use crate::catalog::NodeRecord;
 const CLUSTER: HeaderName = HeaderName::from_static("ensign-cluster");
 /// `incarnation-process`, both decimal.
 const LIFE: HeaderName = HeaderName::from_static("ensign-life");
+/// The newest cluster version that the node speaks, and `-held` behind it on a node that does not want the cluster's to be raised. Nodes
+/// of the first version do not send it.
+const VERSION: HeaderName = HeaderName::from_static("ensign-version");
+const HELD: &str = "-held";
 /// The one call that a node without a cluster may make.
 const HELLO: &str = "/ensign.peer.v1.Peer/Hello";
 /// A peer that keeps trying is complained about this often.
@@ -68,6 +73,35 @@ pub struct Membership {
     pub cluster: ClusterId,
     /// This process of it.
     pub life: Life,
+}
+
+/// What a node says of itself with every call and every answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Speaks {
+    /// The newest version of the cluster that it can take part in.
+    pub newest: ClusterVersion,
+    /// Whether the cluster's version is to be raised by command only.
+    pub held: bool,
+}
+
+impl Speaks {
+    /// What this build speaks, and nothing held back.
+    pub const NEWEST: Self = Self { newest: ClusterVersion::NEWEST, held: false };
+
+    /// What these headers say.
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        let text = headers.get(&VERSION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let (number, held) = text.strip_suffix(HELD).map_or((text, false), |number| (number, true));
+        Self { newest: ClusterVersion::or_first(number.parse().unwrap_or_default()), held }
+    }
+
+    fn show(self, headers: &mut HeaderMap) {
+        let text = format!("{}{}", self.newest, if self.held { HELD } else { "" });
+        // Digits, letters and a hyphen: always a valid header.
+        if let Ok(value) = HeaderValue::try_from(text) {
+            headers.insert(VERSION, value);
+        }
+    }
 }
 
 /// Why a peer is not spoken to.
@@ -106,6 +140,11 @@ pub(super) enum Stranger {
          cluster, or correct the addresses"
     )]
     OtherCertificate { peer: NodeId, theirs: ClusterId, ours: ClusterId },
+    #[error(
+        "node {peer} speaks versions of the cluster up to {speaks}, and the cluster is at version {active}: run a newer version of ensign on \
+         it, one that speaks version {active}"
+    )]
+    TooOld { peer: NodeId, speaks: ClusterVersion, active: ClusterVersion },
     #[error("the certificate is not a node's: its ensign:// name does not have the role node")]
     NoNode,
 }
@@ -121,6 +160,7 @@ impl From<&Stranger> for Status {
             Stranger::NoCluster { .. }
             | Stranger::OtherCluster { .. }
             | Stranger::Twin { .. }
+            | Stranger::TooOld { .. }
             | Stranger::Wiped { .. } => Code::FailedPrecondition,
         };
         Self::new(code, stranger.to_string())
@@ -136,8 +176,11 @@ pub(crate) fn is_refusal(status: &Status) -> bool {
 pub(super) struct Gate {
     me: NodeId,
     own: Option<Membership>,
+    speaks: Speaks,
     peers: Mutex<BTreeMap<NodeId, Seen>>,
     removed: Mutex<BTreeSet<NodeId>>,
+    /// The cluster's version: who does not speak it is no peer.
+    required: AtomicU32,
 }
 
 #[derive(Default)]
@@ -150,8 +193,19 @@ struct Seen {
 
 impl Gate {
     /// For `me`, which has joined as `own` says or not yet. It knows nobody at first.
-    pub(super) fn new(me: NodeId, own: Option<Membership>) -> Self {
-        Self { me, own, peers: Mutex::default(), removed: Mutex::default() }
+    pub(super) fn new(me: NodeId, own: Option<Membership>, speaks: Speaks) -> Self {
+        let required = AtomicU32::new(ClusterVersion::V1.0);
+        Self { me, own, speaks, peers: Mutex::default(), removed: Mutex::default(), required }
+    }
+
+    /// Refuses who does not speak this version, from here on.
+    pub(super) fn require(&self, version: ClusterVersion) {
+        self.required.fetch_max(version.0, Ordering::SeqCst);
+    }
+
+    fn check_version(&self, peer: NodeId, headers: &HeaderMap) -> Result<(), Stranger> {
+        let (speaks, active) = (Speaks::of(headers).newest, ClusterVersion(self.required.load(Ordering::SeqCst)));
+        if speaks < active { Err(Stranger::TooOld { peer, speaks, active }) } else { Ok(()) }
     }
 
     /// Admits these peers and nobody else, and no life of theirs before the one that is told.
@@ -216,6 +270,7 @@ impl Gate {
         if peer == self.me || !self.lock().contains_key(&peer) {
             return Err(Stranger::NotAPeer { peer, me: self.me });
         }
+        self.check_version(peer, headers)?;
         if path != HELLO {
             self.recognize(peer, headers)?;
         } else if Membership::of(headers).is_none()
@@ -263,6 +318,7 @@ impl Gate {
     }
 
     fn show(&self, headers: &mut HeaderMap) {
+        self.speaks.show(headers);
         if let Some(own) = self.own {
             own.show(headers);
         }
@@ -403,7 +459,9 @@ impl Service<Request<Body>> for PeerChannel {
             if gate.own.is_none() {
                 return Ok(response);
             }
-            let Err(stranger) = gate.recognize(peer, response.headers()) else { return Ok(response) };
+            let headers = response.headers();
+            let checked = gate.recognize(peer, headers).and_then(|()| gate.check_version(peer, headers));
+            let Err(stranger) = checked else { return Ok(response) };
             gate.complain(Some(peer), &stranger);
             // The peer's own refusal says that nothing happened there; for anything else, nobody knows.
             if Status::from_header_map(response.headers()).is_some_and(|status| is_refusal(&status)) {
@@ -430,7 +488,7 @@ mod tests {
 
     fn gate() -> Gate {
         let own = Membership { cluster: ClusterId::from_bytes([7; 16]), life: Life { incarnation: 1, process: 1 } };
-        let gate = Gate::new(NodeId(1), Some(own));
+        let gate = Gate::new(NodeId(1), Some(own), Speaks::NEWEST);
         gate.update([(NodeId(2), None), (NodeId(3), None)].into_iter());
         gate
     }

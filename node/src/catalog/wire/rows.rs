@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use ensign_proto::{
-    ApiKeyId, GroupId, NodeId, OrgId, Partition, Permission, PermissionSet, ProjectId, RingId, TopicId, TopicName,
+    ApiKeyId, ClusterVersion, GroupId, NodeId, OrgId, Partition, Permission, PermissionSet, ProjectId, RingId, TopicId,
+    TopicName,
 };
 use ensign_raft::env::UnixNanos;
 use prost::Message;
@@ -41,6 +42,9 @@ pub(super) struct NodeRow {
     // Empty, or 32 bytes.
     #[prost(bytes = "bytes", tag = "45")]
     pub(super) key: Bytes,
+    // 0 in what was written before nodes told it.
+    #[prost(uint32, tag = "90")]
+    version: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -87,6 +91,8 @@ pub(super) struct JoinRow {
     above: u64,
     #[prost(uint64, tag = "8")]
     at: u64,
+    #[prost(uint32, tag = "90")]
+    version: u32,
 }
 
 /// A node that is none any more.
@@ -213,7 +219,7 @@ pub(super) struct ChangeRow {
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct CommandRow {
-    #[prost(oneof = "CommandKind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 40, 41, 42, 43, 44, 60, 80")]
+    #[prost(oneof = "CommandKind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 40, 41, 42, 43, 44, 60, 80, 90")]
     pub(super) kind: Option<CommandKind>,
 }
 
@@ -255,6 +261,8 @@ pub(super) enum CommandKind {
     SetQuota(QuotaChangeRow),
     #[prost(message, tag = "80")]
     CreateTopics(TopicsRow),
+    #[prost(uint32, tag = "90")]
+    SetClusterVersion(u32),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -330,6 +338,9 @@ pub(super) struct SnapshotRow {
     pub(super) default_quota: Option<QuotaRow>,
     #[prost(message, repeated, tag = "61")]
     pub(super) quotas: Vec<ProjectQuotaRow>,
+    // 0 in what was written before clusters had a version.
+    #[prost(uint32, tag = "90")]
+    pub(super) version: u32,
 }
 
 /// A limit, or in a change what to do with it.
@@ -399,6 +410,7 @@ impl From<&NodeRecord> for NodeRow {
             incarnation: node.incarnation,
             process: node.process,
             key: node.key.clone(),
+            version: number(node.version),
         }
     }
 }
@@ -416,8 +428,14 @@ impl From<NodeRow> for NodeRecord {
             incarnation: row.incarnation,
             process: row.process,
             key: Bytes::copy_from_slice(&row.key),
+            version: ClusterVersion::or_first(row.version),
         }
     }
+}
+
+/// As it is stored: the first version is not, as it never was.
+pub(super) fn number(version: ClusterVersion) -> u32 {
+    if version == ClusterVersion::V1 { 0 } else { version.0 }
 }
 
 impl From<&ClusterAuthority> for AuthorityRow {
@@ -473,6 +491,7 @@ impl From<&Join> for JoinRow {
             peer: join.peer.clone(),
             above: join.above.0,
             at: join.at.0,
+            version: number(join.version),
         }
     }
 }
@@ -490,6 +509,7 @@ impl TryFrom<JoinRow> for Join {
             peer: row.peer,
             above: NodeId(row.above),
             at: UnixNanos(row.at),
+            version: ClusterVersion::or_first(row.version),
         })
     }
 }

@@ -132,7 +132,7 @@ impl Cluster {
     async fn start_with(size: u64, sealing: impl FnOnce(&Arc<TestVault>) -> Sealing) -> Self {
         let (vault, net, authority) = (TestVault::new(CLUSTER), MemoryNet::new(), Authority::generate("test").unwrap());
         let client = VaultClient::new(vault.link(ME), CLUSTER, ME, &Entropy::kernel());
-        let rings = Arc::new(VaultRings::new(client, CLUSTER, ME));
+        let rings = Arc::new(VaultRings::new(client, CLUSTER, ME, Arc::new(|| ensign_proto::ClusterVersion::NEWEST)));
         let catalog = testing::solo_with(rings, Arc::new(SystemClock), Arc::new(OsRng));
         let (mut listeners, mut addresses) = (BTreeMap::new(), Vec::new());
         for id in (1..=size).map(NodeId) {

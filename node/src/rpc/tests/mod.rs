@@ -124,7 +124,7 @@ impl Server {
     async fn start_sealed() -> (Self, Arc<TestVault>) {
         let (vault, tasks) = (TestVault::new(CLUSTER), Tasks::new());
         let client = VaultClient::new(vault.link(ME), CLUSTER, ME, &Entropy::kernel());
-        let rings = Arc::new(VaultRings::new(client, CLUSTER, ME));
+        let rings = Arc::new(VaultRings::new(client, CLUSTER, ME, Arc::new(|| ensign_proto::ClusterVersion::NEWEST)));
         let catalog = testing::solo_with(rings, Arc::new(SystemClock), Arc::new(OsRng));
         // Its leases end when the test says so.
         let holder = Arc::new(vault.holder(ME, ManualClock::new(), &tasks));

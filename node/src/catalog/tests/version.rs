@@ -1,0 +1,117 @@
+//! The cluster's version: what it lets through, and whom it keeps out.
+
+use ensign_proto::ClusterVersion;
+use ensign_raft::env::{OsRng, SystemClock};
+
+use super::super::testing;
+use super::*;
+
+const V1: ClusterVersion = ClusterVersion::V1;
+const V2: ClusterVersion = ClusterVersion::V2;
+
+async fn first_version() -> (Catalog, testing::Proposed, ProjectId) {
+    let (catalog, proposed) = testing::of_version(V1, Arc::new(SystemClock), Arc::new(OsRng));
+    let org = catalog.create_organization("org").await.unwrap();
+    let project = catalog.create_project(org.id, "project").await.unwrap();
+    (catalog, proposed, project.id)
+}
+
+fn full_record() -> NodeRecord {
+    NodeRecord { version: V2, http: "b:8088".to_owned(), grpc: "b:5356".to_owned(), ..node(2, "b", 7, 70) }
+}
+
+#[tokio::test]
+async fn nothing_that_a_node_of_the_first_version_cannot_apply_is_proposed_before_all_can() {
+    let (catalog, proposed, project) = first_version().await;
+    let not_yet = WriteFailure::NotYet { needs: V2, active: V1 };
+    let change = QuotaChange { topics: Change::Set(Limit::At(1)), ..QuotaChange::default() };
+    assert_eq!(catalog.set_quota(Some(project), change).await, Err(SetQuotaError::Write(not_yet.clone())));
+    let refused = Err(JoinError::Write(not_yet.clone()));
+    assert_eq!(catalog.create_join_token(join_token(1, 1)).await, refused);
+    assert_eq!(catalog.revoke_join_token([1; 16]).await, refused);
+    assert_eq!(catalog.set_authority("pem").await, refused);
+    assert_eq!(catalog.join(join(1, 1, "a")).await, Err(JoinError::Write(not_yet.clone())));
+    assert_eq!(catalog.revoke_node(NodeId(3)).await, Err(not_yet.clone()));
+    let message = not_yet.to_string();
+    assert!(message.contains("needs version 2") && message.contains("ensign cluster version"), "{message}");
+
+    // What can do without is written as the first version wrote it.
+    let names = (0..3).map(name).collect();
+    let made = catalog.create_topics(project, names, &TopicPolicies::default()).await.unwrap();
+    assert!(made.iter().all(|topic| topic.as_ref().is_ok_and(|topic| topic.replicas.is_empty())), "{made:?}");
+    catalog.create_topic(project, name(3), TopicPolicies::default()).await.unwrap();
+    catalog.put_node(full_record()).await.unwrap();
+    let kept = catalog.node(NodeId(2)).unwrap();
+    let NodeRecord { id, peer, grpc, http, .. } = full_record();
+    assert_eq!(*kept, NodeRecord { id, peer, grpc, http, ..NodeRecord::default() });
+    let needs: Vec<_> = proposed.all().iter().map(|payload| Command::decode(payload).unwrap().needs()).collect();
+    assert_eq!((needs.len(), needs.into_iter().max()), (7, Some(V1)));
+}
+
+#[tokio::test]
+async fn once_all_can_everything_is_written_and_nodes_tell_all_of_themselves() {
+    let (catalog, proposed, project) = first_version().await;
+    catalog.put_node(full_record()).await.unwrap();
+    catalog.raise_version(V2).await.unwrap();
+    catalog.raise_version(V1).await.unwrap();
+    assert_eq!(catalog.cluster_version(), V2, "it never falls");
+    catalog.put_node(full_record()).await.unwrap();
+    assert_eq!(*catalog.node(NodeId(2)).unwrap(), full_record());
+    let before = proposed.all().len();
+    let made = catalog.create_topics(project, vec![name(1), name(2)], &TopicPolicies::default()).await.unwrap();
+    assert!(made.iter().all(|topic| topic.as_ref().is_ok_and(|topic| !topic.replicas.is_empty())));
+    assert_eq!(proposed.all().len(), before + 1, "one command for both");
+    let change = QuotaChange { topics: Change::Set(Limit::At(9)), ..QuotaChange::default() };
+    catalog.set_quota(Some(project), change).await.unwrap();
+}
+
+#[test]
+fn who_does_not_speak_the_clusters_version_becomes_no_node() {
+    let (mut machine, view) = CatalogMachine::speaking(ClusterVersion(3));
+    let mut apply = |command: Command| machine.apply(&entry(1, command.encode())).map(|_| ());
+    let old = NodeRecord { version: V1, ..NodeRecord::default() };
+    apply(Command::PutNode(NodeRecord { id: NodeId(1), ..old.clone() })).unwrap();
+    apply(Command::SetClusterVersion(ClusterVersion(3))).unwrap();
+    assert_eq!(apply(Command::PutNode(NodeRecord { id: NodeId(1), ..old })), Err(Refusal::VersionTooOld));
+    assert_eq!(apply(Command::PutNode(full_record())), Err(Refusal::VersionTooOld));
+    apply(Command::PutNode(NodeRecord { version: ClusterVersion(3), ..full_record() })).unwrap();
+    apply(Command::CreateJoinToken(join_token(1, 9))).unwrap();
+    assert_eq!(apply(Command::Join(join(1, 1, "c"))), Err(Refusal::VersionTooOld));
+    apply(Command::Join(Join { version: ClusterVersion(4), ..join(1, 1, "c") })).unwrap();
+    assert_eq!(view.nodes().len(), 3);
+    let speaks: Vec<_> = view.nodes().iter().map(|node| node.speaks().0).collect();
+    assert_eq!(speaks, [1, 3, 4]);
+}
+
+#[test]
+fn a_build_that_is_too_old_for_the_cluster_stands_still_and_says_so() {
+    let (mut newer, _) = CatalogMachine::speaking(ClusterVersion(3));
+    let raise = entry(0, Command::SetClusterVersion(ClusterVersion(3)).encode());
+    newer.apply(&raise).unwrap();
+
+    let (mut older, view) = CatalogMachine::new();
+    assert_eq!(older.apply(&raise), Err(Refusal::VersionTooOld));
+    assert_eq!((view.outdated_by(), view.stuck()), (Some(ClusterVersion(3)), Some(LogIndex(1))));
+    let fine = Command::CreateOrganization { id: org(5), name: "later".to_owned(), at: at(5) };
+    assert!(older.apply(&entry(1, fine.encode())).is_err());
+
+    let (mut restored, view) = CatalogMachine::new();
+    let error = restored.restore(&newer.snapshot()).unwrap_err().to_string();
+    assert!(error.contains("version 3") && error.contains("upgrade this node"), "{error}");
+    assert_eq!(view.outdated_by(), Some(ClusterVersion(3)));
+    assert_eq!(view.cluster_version(), V1);
+}
+
+#[test]
+fn a_state_of_the_first_version_is_written_as_it_always_was() {
+    let (mut machine, view) = CatalogMachine::new();
+    let record = full_record().for_version(V1);
+    machine.apply(&entry(0, Command::PutNode(record.clone()).encode())).unwrap();
+    assert_eq!(view.cluster_version(), V1);
+    // version ‖ checksum ‖ next group 16 ‖ the node's four fields ‖ applied 1 ‖ (since nodes join) next node 3
+    let snapshot = machine.snapshot();
+    assert_eq!(
+        snapshot[5..],
+        *b"\x08\x10\x12\x1a\x08\x02\x12\x06b:5357\x1a\x06b:5356\x22\x06b:8088\x48\x01\xd0\x02\x03"
+    );
+}
