@@ -1,6 +1,6 @@
 //! A throw-away cluster in a process of its own, so that its CPU and its writes can be told from the client's.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
+use super::ports::free_port;
 use super::usage::{self, Usage};
 
 /// The counters of syncs and of written bytes on a node's metrics page. The system's own count of written bytes is of no
@@ -40,7 +41,7 @@ impl Cluster {
     /// It did not start; its last words are in the message.
     pub(super) async fn start(dir: &Path, replicas: u64, stored: u64) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("ensign-bench-").tempdir_in(dir)?;
-        let [grpc, http, metrics] = free_ports()?;
+        let (grpc, http, metrics) = (free_port()?, free_port()?, free_port()?);
         let log = dir.path().join("server.log");
         let mut child = Command::new(std::env::current_exe()?)
             .arg("dev")
@@ -150,13 +151,4 @@ fn last_words(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(5)..].join("\n")
-}
-
-/// Ports that nobody uses now. Another process could take one before the cluster does; then it says so and ends.
-pub(super) fn free_ports<const N: usize>() -> anyhow::Result<[SocketAddr; N]> {
-    // All held at once, so that none is given out twice.
-    let held: Vec<TcpListener> =
-        (0..N).map(|_| TcpListener::bind(("127.0.0.1", 0))).collect::<Result<_, std::io::Error>>()?;
-    let addresses: Vec<SocketAddr> = held.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
-    addresses.try_into().map_err(|_| anyhow::anyhow!("not enough ports"))
 }

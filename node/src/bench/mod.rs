@@ -9,6 +9,7 @@ mod disk;
 mod load;
 mod nodes;
 mod partitions;
+mod ports;
 mod report;
 mod usage;
 
@@ -27,6 +28,8 @@ use tokio::time::{Instant, interval};
 use crate::cli::{Output, connect, note, print_json, print_record, thousands, until_interrupted};
 
 pub use args::{BenchCommand, Common, PartitionsBench, PublishBench, SubscribeBench};
+pub use ports::free_port;
+
 use cluster::Cluster;
 use disk::Floor;
 use load::{Load, Publishers};

@@ -11,7 +11,8 @@ use ensign_proto::NodeId;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
-use super::cluster::{free_ports, terminate, wait_ready};
+use super::cluster::{terminate, wait_ready};
+use super::ports::free_port;
 use crate::authority::Authority;
 
 /// Running nodes. Dropping them kills them and removes their data.
@@ -36,7 +37,9 @@ impl Nodes {
         let dir = tempfile::Builder::new().prefix("ensign-bench-").tempdir_in(dir)?;
         let authority = Authority::generate("bench")?;
         std::fs::write(dir.path().join("ca.pem"), authority.certificate())?;
-        let ports: Vec<[SocketAddr; 4]> = (1..=count).map(|_| free_ports()).collect::<Result<_, _>>()?;
+        let ports: Vec<[SocketAddr; 4]> = (1..=count)
+            .map(|_| Ok([free_port()?, free_port()?, free_port()?, free_port()?]))
+            .collect::<anyhow::Result<_>>()?;
         let peers: Vec<String> = (1..).zip(&ports).map(|(id, ports)| format!("\"{id}={}\"", ports[0])).collect();
         let mut nodes = Self { dir, running: BTreeMap::new() };
         for (id, [peer, grpc, http, metrics]) in (1..=count).zip(ports) {

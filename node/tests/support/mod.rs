@@ -22,7 +22,7 @@ pub use self::process::{Plant, Process};
 
 /// A port that was free a moment ago.
 pub fn free_port() -> anyhow::Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    Ok(ensign_node::bench::free_port()?.port())
 }
 
 /// `ensign dev` on a directory, restartable on the same ports.

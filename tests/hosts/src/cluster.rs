@@ -1,8 +1,10 @@
 //! A cluster of `ensign serve` processes, each with its own certificates, settings, data and, in a way, host.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -64,15 +66,23 @@ pub struct Cluster {
     pub network: Network,
 }
 
-/// A port that was free a moment ago.
-fn free_port() -> anyhow::Result<u16> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+/// Below the ports that the system gives to outgoing connections (32768 and up): one of those may carry a connection by the time that the
+/// server gets to it, and again whenever a node that was killed comes back.
+const PORTS: Range<u16> = 10_000..15_000;
+
+/// An address on loopback that nobody listens on now, and that this process gives out once.
+fn free_address() -> anyhow::Result<SocketAddr> {
+    static GIVEN: AtomicU16 = AtomicU16::new(0);
+    PORTS
+        .map(|_| PORTS.start + GIVEN.fetch_add(1, Ordering::Relaxed) % (PORTS.end - PORTS.start))
+        .map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
+        .find(|address| TcpListener::bind(address).is_ok())
+        .context("no port for a node is free")
 }
 
 impl Addresses {
     fn on_loopback() -> anyhow::Result<Self> {
-        let address = || anyhow::Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?)));
-        Ok(Self { grpc: address()?, http: address()?, metrics: address()?, peers: address()? })
+        Ok(Self { grpc: free_address()?, http: free_address()?, metrics: free_address()?, peers: free_address()? })
     }
 
     fn of_host(host: Ipv4Addr) -> Self {
