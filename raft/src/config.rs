@@ -32,6 +32,21 @@ impl Timing {
         election_max: Duration::from_secs(5),
     };
 
+    /// How a group beats. A node has thousands of partitions, and whether a leader's node lives is found out once for all of them
+    /// ([`crate::liveness`]); their own heartbeats only renew the leader's lease, and find a leader that is lost on a living node.
+    pub(crate) fn of(self, group: GroupId) -> Self {
+        if group < GroupId::FIRST_PARTITION {
+            return self;
+        }
+        let slower = |factor: u32| self.heartbeat * factor <= PARTITION_HEARTBEAT_MAX;
+        let factor = (2..=PARTITIONS_SLOWER).rev().find(|factor| slower(*factor)).unwrap_or(1);
+        Self {
+            heartbeat: self.heartbeat * factor,
+            election_min: self.election_min * factor,
+            election_max: self.election_max * factor,
+        }
+    }
+
     pub(crate) fn check(&self) -> Result<(), StartError> {
         let sound = self.heartbeat >= Duration::from_millis(1)
             && self.election_min >= self.heartbeat * 5 / 2
@@ -41,6 +56,10 @@ impl Timing {
         })
     }
 }
+
+/// By how much partitions beat slower than catalog and vault, unless that takes them beyond the maximum.
+const PARTITIONS_SLOWER: u32 = 5;
+const PARTITION_HEARTBEAT_MAX: Duration = Duration::from_secs(1);
 
 /// How long a group is idle before it sleeps, unless told otherwise.
 const QUIESCE_AFTER: Duration = Duration::from_secs(2);
@@ -163,4 +182,22 @@ pub enum Mode {
     Found,
     /// Waits until a leader adds it, and never creates anything.
     Member,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn partitions_beat_slower_where_the_cluster_beats_fast() {
+        let heartbeat = |timing: Timing, group| timing.of(group).heartbeat;
+        for (timing, partitions) in [(Timing::LAN, Duration::from_secs(1)), (Timing::WAN, Timing::WAN.heartbeat)] {
+            assert_eq!(heartbeat(timing, GroupId::FIRST_PARTITION), partitions);
+            assert_eq!(heartbeat(timing, GroupId::CATALOG), timing.heartbeat);
+            assert_eq!(heartbeat(timing, GroupId::VAULT), timing.heartbeat);
+            timing.of(GroupId::FIRST_PARTITION).check().expect("as sound as the cluster's");
+        }
+        let slow = Timing { heartbeat: Duration::from_millis(400), ..Timing::WAN };
+        assert_eq!(heartbeat(slow, GroupId::FIRST_PARTITION), Duration::from_millis(800));
+    }
 }

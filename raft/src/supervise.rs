@@ -30,7 +30,7 @@ const SOUND_AFTER: Duration = Duration::from_mins(1);
 /// openraft's settings; the reasons are in docs/adr.
 fn settings(config: &RuntimeConfig, group: &GroupSpec) -> Result<Config, StartError> {
     let millis = |duration: Duration| duration.as_millis() as u64;
-    let timing = config.timing;
+    let timing = config.timing.of(group.id);
     let settings = Config {
         cluster_name: format!("group {}", group.id),
         heartbeat_interval: millis(timing.heartbeat),

@@ -4,7 +4,8 @@
 //! ```text
 //! every heartbeat, and whenever a peer lives or dies:
 //!   awake, leads, idle, all live members hold all  ─> doze ─> ask them, many groups in one message ─> asleep, or awake again
-//!   awake or asleep, the leader's node has died    ─> an election, in its turn
+//!   awake or asleep, the leader's node has died    ─> its lease is over, and an election, in its turn
+//!   awake, and nobody leads                        ─> an election after a while, in its turn
 //!   asleep, leads                                  ─> wakes for a member that is back and lags, or without a live majority
 //!   asleep, follows                                ─> asks its leader now and then whether it still leads
 //!   has just started                               ─> asks the members who leads; nobody: an election, in its turn
@@ -23,6 +24,7 @@ use futures::StreamExt as _;
 use futures::future::{BoxFuture, join_all};
 use futures::stream::FuturesUnordered;
 use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::raft::TransferLeaderRequest;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
 use crate::config::RuntimeConfig;
@@ -205,7 +207,10 @@ impl Sweeper {
                 if lead.leads(view.me) {
                     candidates.extend(self.candidate(&replica, lead, &view));
                 } else if leader.is_some_and(|it| view.state(it) == PeerState::Dead || reborn.contains(&it)) {
+                    self.end_lease(&replica, work);
                     self.care_for(&replica, lead.leader, &view);
+                } else if lead.leader.is_none() {
+                    self.look_again(&replica, lead, &view);
                 }
                 continue;
             }
@@ -450,6 +455,41 @@ impl Sweeper {
         self.plan(at, Due { group: replica.id, seen: (lead.term, lead.leader), act });
     }
 
+    /// A leader whose node has died is not waited for: what is left of its lease would keep its voters from electing another.
+    fn end_lease(&self, replica: &Arc<Replica>, work: &Work) {
+        if self.cared_for.contains_key(&replica.id) {
+            return;
+        }
+        let (Some(raft), Some(standing)) = (replica.raft(), replica.standing()) else { return };
+        // What openraft does with the leader's own word that it hands over; nobody is named here, so nobody stands because of it.
+        let over = TransferLeaderRequest::new(standing.vote, standing.vote.leader_id.voted_for, standing.last);
+        work.push(Box::pin(async move {
+            let _ = raft.handle_transfer_leader(over).await;
+            Event::Done
+        }));
+    }
+
+    /// Awake, and nobody leads: an election is under way, or came to nothing. Its own timer is slow, so who stood stands again, as
+    /// soon as a fast timer would have it; and if nobody stood whose vote is known here, it is the turn of the first.
+    fn look_again(&mut self, replica: &Arc<Replica>, lead: Leadership, view: &View) {
+        if self.cared_for.contains_key(&replica.id) {
+            return;
+        }
+        let timing = self.config.timing;
+        let stood = replica.standing().is_some_and(|now| now.vote.leader_id.voted_for == view.me.0);
+        let able: Vec<NodeId> =
+            replica.voters_now().into_iter().filter(|voter| view.state(*voter) != PeerState::Dead).collect();
+        let patience = match rank(replica.id, &able, view.me) {
+            Some(_) if stood => timing.election_min,
+            Some(0) => timing.election_max * 2,
+            _ => return,
+        };
+        let spread = timing.election_max.saturating_sub(timing.election_min);
+        let at = Instant::now() + patience + spread.mul_f64(self.rng.next_u64() as f64 / u64::MAX as f64);
+        self.cared_for.insert(replica.id, at + timing.election_max * 4);
+        self.plan(at, Due { group: replica.id, seen: (lead.term, lead.leader), act: Act::Elect { attempt: 0 } });
+    }
+
     fn slot(&mut self, now: Instant) -> Instant {
         let at = self.next_slot.max(now);
         self.next_slot = at + SLOT;
@@ -510,10 +550,11 @@ fn has_majority(voters: &BTreeSet<NodeId>, view: &View) -> bool {
     alive * 2 > voters.len()
 }
 
-/// A node's turn among those that can stand, from 0: another one for each group, so that leaders spread.
+/// A node's turn among those that can stand, from 0: another one for each group, so that leaders spread. With all voters able,
+/// the first is the one that founds the group.
 fn rank(group: GroupId, able: &[NodeId], node: NodeId) -> Option<usize> {
     let at = able.iter().position(|voter| *voter == node)?;
-    let first = (group.0 % able.len() as u64) as usize;
+    let first = (group.0.saturating_sub(GroupId::FIRST_PARTITION.0) % able.len() as u64) as usize;
     Some((at + able.len() - first) % able.len())
 }
 
@@ -545,7 +586,7 @@ mod tests {
         let able = [2, 5, 9].map(NodeId);
         for group in 16..40 {
             let mut ranks: Vec<_> = able.iter().map(|node| rank(GroupId(group), &able, *node)).collect();
-            assert_eq!(ranks[(group % 3) as usize], Some(0), "group {group}: {ranks:?}");
+            assert_eq!(ranks[((group - 16) % 3) as usize], Some(0), "group {group}: {ranks:?}");
             ranks.sort_unstable();
             assert_eq!(ranks, [Some(0), Some(1), Some(2)]);
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ensign_proto::{GroupId, NodeId, Term};
 use ensign_raft::env::{SeededRng, SystemClock, Tasks};
-use ensign_raft::testing::{Journal, MemoryNet, quick};
+use ensign_raft::testing::{Journal, MemoryNet, QUICK, quick};
 use ensign_raft::{DiskReads, Group, GroupSpec, Mode, Runtime, RuntimeConfig};
 use ensign_storage::{MemoryLog, NodeLog as _};
 use tokio::time::{Instant, sleep};
@@ -190,6 +190,18 @@ async fn a_node_dies_and_each_of_its_groups_elects_once() {
     }
     assert_eq!(heirs.len(), 2, "both survivors took some: {heirs:?}");
     cluster.write_everywhere().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_lease_of_a_dead_leader_is_not_waited_for() {
+    let mut cluster = Cluster::start().await;
+    // Partitions beat five times slower than the cluster, and so long do leases of their leaders last.
+    let lease = QUICK.election_max * 5;
+    cluster.write_everywhere().await;
+    let killed = Instant::now();
+    cluster.kill(NodeId(1)).await;
+    cluster.all_led().await;
+    assert!(killed.elapsed() < lease, "new leaders after {:?}", killed.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

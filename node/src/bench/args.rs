@@ -107,7 +107,7 @@ pub struct PartitionsBench {
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub writes: u32,
     /// How many events are published to one partition, and how many to all, for the throughput of each.
-    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 400_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub events: u64,
     /// How many bytes of payload each has.
     #[arg(long, value_name = "B", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(8..=5_000_000))]
@@ -115,9 +115,12 @@ pub struct PartitionsBench {
     /// How many publishers.
     #[arg(long, value_name = "P", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub publishers: u32,
-    /// How many events each publisher may have un-acknowledged.
+    /// How many events each publisher may have un-acknowledged in one partition.
     #[arg(long, value_name = "W", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub window: u32,
+    /// How many in all of its partitions.
+    #[arg(long, value_name = "W", default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub spread_window: u32,
     /// Where to put its data.
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub dir: PathBuf,

@@ -239,7 +239,8 @@ impl<'a> Bench<'a> {
         let (begin, count) = (Instant::now(), shares.len() as u64);
         let mut tasks = JoinSet::new();
         for share in shares {
-            let (payload, window) = (self.payload.clone(), self.args.window as usize);
+            let window = (self.args.window as usize * share.len()).min(self.args.spread_window as usize);
+            let payload = self.payload.clone();
             tasks.spawn(async move {
                 let done = AtomicU64::new(0);
                 fill_all(&share, events.div_ceil(count), window, &payload, &done).await.map(|_| share)
