@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ensign_proto::pb::vault::v1 as pb;
@@ -188,7 +188,7 @@ impl From<pb::Refusal> for Refusal {
 #[derive(Clone)]
 pub struct RoutedLink {
     peers: Arc<dyn VaultPeer>,
-    voters: Arc<BTreeSet<NodeId>>,
+    voters: Arc<Mutex<Arc<BTreeSet<NodeId>>>>,
     leader: Arc<AtomicU64>,
     /// The voter that gave no answer last; 0 for none.
     silent: Arc<AtomicU64>,
@@ -210,7 +210,23 @@ impl RoutedLink {
     pub fn new(peers: Arc<dyn VaultPeer>, voters: BTreeSet<NodeId>, lease: &LeaseConfig) -> Self {
         let first = voters.first().map_or(0, |node| node.0);
         let (leader, silent) = (Arc::new(AtomicU64::new(first)), Arc::default());
-        Self { peers, voters: Arc::new(voters), leader, silent, known: None, lease_hop: lease.call_deadline() / 3 }
+        Self {
+            peers,
+            voters: Arc::new(Mutex::new(Arc::new(voters))),
+            leader,
+            silent,
+            known: None,
+            lease_hop: lease.call_deadline() / 3,
+        }
+    }
+
+    /// From now on asks these nodes. They need not all vote: one that does not names the leader if it knows it.
+    pub fn follow(&self, voters: BTreeSet<NodeId>) {
+        *self.voters.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(voters);
+    }
+
+    fn voters(&self) -> Arc<BTreeSet<NodeId>> {
+        Arc::clone(&self.voters.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The same, with the knowledge of a replica on this node.
@@ -220,13 +236,14 @@ impl RoutedLink {
         self
     }
 
-    fn first(&self) -> NodeId {
+    fn first(&self, voters: &BTreeSet<NodeId>) -> Option<NodeId> {
         let known = self.known.as_ref().and_then(|known| known.borrow().leader);
         // The replica may still believe in a leader that hangs.
         let silent = NodeId(self.silent.load(Ordering::Relaxed));
         known
-            .filter(|node| *node != silent && self.voters.contains(node))
-            .unwrap_or(NodeId(self.leader.load(Ordering::Relaxed)))
+            .filter(|node| *node != silent && voters.contains(node))
+            .or(Some(NodeId(self.leader.load(Ordering::Relaxed))).filter(|node| voters.contains(node)))
+            .or(voters.first().copied())
     }
 
     fn hop_of(&self, request: &pb::Request) -> Duration {
@@ -253,7 +270,8 @@ impl RoutedLink {
     /// One call to one voter. If it does not answer, or whoever waits gives up first, the next call begins at another one.
     async fn hop(&self, node: NodeId, request: pb::Request) -> Result<pb::Reply, LinkError> {
         let limit = self.hop_of(&request);
-        let after = self.voters.range(NodeId(node.0 + 1)..).chain(self.voters.iter()).find(|other| **other != node);
+        let voters = self.voters();
+        let after = voters.range(NodeId(node.0 + 1)..).chain(voters.iter()).find(|other| **other != node);
         let mut pass_over = PassOver { link: self, node, next: after.copied() };
         let reply = timeout(limit, self.peers.call(node, request)).await;
         let reply =
@@ -266,10 +284,11 @@ impl RoutedLink {
     }
 
     async fn route(self, request: pb::Request) -> Result<pb::Reply, LinkError> {
-        let mut order: Vec<NodeId> = self.voters.iter().copied().collect();
-        let mut next = self.first();
+        let voters = self.voters();
+        let mut order: Vec<NodeId> = voters.iter().copied().collect();
         let mut last = Err(LinkError::new("the vault has no voters"));
-        for _ in 0..2 * self.voters.len() {
+        let Some(mut next) = self.first(&voters) else { return last };
+        for _ in 0..2 * voters.len() {
             last = self.hop(next, request.clone()).await;
             let hint = match &last {
                 Ok(reply) => match elsewhere(reply) {
@@ -285,7 +304,7 @@ impl RoutedLink {
             // A hint beats the round; a voter that failed goes to the end of it.
             order.retain(|node| *node != next);
             order.push(next);
-            next = hint.filter(|leader| *leader != next && self.voters.contains(leader)).unwrap_or(order[0]);
+            next = hint.filter(|leader| *leader != next && voters.contains(leader)).unwrap_or(order[0]);
         }
         last
     }
@@ -336,14 +355,12 @@ impl VaultLink for RoutedLink {
 
 impl fmt::Debug for RoutedLink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RoutedLink").field("voters", &self.voters).finish_non_exhaustive()
+        f.debug_struct("RoutedLink").field("voters", &self.voters()).finish_non_exhaustive()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
     use ensign_proto::Term;
 
     use super::*;

@@ -27,7 +27,9 @@ use std::time::Duration;
 use ensign_proto::pb::vault::v1 as pb;
 use ensign_proto::{Algorithm, ClusterId, GroupId, KeyVersion, LogIndex, NodeId, ProjectId, RingId, SessionId, Term};
 use ensign_raft::env::{BootTime, Clock, Stop, Tasks};
-use ensign_raft::{Committed, Group, GroupSpec, Leadership, Mode, ProposeError, ReadError, Runtime, StartError};
+use ensign_raft::{
+    Committed, Group, GroupMembers, GroupSpec, Leadership, Mode, ProposeError, ReadError, Runtime, StartError,
+};
 use ensign_storage::GroupLog;
 use thiserror::Error;
 use tokio::sync::{Notify, watch};
@@ -200,6 +202,16 @@ impl Vault {
     /// Who leads the vault, as this node's replica knows it.
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
         self.0.group.leadership()
+    }
+
+    /// Who belongs to the vault's group.
+    pub fn members(&self) -> GroupMembers {
+        self.0.group.membership()
+    }
+
+    /// Whether this node was started with a root key, be it the right one or not: without one it could never unseal the vault.
+    pub fn has_root_key(&self) -> bool {
+        self.0.root.is_some()
     }
 
     /// Why the vault is sealed on this node; `None` when it is not.

@@ -20,6 +20,10 @@ pub use types::{Bytes, Label, LogFormat, PeerAddress, Seconds, Timing, Upgrade};
 
 use define::settings;
 
+/// A restart takes seconds, and what is not restarted within a minute may be gone for good.
+const VOTE_LOST_AFTER_MIN: Duration = Duration::from_secs(5);
+const MOVE_RATE_MIN: u64 = 1 << 20;
+
 /// The prefix of every server variable.
 pub const ENV_PREFIX: &str = "ENSIGN_SERVER_";
 
@@ -73,6 +77,8 @@ settings! {
         /// When the cluster's version is raised after an upgrade: `auto` (when every node speaks it) or `manual` (by `ensign cluster
         /// upgrade`; one node with it is enough).
         [upgrade, "upgrade", "ENSIGN_SERVER_CLUSTER_UPGRADE"] Upgrade = Upgrade::Auto;
+        /// How long a node may be silent before its votes in the catalog and the vault go to another node.
+        [vote_lost_after, "vote-lost-after", "ENSIGN_SERVER_CLUSTER_VOTE_LOST_AFTER"] Seconds = Seconds::new(60);
     }
 
     /// Memory and disk.
@@ -83,6 +89,8 @@ settings! {
         [tail_cache, "tail-cache", "ENSIGN_SERVER_STORAGE_TAIL_CACHE"] Bytes = Bytes::mib(256);
         /// Memory for redb's own page cache of the log.
         [page_cache, "page-cache", "ENSIGN_SERVER_STORAGE_PAGE_CACHE"] Bytes = Bytes::mib(16);
+        /// Bytes a second that this node sends to replicas that are being made or do not vote, over all partitions.
+        [move_rate, "move-rate", "ENSIGN_SERVER_STORAGE_MOVE_RATE"] Bytes = Bytes::mib(64);
     }
 
     /// Tokens and logins.
@@ -261,6 +269,18 @@ impl Config {
         let lease = Duration::from(self.vault.lease);
         if !(Duration::from_secs(3)..=Duration::from_mins(1)).contains(&lease) {
             return contradiction(format!("vault.lease is {}: it must lie between 3s and 60s", self.vault.lease));
+        }
+        if Duration::from(self.cluster.vote_lost_after) < VOTE_LOST_AFTER_MIN {
+            return contradiction(format!(
+                "cluster.vote_lost_after is {}: with less than 5s a restart would cost a node its votes",
+                self.cluster.vote_lost_after
+            ));
+        }
+        if self.storage.move_rate.get() < MOVE_RATE_MIN {
+            return contradiction(format!(
+                "storage.move_rate is {}: with less than 1MiB a second, a replica might never catch up",
+                self.storage.move_rate
+            ));
         }
         if Duration::from(self.auth.refresh_ttl) < Duration::from(self.auth.access_ttl) {
             return contradiction(

@@ -18,6 +18,7 @@ mod harden;
 pub mod health;
 pub mod identity;
 pub mod join;
+pub mod members;
 pub mod node;
 pub mod partition;
 pub mod peers;

@@ -20,7 +20,7 @@ use ensign_keyvault::{
 };
 use ensign_proto::{ByteCount, ClusterId, GroupId, NodeId};
 use ensign_raft::env::{Clock, OsRng, Rng, SystemClock, Tasks};
-use ensign_raft::{Group, GroupSpec, Mode, Runtime, RuntimeConfig};
+use ensign_raft::{Group, GroupSpec, Limits, Members, Mode, Runtime, RuntimeConfig};
 use ensign_storage::{DataDir, Disk, FrameLog, LogConfig, NodeLog as _, OpenError, Writer};
 use tokio::net::TcpListener;
 use tonic::service::Routes;
@@ -35,6 +35,7 @@ use crate::files::{NodeFile, NodeFloor};
 use crate::health::{self, Health, Phase};
 use crate::identity::{Availability, Identity, IdentityConfig, VaultSecrets};
 use crate::join::{self, JoinParts, Joins, Renewal};
+use crate::members::{self, Council, Steward};
 use crate::partition::forward::{Channels, ForwardService, PeerForward};
 use crate::partition::{BatchLimits, Partitions, PartitionsParts};
 use crate::peers::{
@@ -56,6 +57,9 @@ const LEASE_POLL: Duration = Duration::from_millis(20);
 const ANYONES_MAX: usize = 4 << 10;
 /// How often the catalog's leader compares the vault with the catalog.
 const RECONCILE_EVERY: Duration = Duration::from_mins(1);
+/// How often a node without a leader makes itself known, and after how many attempts it says so again.
+const ANNOUNCE_EVERY: Duration = Duration::from_secs(1);
+const COMPLAIN_EVERY: u32 = 15;
 /// How often readiness looks at the lease and at the replicas.
 const HEALTH_WATCH: Duration = Duration::from_secs(1);
 
@@ -211,7 +215,8 @@ impl Node {
             Timing::Lan => ensign_raft::Timing::LAN,
             Timing::Wan => ensign_raft::Timing::WAN,
         };
-        let raft_config = RuntimeConfig { timing, incarnation: life.incarnation, ..RuntimeConfig::new(me) };
+        let limits = Limits { learners: config.storage.move_rate.into(), ..Limits::default() };
+        let raft_config = RuntimeConfig { timing, incarnation: life.incarnation, limits, ..RuntimeConfig::new(me) };
         let transport = Arc::new(PipeTransport::new(peers.clone(), tasks.clone()));
         let runtime = Runtime::new(raft_config, transport, Arc::clone(&clock), Arc::clone(&rng), tasks.clone());
 
@@ -241,7 +246,7 @@ impl Node {
         })?;
         let holder = Holder::new(holder_config, link.clone(), Arc::clone(&clock), &tasks);
         calls.connect(Arc::new(VaultService(vault.clone())), Arc::new(HolderService(holder.clone())));
-        let vault_client = VaultClient::new(link, cluster, me, &Entropy::kernel());
+        let vault_client = VaultClient::new(link.clone(), cluster, me, &Entropy::kernel());
 
         let mode = if initialize { Mode::Found } else { Mode::Member };
         let catalog_spec = GroupSpec { id: GroupId::CATALOG, voters: voters.clone(), mode };
@@ -251,6 +256,9 @@ impl Node {
             .context("the catalog cannot start")?;
         let version_view = view.clone();
         let version = Arc::new(move || version_view.cluster_version());
+        let (routed, vault_members, founders, catalog_view) =
+            (link.clone(), vault.members(), voters.clone(), view.clone());
+        tasks.spawn("vault-nodes", |stop| members::follow_vault(routed, vault_members, founders, catalog_view, stop));
         let leader_link = LeaderLink::new(peers.clone(), GroupId::CATALOG, catalog_group.leadership());
         let catalog = Catalog::new(CatalogParts {
             me,
@@ -443,14 +451,47 @@ impl Node {
         self.tasks.spawn("certificates", |stop| certificates.keep(stop));
     }
 
-    /// Returns once the catalog has a leader that this node can reach.
+    /// Returns once the catalog has a leader that this node can reach. A node that joins is made known first: the leader
+    /// adds its replica because the catalog lists the node.
     ///
     /// # Errors
     /// The catalog is stopped.
     pub async fn quorum(&self) -> anyhow::Result<()> {
         let mut leadership = self.catalog_group.leadership();
-        leadership.wait_for(|now| now.leader.is_some()).await.context("the catalog is stopped")?;
-        Ok(())
+        let mut tried = 0_u32;
+        loop {
+            let led = leadership.wait_for(|now| now.leader.is_some());
+            match tokio::time::timeout(ANNOUNCE_EVERY, led).await {
+                Ok(led) => return led.map(drop).context("the catalog is stopped"),
+                Err(_elapsed) => tried += 1,
+            }
+            let me = self.config.node_id();
+            let members = self.catalog_group.members();
+            if members.contains(me) {
+                continue;
+            }
+            if members != Members::default() && tried.is_multiple_of(COMPLAIN_EVERY) {
+                warn!(
+                    "the catalog that this node holds does not name the node as a member: it was removed from the cluster, or is not \
+                     added yet. A node that was removed never comes back under its number: give it an empty data directory and a new node.id"
+                );
+            }
+            // Without a life: the real registration comes when the node can read what the catalog knows of it.
+            let record = NodeRecord { incarnation: 0, process: 0, ..self.record() };
+            match self.catalog.announce_node(record).await {
+                Ok(()) => info!("made known to the cluster; waiting to be added"),
+                Err(PutNodeError::LifeOver { .. }) => {}
+                Err(
+                    error @ (PutNodeError::NameTaken { .. }
+                    | PutNodeError::Revoked { .. }
+                    | PutNodeError::VersionTooOld { .. }),
+                ) => return Err(error.into()),
+                Err(error) if tried.is_multiple_of(COMPLAIN_EVERY) => {
+                    info!(%error, "not part of a cluster yet: no peer takes this node's announcement");
+                }
+                Err(_) => {}
+            }
+        }
     }
 
     /// Serves clients from here on.
@@ -586,6 +627,13 @@ impl Node {
         self.tasks.spawn("upgrades", |stop| upgrades.keep(stop));
         let catalog = self.catalog.clone();
         let (record, fatal) = (self.record(), Arc::clone(&self.fatal));
+        let patience = self.config.cluster.vote_lost_after.into();
+        for (council, group) in
+            [(Council::Catalog, self.catalog_group.membership()), (Council::Vault, self.vault.members())]
+        {
+            let steward = Steward::new(council, group, self.catalog.view().clone(), self.runtime.clone(), patience);
+            self.tasks.spawn("members", |stop| steward.keep(stop));
+        }
         self.tasks.spawn("registration", |stop| async move {
             let mut changes = catalog.changes();
             let registering = async {
@@ -628,6 +676,7 @@ impl Node {
             incarnation: self.life.incarnation,
             process: self.life.process,
             version: self.upgrades.newest(),
+            vault: self.vault.has_root_key(),
             ..NodeRecord::default()
         }
     }

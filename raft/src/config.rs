@@ -118,9 +118,6 @@ pub struct RuntimeConfig {
     /// Plants the bug that `enable_leader_restore` is, for the simulation that must find it.
     #[cfg(feature = "planted-bugs")]
     pub planted_leader_restore: bool,
-    /// Plants a replica that founds the group anew instead of waiting to be added.
-    #[cfg(feature = "planted-bugs")]
-    pub planted_refound: bool,
     /// Plants a follower that sleeps on when its leader's node has died.
     #[cfg(feature = "planted-bugs")]
     pub planted_deep_sleep: bool,
@@ -153,8 +150,6 @@ impl RuntimeConfig {
             disk_reads: DiskReads::Pool,
             #[cfg(feature = "planted-bugs")]
             planted_leader_restore: false,
-            #[cfg(feature = "planted-bugs")]
-            planted_refound: false,
             #[cfg(feature = "planted-bugs")]
             planted_deep_sleep: false,
         }

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use crate::errors::{CompactError, MembershipError, ProposeError, ReadError, TransferError};
 use crate::machine::{CommittedEntry, StateMachine};
-use crate::membership::Members;
+use crate::membership::{GroupMembers, Members};
 use crate::replica::Replica;
 
 /// Who leads, as far as this node knows.
@@ -233,9 +233,14 @@ impl<S: StateMachine> Group<S> {
     }
 
     /// Who belongs to the group, by the newest membership in this replica's log; it may not be committed yet.
-    /// Nobody, on a replica that waits to be added.
+    /// Nobody, on a replica that waits to be added, and for a moment on one that has just started.
     pub fn members(&self) -> Members {
         self.replica.membership()
+    }
+
+    /// The group's members alone, for who cares for many kinds of groups.
+    pub fn membership(&self) -> GroupMembers {
+        GroupMembers::new(Arc::clone(&self.replica))
     }
 
     /// On the leader: lets `node` receive the log without a vote, and returns once that is committed, not once it has caught

@@ -46,5 +46,5 @@ pub use errors::{CompactError, MembershipError, ProposeError, ReadError, Restore
 pub use group::{Committed, Group, GroupStatus, Health, Leadership, Pending};
 pub use liveness::{Liveness, PeerLiveness, PeerState};
 pub use machine::{CommittedEntry, PROPOSAL_ROOM, StateMachine};
-pub use membership::Members;
+pub use membership::{GroupMembers, Members};
 pub use runtime::Runtime;

@@ -11,6 +11,8 @@
 //! Not here: which nodes should be members, and which of them are alive.
 
 use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ensign_proto::NodeId;
@@ -18,10 +20,14 @@ use openraft::ChangeMembers;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, PreconditionFailed, RaftError};
 use openraft::raft::Precondition;
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::info;
 
 use crate::errors::MembershipError;
+#[cfg(doc)]
+use crate::group::Group;
+use crate::group::{GroupStatus, Leadership};
 use crate::replica::{Absent, Replica, matched};
 use crate::types::{LogId, Raft, StoredMembership, Types};
 
@@ -65,6 +71,66 @@ impl Members {
     /// Whether a change of voters is not through yet.
     pub fn is_joint(&self) -> bool {
         !self.outgoing.is_empty()
+    }
+}
+
+/// The members of one group, whatever its machine: to look at, and on the leader to change. Clones are cheap.
+#[derive(Clone)]
+pub struct GroupMembers(Arc<Replica>);
+
+impl fmt::Debug for GroupMembers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GroupMembers").field("id", &self.0.id).finish_non_exhaustive()
+    }
+}
+
+impl GroupMembers {
+    pub(crate) fn new(replica: Arc<Replica>) -> Self {
+        Self(replica)
+    }
+
+    /// Who leads; changes whenever this node learns better.
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.0.leadership()
+    }
+
+    /// How this replica is doing.
+    pub fn status(&self) -> GroupStatus {
+        self.0.status()
+    }
+
+    /// Who belongs to the group, by the newest membership in this replica's log; it may not be committed yet.
+    /// Nobody, on a replica that waits to be added.
+    pub fn now(&self) -> Members {
+        self.0.membership()
+    }
+
+    /// See [`Group::add_learner`].
+    ///
+    /// # Errors
+    /// See [`MembershipError`].
+    pub async fn add_learner(&self, node: NodeId) -> Result<(), MembershipError> {
+        self.0.add_learner(node).await
+    }
+
+    /// See [`Group::remove_learner`].
+    ///
+    /// # Errors
+    /// See [`MembershipError`].
+    pub async fn remove_learner(&self, node: NodeId) -> Result<(), MembershipError> {
+        self.0.remove_learner(node).await
+    }
+
+    /// See [`Group::change_voters`].
+    ///
+    /// # Errors
+    /// See [`MembershipError`].
+    pub async fn change_voters(
+        &self,
+        expected: &BTreeSet<NodeId>,
+        voters: BTreeSet<NodeId>,
+    ) -> Result<(), MembershipError> {
+        self.0.change_voters(expected, voters).await
     }
 }
 
@@ -144,6 +210,8 @@ impl Replica {
             return Err(MembershipError::NotLeader { leader: self.leader() });
         }
         let alone = self.changing.try_lock().map_err(|_held| MembershipError::InProgress)?;
+        // Members learn of each other from a group that is awake.
+        self.stir();
         Ok((raft, alone))
     }
 

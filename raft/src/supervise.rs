@@ -141,21 +141,8 @@ async fn start_core(replica: &Arc<Replica>, peers: &Arc<Peers>, spec: &GroupSpec
 /// When this node creates the group if nobody else did: one voter at once, so that the others do not stand for election
 /// against it; each other one in turn, in case those before it are down.
 fn initialize_at(replica: &Replica, spec: &GroupSpec) -> Option<Instant> {
-    if plants_refounding(&replica.config) {
-        return Some(Instant::now());
-    }
     let rank = founding_rank(spec, replica.config.node)?;
     (spec.mode == Mode::Found).then(|| Instant::now() + replica.config.timing.election_max * 2 * rank)
-}
-
-#[cfg(not(feature = "planted-bugs"))]
-fn plants_refounding(_config: &RuntimeConfig) -> bool {
-    false
-}
-
-#[cfg(feature = "planted-bugs")]
-fn plants_refounding(config: &RuntimeConfig) -> bool {
-    config.planted_refound
 }
 
 /// This node's turn in creating the group, from 0. Who creates a group leads it first, so partitions take turns, and their

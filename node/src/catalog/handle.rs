@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::warn;
 
-use super::command::{Command, Join, Outcome, Refusal};
+use super::command::{Command, Join, Outcome, Refusal, Response};
 use super::errors::{
     ApiKeyError, ChangeTopicError, CreateOrganizationError, CreateProjectError, JoinError, PutNodeError, RefreshError,
     SetQuotaError, VaultFailure, WriteFailure,
@@ -334,6 +334,37 @@ impl Catalog {
         self.write_node(node).await?;
         // Topics that were made meanwhile did not know of the node; from here on, they do.
         Ok(self.put_custody_of_all(&[id]).await?)
+    }
+
+    /// Makes a node known from afar, before it has a replica of the catalog: the leader gives it one because it is listed.
+    /// Returns once a majority holds the record; what this node's view shows does not change by it.
+    ///
+    /// # Errors
+    /// See [`PutNodeError`].
+    pub async fn announce_node(&self, node: NodeRecord) -> Result<(), PutNodeError> {
+        let (id, name, shown, speaks) = (node.id, node.name.clone(), node.incarnation, node.speaks());
+        // What this node's view says of the cluster's version means nothing yet: first as the oldest nodes know a record. A cluster that
+        // is past them refuses that, and can read all of it.
+        let mut response = self.announce(node.clone().for_version(ClusterVersion::V1)).await?;
+        if response == Err(Refusal::VersionTooOld) {
+            response = self.announce(node).await?;
+        }
+        match response {
+            Err(Refusal::NameTaken) => Err(PutNodeError::NameTaken { name }),
+            Err(Refusal::NodeRevoked) => Err(PutNodeError::Revoked { node: id }),
+            Err(Refusal::VersionTooOld) => {
+                Err(PutNodeError::VersionTooOld { node: id, speaks, active: ClusterVersion(speaks.0 + 1) })
+            }
+            // It has registered with a life of its own already, and needs no announcement.
+            Err(Refusal::LifeOver) => Err(PutNodeError::LifeOver { node: id, seen: shown + 1, shown }),
+            response => Ok(plain(response)?),
+        }
+    }
+
+    async fn announce(&self, node: NodeRecord) -> Result<Response, PutNodeError> {
+        let proposed = self.propose(Command::PutNode(node).encode()).await;
+        let (_, response) = proposed.map_err(|error| WriteFailure::Unavailable { cause: error.to_string() })?;
+        Ok(response)
     }
 
     async fn write_node(&self, node: NodeRecord) -> Result<(), PutNodeError> {

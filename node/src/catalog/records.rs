@@ -146,6 +146,8 @@ pub struct NodeRecord {
     pub key: Bytes,
     /// The newest version that the process of its newest life speaks; see [`NodeRecord::speaks`].
     pub version: ClusterVersion,
+    /// It holds the cluster's root key, so it may vote in the vault.
+    pub vault: bool,
 }
 
 impl NodeRecord {

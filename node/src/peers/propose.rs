@@ -1,6 +1,9 @@
 //! Proposing to a group from any node: at the leader, wherever it is.
 
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,15 +26,20 @@ use crate::catalog::{ProposeLink, ProposeLinkError};
 
 /// How long one call to a leader may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often a call follows a node's word about who leads before it gives up.
-const HOPS_MAX: usize = 4;
+/// How many nodes one call asks before it gives up.
+const HOPS_MAX: usize = 8;
 
 /// Reaches the catalog's leader through the peers' control connections.
+///
+/// The local replica's word comes first, then that of the node that led last; a node whose replica knows nobody, since it waits to
+/// be added or is cut off, asks one peer after the other, and each may name the leader.
 #[derive(Clone)]
 pub struct LeaderLink {
     peers: Peers,
     group: GroupId,
     leadership: watch::Receiver<Leadership>,
+    /// Who led last, by a call that it answered; 0 for nobody.
+    led: Arc<AtomicU64>,
 }
 
 impl fmt::Debug for LeaderLink {
@@ -45,13 +53,15 @@ enum Answer<T> {
     Done(T),
     /// Nothing was appended; ask the node it names, or wait for an election.
     Elsewhere(Option<NodeId>),
+    /// Nothing was appended, as the node cannot answer at all; another one may.
+    Absent(ProposeLinkError),
     Failed(ProposeLinkError),
 }
 
 impl LeaderLink {
     /// A link to the leader of `group`, whose local replica reports `leadership`.
     pub fn new(peers: Peers, group: GroupId, leadership: watch::Receiver<Leadership>) -> Self {
-        Self { peers, group, leadership }
+        Self { peers, group, leadership, led: Arc::default() }
     }
 
     /// Calls the leader, following redirections.
@@ -59,17 +69,35 @@ impl LeaderLink {
     where
         F: Future<Output = Answer<T>>,
     {
-        let mut target = self.leadership.borrow().leader;
+        let known = self.leadership.borrow().leader;
+        let led = Some(NodeId(self.led.load(Ordering::Relaxed))).filter(|led| led.0 != 0);
+        // Each is asked once, but for one that somebody names again: a leader may have come to be meanwhile.
+        let mut order: VecDeque<NodeId> = known.into_iter().chain(led).chain(self.peers.others()).collect();
+        let mut asked = BTreeSet::new();
+        let mut why = None;
         for _ in 0..HOPS_MAX {
-            let Some(leader) = target else { break };
-            let Some(channel) = self.peers.channel(leader) else { break };
+            let Some(target) = order.pop_front() else { break };
+            if !asked.insert(target) {
+                continue;
+            }
+            let Some(channel) = self.peers.channel(target) else { continue };
             match ask(PeerClient::new(channel)).await {
-                Answer::Done(value) => return Ok(value),
+                Answer::Done(value) => {
+                    self.led.store(target.0, Ordering::Relaxed);
+                    return Ok(value);
+                }
                 Answer::Failed(error) => return Err(error),
-                Answer::Elsewhere(next) => target = next.filter(|next| *next != leader),
+                Answer::Absent(error) => why = Some(error),
+                Answer::Elsewhere(Some(named)) if named != target => {
+                    asked.remove(&named);
+                    order.push_front(named);
+                }
+                Answer::Elsewhere(_) => {}
             }
         }
-        Err(ProposeLinkError::Unreachable { cause: format!("no leader of group {} is known", self.group) })
+        Err(why.unwrap_or_else(|| ProposeLinkError::Unreachable {
+            cause: format!("no leader of group {} is known", self.group),
+        }))
     }
 }
 
@@ -93,7 +121,10 @@ impl ProposeLink for LeaderLink {
                         Ok(ProposeReply { result: None }) => Answer::Failed(ProposeLinkError::OutcomeUnknown {
                             cause: "the leader's answer is empty".to_owned(),
                         }),
-                        Err(status) => Answer::Failed(failed(&status)),
+                        Err(status) => match failed(&status) {
+                            error @ ProposeLinkError::Unreachable { .. } => Answer::Absent(error),
+                            error => Answer::Failed(error),
+                        },
                     }
                 }
             })
@@ -118,7 +149,7 @@ impl ProposeLink for LeaderLink {
                     Ok(ReadIndexReply { result: None }) => Answer::Failed(ProposeLinkError::Unreachable {
                         cause: "the leader's answer is empty".to_owned(),
                     }),
-                    Err(status) => Answer::Failed(ProposeLinkError::Unreachable { cause: status.message().to_owned() }),
+                    Err(status) => Answer::Absent(ProposeLinkError::Unreachable { cause: status.message().to_owned() }),
                 }
             })
             .await
@@ -164,7 +195,7 @@ fn refused<T>(refusal: ProposeRefusal) -> Answer<T> {
     let cause = refusal.message.clone();
     match refusal.reason() {
         Reason::NotLeader => Answer::Elsewhere((refusal.leader != 0).then_some(NodeId(refusal.leader))),
-        Reason::Unavailable | Reason::UnknownGroup => Answer::Failed(ProposeLinkError::Unreachable { cause }),
+        Reason::Unavailable | Reason::UnknownGroup => Answer::Absent(ProposeLinkError::Unreachable { cause }),
         Reason::Refused => Answer::Failed(ProposeLinkError::Refused { cause }),
         Reason::OutcomeUnknown | Reason::Unspecified => Answer::Failed(ProposeLinkError::OutcomeUnknown { cause }),
     }

@@ -126,7 +126,9 @@ pub struct Cluster {
     /// The directory of everything.
     pub dir: tempfile::TempDir,
     plant: Plant,
+    authority: Authority,
     nodes: BTreeMap<u64, Process>,
+    peers: BTreeMap<u64, u16>,
     grpc: BTreeMap<u64, u16>,
     http: BTreeMap<u64, u16>,
     metrics: BTreeMap<u64, u16>,
@@ -168,35 +170,16 @@ impl Cluster {
         let mut cluster = Self {
             dir,
             plant,
+            authority,
             nodes: BTreeMap::new(),
+            peers: (1..=count).zip(ports).collect(),
             grpc: BTreeMap::new(),
             http: BTreeMap::new(),
             metrics: BTreeMap::new(),
             _taps: taps,
         };
-        for (id, port) in (1..=count).zip(&ports) {
-            let folder = cluster.folder(id);
-            std::fs::create_dir_all(&folder)?;
-            let issued = authority.issue(NodeId(id))?;
-            std::fs::write(folder.join("node.pem"), issued.certificate)?;
-            std::fs::write(folder.join("node.key"), issued.private_key)?;
-            let (grpc, http, metrics) = (free_port()?, free_port()?, free_port()?);
-            cluster.grpc.insert(id, grpc);
-            cluster.http.insert(id, http);
-            cluster.metrics.insert(id, metrics);
-            let root = cluster.dir.path();
-            let config = format!(
-                "[node]\nid = {id}\ndata_dir = \"{folder}/data\"\nroot_key = \"{root}/root.key\"\n\
-                 [listen]\ngrpc = \"127.0.0.1:{grpc}\"\nhttp = \"127.0.0.1:{http}\"\nmetrics = \"127.0.0.1:{metrics}\"\n\
-                 peers = \"127.0.0.1:{port}\"\n\
-                 [cluster]\npeers = [{peers}]\ncertificate = \"{folder}/node.pem\"\nprivate_key = \"{folder}/node.key\"\n\
-                 authority = \"{root}/ca.pem\"\n[storage]\nprefill = \"64MiB\"\ntail_cache = \"64MiB\"\n\
-                 [shutdown]\ndeadline = \"5s\"\n",
-                folder = folder.display(),
-                root = root.display(),
-                peers = peers_of[&id],
-            );
-            std::fs::write(folder.join("ensign.toml"), config)?;
+        for id in 1..=count {
+            cluster.prepare(id, &peers_of[&id])?;
         }
         for id in 1..=count {
             let process = Process::spawn(&format!("node {id}"), &cluster.args(id, id == 1), &cluster.log(id), plant)?;
@@ -209,6 +192,54 @@ impl Cluster {
             }
         }
         Ok(cluster)
+    }
+
+    /// Gives node `id` its certificate, ports and settings.
+    fn prepare(&mut self, id: u64, peers: &str) -> anyhow::Result<()> {
+        let folder = self.folder(id);
+        std::fs::create_dir_all(&folder)?;
+        let issued = self.authority.issue(NodeId(id))?;
+        std::fs::write(folder.join("node.pem"), issued.certificate)?;
+        std::fs::write(folder.join("node.key"), issued.private_key)?;
+        let (grpc, http, metrics) = (free_port()?, free_port()?, free_port()?);
+        self.grpc.insert(id, grpc);
+        self.http.insert(id, http);
+        self.metrics.insert(id, metrics);
+        let root = self.dir.path();
+        let config = format!(
+            "[node]\nid = {id}\ndata_dir = \"{folder}/data\"\nroot_key = \"{root}/root.key\"\n\
+             [listen]\ngrpc = \"127.0.0.1:{grpc}\"\nhttp = \"127.0.0.1:{http}\"\nmetrics = \"127.0.0.1:{metrics}\"\n\
+             peers = \"127.0.0.1:{port}\"\n\
+             [cluster]\npeers = [{peers}]\ncertificate = \"{folder}/node.pem\"\nprivate_key = \"{folder}/node.key\"\n\
+             authority = \"{root}/ca.pem\"\nvote_lost_after = \"5s\"\n[storage]\nprefill = \"64MiB\"\ntail_cache = \"64MiB\"\n\
+             [shutdown]\ndeadline = \"5s\"\n",
+            folder = folder.display(),
+            root = root.display(),
+            port = self.peers[&id],
+        );
+        Ok(std::fs::write(folder.join("ensign.toml"), config)?)
+    }
+
+    /// Adds node `id` to a cluster that runs: names it in the settings of the others, which are restarted one by one, and
+    /// starts it on an empty data directory. Returns once it is ready.
+    pub fn add(&mut self, id: u64) -> anyhow::Result<()> {
+        self.peers.insert(id, free_port()?);
+        let list = |peers: &BTreeMap<u64, u16>| {
+            peers.iter().map(|(id, port)| format!("\"{id}=127.0.0.1:{port}\"")).collect::<Vec<_>>().join(", ")
+        };
+        let after = list(&self.peers);
+        for known in self.ids() {
+            let file = self.folder(known).join("ensign.toml");
+            let settings = std::fs::read_to_string(&file)?;
+            let lines = settings.lines().map(|line| {
+                if line.starts_with("peers = [") { format!("peers = [{after}]\n") } else { format!("{line}\n") }
+            });
+            std::fs::write(&file, lines.collect::<String>())?;
+            anyhow::ensure!(self.terminate(known, Duration::from_mins(1))?, "node {known} did not stop");
+            self.restart(known)?;
+        }
+        self.prepare(id, &after)?;
+        self.restart(id)
     }
 
     fn folder(&self, id: u64) -> PathBuf {
@@ -266,6 +297,14 @@ impl Cluster {
     /// A client of node `id` alone.
     pub fn client_of(&self, id: u64) -> anyhow::Result<Client> {
         let mut options = self.options(false)?;
+        options.set_endpoints(&format!("127.0.0.1:{}", self.grpc[&id]));
+        options.set_auth_urls(&format!("http://127.0.0.1:{}", self.http[&id]));
+        Ok(Client::connect(options)?)
+    }
+
+    /// A client of node `id` alone, with the operator's key.
+    pub fn admin_of(&self, id: u64) -> anyhow::Result<Client> {
+        let mut options = self.options(true)?;
         options.set_endpoints(&format!("127.0.0.1:{}", self.grpc[&id]));
         options.set_auth_urls(&format!("http://127.0.0.1:{}", self.http[&id]));
         Ok(Client::connect(options)?)

@@ -21,11 +21,13 @@ const LOOK: Duration = Duration::from_millis(4);
 pub(crate) struct Options {
     pub(crate) seed: u64,
     pub(crate) plants: Plants,
+    /// Nodes that wait to be added, besides the three founders.
+    pub(crate) spares: u64,
 }
 
 impl Options {
     pub(crate) fn new(seed: u64) -> Self {
-        Self { seed, plants: Plants::default() }
+        Self { seed, plants: Plants::default(), spares: 0 }
     }
 }
 
@@ -35,6 +37,10 @@ pub(crate) struct Report {
     pub(crate) acked: usize,
     pub(crate) unknown: usize,
     pub(crate) disturbances: usize,
+    /// Changes of the voters.
+    pub(crate) changes: u64,
+    /// Nodes that are gone for good.
+    pub(crate) lost: usize,
     /// Every event with its time, and each disk's digest: equal for equal seeds.
     pub(crate) trace: String,
 }
@@ -60,6 +66,8 @@ pub(crate) struct SimCluster {
     cuts: BTreeSet<(NodeId, NodeId)>,
     looked: Duration,
     disturbances: usize,
+    /// Nodes that never come back.
+    lost: BTreeSet<NodeId>,
 }
 
 impl SimCluster {
@@ -74,9 +82,10 @@ impl SimCluster {
             .build();
         let world = World::default();
         world.lock().busy = true;
-        let nodes: Vec<_> = [1, 2, 3].map(NodeId).to_vec();
+        let founders: Vec<_> = [1, 2, 3].map(NodeId).to_vec();
+        let nodes: Vec<_> = (1..=3 + options.spares).map(NodeId).collect();
         for node in nodes.clone() {
-            let (world, voters) = (world.clone(), nodes.clone());
+            let (world, voters) = (world.clone(), founders.clone());
             let (seed, plants) = (options.seed, options.plants);
             sim.host(name(node), move || host::run(world.clone(), node, voters.clone(), seed, plants));
         }
@@ -91,6 +100,7 @@ impl SimCluster {
             cuts: BTreeSet::new(),
             looked: Duration::ZERO,
             disturbances: 0,
+            lost: BTreeSet::new(),
         }
     }
 
@@ -192,12 +202,14 @@ impl SimCluster {
         self.world.lock().busy = busy;
     }
 
-    /// Runs until every node that is up sleeps.
+    /// Runs until every member that is up sleeps. A replica that waits to be added, or was removed, has no leader to sleep under.
     pub(crate) fn run_until_asleep(&mut self) -> Result<(), Violation> {
         self.propose(false);
         self.run_until("sleep", |this| {
+            let members = this.members_now()?;
             let state = this.world.lock();
-            let running: Vec<_> = state.nodes.values().filter_map(|slot| slot.running.as_ref()).collect();
+            let members = state.nodes.iter().filter(|(node, _)| members.contains(node));
+            let running: Vec<_> = members.filter_map(|(_, slot)| slot.running.as_ref()).collect();
             (!running.is_empty() && running.iter().all(|running| running.group.status().asleep)).then_some(())
         })
     }
@@ -249,7 +261,7 @@ impl SimCluster {
     }
 
     pub(crate) fn restart(&mut self, node: NodeId) {
-        if !self.sim.is_host_running(name(node)) {
+        if !self.lost.contains(&node) && !self.sim.is_host_running(name(node)) {
             self.note(&format!("restart {}", name(node)));
             self.sim.bounce(name(node));
         }
@@ -369,6 +381,63 @@ impl SimCluster {
         Ok(())
     }
 
+    /// Three of the nodes that are left shall vote from now on.
+    fn want_others(&mut self) {
+        let mut left: Vec<_> = self.nodes.iter().copied().filter(|node| !self.lost.contains(node)).collect();
+        while left.len() > 3 {
+            let out = self.below(left.len() as u64) as usize;
+            left.remove(out);
+        }
+        self.note(&format!("wanted: {left:?}"));
+        self.world.lock().wanted = left.into_iter().collect();
+    }
+
+    /// A voter goes and never comes back, if the group can go on without it and another node is left for its place.
+    fn lose_one(&mut self) {
+        let Some(leader) = self.leader() else { return };
+        let members_of = |node: &NodeId| {
+            let state = self.world.lock();
+            Some(state.nodes.get(node)?.running.as_ref()?.group.members())
+        };
+        let Some(members) = members_of(&leader) else { return };
+        // As long as an older membership could come back, a majority of that one would be needed too.
+        let settled = members.voters.iter().all(|node| members_of(node).as_ref() == Some(&members));
+        let left = self.nodes.len() - self.lost.len();
+        let victim = self.some_node();
+        if members.is_joint() || !settled || left <= 3 || !members.voters.contains(&victim) {
+            return;
+        }
+        self.note(&format!("{} is lost for good", name(victim)));
+        self.lost.insert(victim);
+        self.crash(victim, Crash::DropAll);
+        self.want_others();
+    }
+
+    /// The storm, while voters come and go. One disturbance at a time: with two nodes away besides those that are lost, no
+    /// change would ever get through.
+    pub(crate) fn migration(&mut self, length: Duration) -> Result<(), Violation> {
+        self.run_to_leader()?;
+        let end = self.sim.elapsed() + length;
+        while self.sim.elapsed() < end {
+            match self.below(6) {
+                0 => self.lose_one(),
+                1..=3 => self.want_others(),
+                _ => self.disturb(),
+            }
+            let pause = self.millis(300, 1500);
+            self.run(pause)?;
+        }
+        Ok(())
+    }
+
+    /// Who belongs to the group, as its leader has it.
+    fn members_now(&self) -> Option<Vec<NodeId>> {
+        let leader = self.leader()?;
+        let state = self.world.lock();
+        let members = state.nodes.get(&leader)?.running.as_ref()?.group.members();
+        Some(self.nodes.iter().copied().filter(|node| members.contains(*node)).collect())
+    }
+
     fn journal(&self, node: NodeId) -> Option<Vec<(LogIndex, Bytes)>> {
         let state = self.world.lock();
         let running = state.nodes.get(&node)?.running.as_ref()?;
@@ -391,6 +460,13 @@ impl SimCluster {
         }
         self.propose(true);
         self.run_to_leader()?;
+        let wanted = self.world.lock().wanted.clone();
+        if !wanted.is_empty() {
+            self.run_until("the wanted members", |this| {
+                let wanted: Vec<_> = wanted.iter().copied().collect();
+                (this.members_now()? == wanted).then_some(())
+            })?;
+        }
         let acked = self.acked();
         self.run_until_acked(acked + 5)?;
         // Whatever the run has done to it, the group still falls asleep, and wakes for a proposal.
@@ -403,7 +479,7 @@ impl SimCluster {
         // What is still in flight may yet be acknowledged.
         self.run(Duration::from_secs(1))?;
         let journal = self.run_until("equal journals", |this| {
-            let journals: Option<Vec<_>> = this.nodes.iter().map(|node| this.journal(*node)).collect();
+            let journals: Option<Vec<_>> = this.members_now()?.iter().map(|node| this.journal(*node)).collect();
             let journals = journals?;
             let settled = this.checker.acked.last_key_value().map(|(index, _)| *index);
             let whole = journals[0].last().map(|(index, _)| *index) >= settled;
@@ -418,7 +494,10 @@ impl SimCluster {
             self.note(&format!("{} disk {digest:016x}", name(node)));
         }
         let trace = std::mem::take(&mut self.world.lock().trace);
+        let changes = self.world.lock().changes;
         Ok(Report {
+            changes,
+            lost: self.lost.len(),
             acked: self.checker.acked.len(),
             unknown: self.checker.unknown,
             disturbances: self.disturbances,

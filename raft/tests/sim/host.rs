@@ -1,5 +1,6 @@
 //! One node of a simulation: log, runtime, peer server and a client that proposes wherever this node leads.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use bytes::Bytes;
 use ensign_proto::{GroupId, NodeId};
 use ensign_raft::env::{BootTime, Clock, Lane, Pipe, Rng, SeededRng, Tasks, Transport, TransportError, UnixNanos};
 use ensign_raft::testing::Journal;
-use ensign_raft::{DiskReads, Group, GroupSpec, Limits, Mode, Runtime, RuntimeConfig, Timing};
+use ensign_raft::{DiskReads, Group, GroupSpec, Limits, MembershipError, Mode, Runtime, RuntimeConfig, Timing};
 use ensign_storage::frame::Plant;
 use ensign_storage::{FaultDisk, FrameLog, LogConfig, LogError, NodeLog as _, OpenError, Writer};
 use futures::FutureExt as _;
@@ -35,6 +36,8 @@ const PORT: u16 = 5357;
 pub(crate) struct Plants {
     pub(crate) leader_restore: bool,
     pub(crate) deep_sleep: bool,
+    /// A node that is no founder founds a group of its own instead of waiting to be added.
+    pub(crate) refound: bool,
     pub(crate) log: Option<Plant>,
 }
 
@@ -95,7 +98,14 @@ pub(crate) async fn run(world: World, node: NodeId, voters: Vec<NodeId>, seed: u
         }
     });
 
-    let spec = GroupSpec { id: GROUP, voters: voters.into_iter().collect(), mode: Mode::Found };
+    let voters: BTreeSet<NodeId> = voters.into_iter().collect();
+    let spec = if voters.contains(&node) {
+        GroupSpec { id: GROUP, voters, mode: Mode::Found }
+    } else if plants.refound {
+        GroupSpec { id: GROUP, voters: [node].into(), mode: Mode::Found }
+    } else {
+        GroupSpec { id: GROUP, voters: BTreeSet::new(), mode: Mode::Member }
+    };
     let group = match runtime.start(spec, log.group(GROUP), Journal::with_checkpoints()).await {
         Ok(group) => group,
         Err(error) => return failed_start(&disk, error).await,
@@ -150,6 +160,10 @@ async fn client(world: World, node: NodeId, group: Group<Journal>, tasks: Tasks,
             world.note(&format!("{} compacted: {outcome:?}", name(node)));
         }
         let leadership = *group.leadership().borrow();
+        if leadership.ready && leadership.leads(node) && rng.next_u64().is_multiple_of(4) {
+            let (world, group) = (world.clone(), group.clone());
+            tasks.spawn("members", move |_stop| change_members(world, group));
+        }
         if !busy || !leadership.ready || !leadership.leads(node) {
             continue;
         }
@@ -170,6 +184,34 @@ async fn client(world: World, node: NodeId, group: Group<Journal>, tasks: Tasks,
                 }
             }
         }
+    }
+}
+
+/// One step towards the members that the test wants. A crash may cut it short anywhere.
+async fn change_members(world: World, group: Group<Journal>) {
+    let wanted = world.lock().wanted.clone();
+    if wanted.is_empty() {
+        return;
+    }
+    let members = group.members();
+    let missing = wanted.iter().copied().find(|node| !members.contains(*node));
+    let extra = members.learners.iter().copied().find(|node| !wanted.contains(node));
+    let (what, outcome) = if members.is_joint() {
+        ("finish", group.change_voters(&members.voters, members.voters.clone()).await)
+    } else if let Some(node) = missing {
+        ("add", group.add_learner(node).await)
+    } else if members.voters != wanted {
+        ("change", group.change_voters(&members.voters, wanted).await)
+    } else if let Some(node) = extra {
+        ("remove", group.remove_learner(node).await)
+    } else {
+        return;
+    };
+    if !matches!(outcome, Err(MembershipError::InProgress | MembershipError::Behind { .. })) {
+        world.note(&format!("{what} from {members:?}: {outcome:?}"));
+    }
+    if outcome.is_ok() && matches!(what, "change" | "finish") {
+        world.lock().changes += 1;
     }
 }
 

@@ -95,6 +95,42 @@ fn planted_leader_restore_forks_the_log_and_is_caught() {
     assert!(forked, "found something else: {what}");
 }
 
+/// Voters come and go, some of them for good, while nodes crash and networks are cut.
+fn migration(seed: u64, length: Duration, refound: bool) -> Result<Report, Violation> {
+    let mut options = Options::new(seed);
+    options.spares = 4;
+    options.plants.refound = refound;
+    let mut cluster = SimCluster::new(options);
+    cluster.migration(length)?;
+    cluster.finish()
+}
+
+#[test]
+fn a_cluster_keeps_its_promises_while_its_members_change() {
+    for seed in seeds(&[21, 22, 23, 24]) {
+        let report =
+            migration(seed, Duration::from_secs(15), false).unwrap_or_else(|found| panic!("SEED={seed}: {found}"));
+        assert!(report.acked >= 100, "SEED={seed}: only {} entries were acknowledged", report.acked);
+        assert!(report.changes >= 3, "SEED={seed}: only {} changes of the voters", report.changes);
+        assert!(report.lost >= 1, "SEED={seed}: no node was lost");
+    }
+}
+
+#[test]
+fn a_change_of_members_replays_from_its_seed() {
+    let [first, second] =
+        [(); 2].map(|()| migration(25, Duration::from_secs(6), false).expect("the run is clean").trace);
+    assert!(first.contains("change from"), "no change of voters was tried");
+    assert_eq!(first, second);
+}
+
+#[test]
+fn a_planted_second_founding_gives_a_term_two_leaders_and_is_caught() {
+    let found = migration(26, Duration::from_secs(3), true).err();
+    let Some(Violation(what)) = found else { panic!("the planted bug was not found") };
+    assert!(what.contains("two leaders") || what.contains("two entries"), "found something else: {what}");
+}
+
 /// A whole cluster loses power again and again, and keeps only what was synced.
 fn outages(plant: Option<Plant>) -> Result<Report, Violation> {
     let mut options = Options::new(5);

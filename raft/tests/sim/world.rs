@@ -1,6 +1,6 @@
 //! What the hosts of a simulation and the test that drives them share.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -46,6 +46,10 @@ pub(crate) struct State {
     pub(crate) nodes: BTreeMap<NodeId, Slot>,
     /// Clients propose while this is set.
     pub(crate) busy: bool,
+    /// Who shall vote; whoever leads works towards it. Empty: nothing changes.
+    pub(crate) wanted: BTreeSet<NodeId>,
+    /// How many changes of voters were made.
+    pub(crate) changes: u64,
     pub(crate) proposed: u64,
     /// In the order in which the clients learned them.
     pub(crate) outcomes: Vec<(Bytes, Outcome)>,

@@ -45,6 +45,9 @@ pub(super) struct NodeRow {
     // 0 in what was written before nodes told it.
     #[prost(uint32, tag = "90")]
     version: u32,
+    // False in what was written before nodes said so.
+    #[prost(bool, tag = "30")]
+    pub(super) vault: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -411,6 +414,7 @@ impl From<&NodeRecord> for NodeRow {
             process: node.process,
             key: node.key.clone(),
             version: number(node.version),
+            vault: node.vault,
         }
     }
 }
@@ -429,6 +433,7 @@ impl From<NodeRow> for NodeRecord {
             process: row.process,
             key: Bytes::copy_from_slice(&row.key),
             version: ClusterVersion::or_first(row.version),
+            vault: row.vault,
         }
     }
 }

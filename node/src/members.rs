@@ -1,0 +1,201 @@
+//! Who belongs to the groups that span the whole cluster, the catalog and the vault, and who of them votes.
+//!
+//! ```text
+//! nodes of the catalog ─┐
+//! which of them live   ─┼─> plan ──> one step ──> the group's members          by the group's leader, again and again
+//! members of the group ─┘
+//! ```
+//!
+//! Every node learns the catalog; those that hold the root key learn the vault. Three of them vote, five once the cluster has
+//! five nodes, spread over zones. A voter that does not come back is replaced once another node is ready to vote. Nothing is stored
+//! besides the group's own membership: a leader that fails midway leaves a state from which the next one goes on.
+//! Not here: partitions, whose places the placement controller chooses.
+
+mod plan;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ensign_keyvault::RoutedLink;
+use ensign_proto::{ClusterVersion, NodeId};
+use ensign_raft::env::Stop;
+use ensign_raft::{GroupMembers, MembershipError, Runtime};
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+use self::plan::{Facts, Pulse, Standing, Stay, Step, next_step};
+use crate::catalog::{NodeRecord, View};
+
+/// How often a leader looks, and how long it pauses between two steps.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+const STEP_PAUSE: Duration = Duration::from_millis(100);
+
+/// Which group of the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Council {
+    /// The catalog, which every node holds.
+    Catalog,
+    /// The vault, for nodes that hold the root key.
+    Vault,
+}
+
+impl fmt::Display for Council {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Catalog => "catalog",
+            Self::Vault => "vault",
+        })
+    }
+}
+
+impl Council {
+    fn takes(self, node: &NodeRecord) -> bool {
+        match self {
+            Self::Catalog => true,
+            Self::Vault => node.vault,
+        }
+    }
+}
+
+/// Keeps the members of one group as they should be, whenever this node leads it.
+pub struct Steward {
+    council: Council,
+    group: GroupMembers,
+    view: View,
+    runtime: Runtime,
+    /// After how long a silent voter is replaced.
+    patience: Duration,
+}
+
+impl fmt::Debug for Steward {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Steward").field("council", &self.council).finish_non_exhaustive()
+    }
+}
+
+impl Steward {
+    /// For `group`, whose members are nodes that `view` lists. A voter that stays silent for `patience` is replaced.
+    pub fn new(council: Council, group: GroupMembers, view: View, runtime: Runtime, patience: Duration) -> Self {
+        Self { council, group, view, runtime, patience }
+    }
+
+    /// Works until `stop`. One task a group and node.
+    pub async fn keep(self, stop: Stop) {
+        let mut leadership = self.group.leadership();
+        let mut said = String::new();
+        let mut watched = BTreeSet::new();
+        loop {
+            let now = *leadership.borrow_and_update();
+            let mut pause = LOOK_EVERY;
+            // Nodes of the first version know nothing of members that come and go.
+            if now.ready && now.leads(self.runtime.node()) && self.view.cluster_version() >= ClusterVersion::V2 {
+                // A node that has just joined shares no group with this one yet, and its life counts all the same.
+                let listed = self.view.nodes().into_iter().map(|node| node.id);
+                let listed: BTreeSet<NodeId> = listed.filter(|node| !self.view.is_node_revoked(*node)).collect();
+                if listed != watched {
+                    self.runtime.watch_peers(listed.clone());
+                    watched = listed;
+                }
+                match stop.run_until_cancelled(self.step(&mut said)).await {
+                    None => return,
+                    Some(true) => pause = STEP_PAUSE,
+                    Some(false) => {}
+                }
+            }
+            let woken = stop.run_until_cancelled(timeout(pause, leadership.changed())).await;
+            if woken.is_none() || matches!(woken, Some(Ok(Err(_)))) {
+                return;
+            }
+        }
+    }
+
+    /// Does what is to be done next. Whether there may be more.
+    async fn step(&self, said: &mut String) -> bool {
+        let nodes = self.standings();
+        let members = self.group.now();
+        let status = self.group.status();
+        let facts = Facts { members: &members, matched: &status.matched, last: status.last, nodes: &nodes };
+        let Some(step) = next_step(&facts) else {
+            said.clear();
+            return false;
+        };
+        let council = self.council;
+        let outcome = match &step {
+            Step::Finish => self.group.change_voters(&members.voters, members.voters.clone()).await,
+            Step::AddLearner(node) => self.group.add_learner(*node).await,
+            Step::RemoveLearner(node) => self.group.remove_learner(*node).await,
+            Step::ChangeVoters(voters) => self.group.change_voters(&members.voters, voters.clone()).await,
+        };
+        match outcome {
+            Ok(()) => {
+                info!(%council, ?step, "the members were changed");
+                said.clear();
+                true
+            }
+            // Leadership went to a voter that stays; its own steward goes on.
+            Err(MembershipError::NotLeader { .. }) => false,
+            Err(error) => {
+                let now = format!("{step:?}: {error}");
+                if *said != now {
+                    warn!(%council, ?step, %error, "the members are not changed yet; tried again");
+                    *said = now;
+                }
+                false
+            }
+        }
+    }
+
+    fn standings(&self) -> BTreeMap<NodeId, Standing> {
+        let liveness = self.runtime.liveness();
+        let silent: BTreeMap<NodeId, Duration> = liveness
+            .peers()
+            .into_iter()
+            .filter(|peer| !peer.alive)
+            .map(|peer| (peer.node, peer.since.elapsed()))
+            .collect();
+        let standing = |node: &NodeRecord| Standing {
+            place: (node.region.clone(), node.zone.clone()),
+            pulse: match silent.get(&node.id) {
+                _ if liveness.is_alive(node.id) => Pulse::Alive,
+                Some(silence) if *silence >= self.patience => Pulse::Lost,
+                Some(_) | None => Pulse::Silent,
+            },
+            stay: if self.view.is_node_revoked(node.id) { Stay::Gone } else { Stay::Stays },
+            fit: self.council.takes(node),
+        };
+        self.view.nodes().iter().map(|node| (node.id, standing(node))).collect()
+    }
+}
+
+/// Keeps `link` pointed at the nodes that may lead the vault, until `stop`. One task a node.
+pub async fn follow_vault(
+    link: Arc<RoutedLink>,
+    group: GroupMembers,
+    founders: BTreeSet<NodeId>,
+    view: View,
+    stop: Stop,
+) {
+    let (mut changes, mut leadership) = (view.changes(), group.leadership());
+    loop {
+        changes.mark_unchanged();
+        leadership.mark_unchanged();
+        link.follow(vault_nodes(&group, &view, &founders));
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = changes.changed() => if changed.is_err() { return },
+            changed = leadership.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Who may lead the vault, for those that look for its leader: the members that this node's replica knows, and the nodes that
+/// hold the root key. `founders`, until the catalog lists any.
+fn vault_nodes(group: &GroupMembers, view: &View, founders: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+    let members = group.now();
+    let listed = view.nodes();
+    let mut nodes: BTreeSet<NodeId> = members.voters.union(&members.outgoing).copied().collect();
+    nodes.extend(listed.iter().filter(|node| node.vault && !view.is_node_revoked(node.id)).map(|node| node.id));
+    if nodes.is_empty() { founders.clone() } else { nodes }
+}
