@@ -332,12 +332,24 @@ impl Replica {
         Some((Sleeper { group: self.id, term: Term(standing.vote.leader_id.term), last: standing.last }, before))
     }
 
+    /// Whether `node` is no voter by all that it can know: this replica, whose membership does not give it a vote, holds whatever
+    /// it holds. It was removed while it was away, and nobody tells it. Where a log is all committed, as it is in a group that
+    /// sleeps, a newer membership would be in a log that is longer.
+    fn outlived(&self, node: NodeId, holds: Option<&LogId>) -> bool {
+        let members = self.membership();
+        let last = self.log.state().last.map(log_id);
+        !members.voters.is_empty() && !members.contains(node) && holds <= last.as_ref()
+    }
+
     /// The leader's answer to a peer that asks whether it may go on sleeping, or fall asleep, as it is.
     pub(crate) fn confirm(&self, peer: NodeId, asked: &Sleeper) -> Verdict {
         let Some(standing) = self.standing() else { return Verdict::NotLeader };
         let term = Term(standing.vote.leader_id.term);
         if !standing.is_led_by(self.config.node, term) {
             return Verdict::NotLeader;
+        }
+        if self.outlived(peer, asked.last.as_ref()) {
+            return Verdict::Leads;
         }
         {
             let mut state = self.nap.lock();
@@ -363,17 +375,19 @@ impl Replica {
         }
     }
 
-    /// A peer would stand for election. While this group sleeps under a leader whose node lives, nobody else gets a vote
-    /// from it: a peer that merely lost sight of the leader must not depose it.
-    pub(crate) fn pre_vote(&self, candidate: NodeId, liveness: &Liveness) -> PreVote {
+    /// A peer that holds the log up to `holds` would stand for election. While this group sleeps under a leader whose node
+    /// lives, nobody else gets a vote from it: a peer that merely lost sight of the leader must not depose it, and one that
+    /// was removed asks for ever, and wakes nobody.
+    pub(crate) fn pre_vote(&self, candidate: NodeId, holds: Option<&LogId>, liveness: &Liveness) -> PreVote {
+        let outlived = self.outlived(candidate, holds);
         let mut state = self.nap.lock();
         let refuses = if let NapState::Asleep(under) = &mut *state {
             let own = under.leader == self.config.node;
             let lives = own || liveness.alive_as(under.leader) == Some(under.incarnation);
             // Somebody doubts this leader, so the next sweep asks it.
-            under.doubted = true;
+            under.doubted |= !outlived;
             // A leader that can reach the candidate wakes, and its heartbeat tells it.
-            (under.leader != candidate && lives).then_some(own && liveness.is_alive(candidate))
+            (under.leader != candidate && lives).then_some(own && !outlived && liveness.is_alive(candidate))
         } else {
             None
         };

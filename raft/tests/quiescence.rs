@@ -274,3 +274,65 @@ async fn a_leader_that_was_cut_off_in_its_sleep_finds_out() {
         assert_eq!((there.leader, there.term), (Some(leader), term), "group {id} was led by {:?}", before[&id]);
     }
 }
+
+/// Node 3 loses its vote in every group while it is away, and is told nothing when it comes back.
+async fn remove_the_third_while_it_is_away(cluster: &mut Cluster) -> MemoryLog {
+    let away = NodeId(3);
+    let log = cluster.kill(away).await;
+    cluster.all_led().await;
+    let stay: BTreeSet<_> = [1, 2].map(NodeId).into();
+    for id in ids() {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some((leader, _)) = cluster.leader(id)
+                && cluster.nodes[&leader].groups[&id].change_voters(&VOTERS.into(), stay.clone()).await.is_ok()
+            {
+                break;
+            }
+            assert!(Instant::now() < end, "group {id} keeps its voters for {PATIENCE:?}");
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+    log
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_was_removed_while_it_was_away_keeps_nobody_awake() {
+    let mut cluster = Cluster::start().await;
+    let log = remove_the_third_while_it_is_away(&mut cluster).await;
+    let stay = [1, 2].map(NodeId);
+    cluster.all_sleep(&stay).await;
+    let before = cluster.leaders();
+    cluster.start_node(NodeId(3), log).await;
+    for node in stay {
+        // As a node watches all that its cluster lists.
+        cluster.nodes[&node].runtime.watch_peers([NodeId(3)].into());
+    }
+    let end = Instant::now() + Duration::from_secs(60);
+    while Instant::now() < end {
+        for node in stay {
+            assert_eq!(
+                cluster.asleep(node).len() as u64,
+                GROUPS,
+                "node {node} was woken by a replica that is no member"
+            );
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(cluster.leaders(), before, "it deposed nobody");
+    cluster.write_everywhere().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn groups_sleep_beside_a_learner_that_is_dead() {
+    let mut cluster = Cluster::start().await;
+    for id in ids() {
+        let (leader, _) = cluster.leader(id).expect("the group has a leader");
+        cluster.nodes[&leader].groups[&id].add_learner(NodeId(4)).await.expect("it is added");
+    }
+    cluster.all_sleep(&VOTERS).await;
+    cluster.kill(NodeId(3)).await;
+    cluster.all_led().await;
+    cluster.write_everywhere().await;
+    cluster.all_sleep(&[1, 2].map(NodeId)).await;
+}

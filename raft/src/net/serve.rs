@@ -198,7 +198,8 @@ impl Server<'_> {
             Request::PreVote(request) => {
                 self.is_own(&request.vote)?;
                 let replica = self.local.registry.get(group);
-                let met = replica.map(|replica| replica.pre_vote(self.peer, &self.local.liveness));
+                let holds = request.last_log_id.as_ref();
+                let met = replica.map(|replica| replica.pre_vote(self.peer, holds, &self.local.liveness));
                 if let Some(PreVote::Refuse(response)) = met {
                     self.answer(group, call, Answer::Vote(response));
                     return Ok(());
