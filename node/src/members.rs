@@ -25,6 +25,7 @@ use ensign_raft::{GroupMembers, MembershipError, Runtime};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+pub(crate) use self::plan::voters_wanted;
 use self::plan::{Facts, Pulse, Standing, Stay, Step, next_step};
 use crate::catalog::{NodeRecord, View};
 
@@ -165,7 +166,11 @@ impl Steward {
             stay: if self.view.is_node_revoked(node.id) { Stay::Gone } else { Stay::Stays },
             fit: self.council.takes(node),
         };
-        self.view.nodes().iter().map(|node| (node.id, standing(node))).collect()
+        // Whatever became of its record, a node that was removed is to leave.
+        let revoked =
+            self.view.revoked_nodes().into_iter().map(|id| (id, standing(&NodeRecord { id, ..NodeRecord::default() })));
+        let listed = self.view.nodes();
+        revoked.chain(listed.iter().map(|node| (node.id, standing(node)))).collect()
     }
 }
 

@@ -471,10 +471,7 @@ impl Node {
                 continue;
             }
             if members != Members::default() && tried.is_multiple_of(COMPLAIN_EVERY) {
-                warn!(
-                    "the catalog that this node holds does not name the node as a member: it was removed from the cluster, or is not \
-                     added yet. A node that was removed never comes back under its number: give it an empty data directory and a new node.id"
-                );
+                warn!("the catalog does not name this node as a member: it was removed, or is not added yet");
             }
             // Without a life: the real registration comes when the node can read what the catalog knows of it.
             let record = NodeRecord { incarnation: 0, process: 0, ..self.record() };

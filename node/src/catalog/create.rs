@@ -103,12 +103,15 @@ impl Catalog {
     }
 
     fn new_topic(&self, owner: &Project, name: TopicName, policies: TopicPolicies) -> NewTopic {
+        // They live, and are spread over zones. The settings of a node that joined name whoever it began with.
+        let voters = self.parts.replica.voters();
+        let replicas = if voters.is_empty() { self.parts.founders.clone() } else { voters };
         NewTopic {
             id: self.fresh_topic(),
             project: owner.id,
             name,
             ring: owner.ring,
-            replicas: self.parts.founders.clone(),
+            replicas,
             policies,
             at: self.now(),
         }

@@ -49,7 +49,7 @@ const COMPACT_KEEP: u64 = 1024;
 pub struct CatalogParts {
     /// This node.
     pub me: NodeId,
-    /// The founding nodes, which hold a replica of every topic.
+    /// The founding nodes, which hold every topic that was made before topics named their nodes.
     pub founders: BTreeSet<NodeId>,
     /// Its replica of the catalog's group.
     pub replica: Arc<dyn Replica>,

@@ -62,6 +62,9 @@ pub trait Replica: Send + Sync + 'static {
     /// Who leads.
     fn leadership(&self) -> watch::Receiver<Leadership>;
 
+    /// Who votes in the catalog, as far as this node knows; nobody while it waits to be added.
+    fn voters(&self) -> BTreeSet<NodeId>;
+
     /// Snapshots the state and drops the log behind it but for `keep_entries`.
     fn compact(&self, keep_entries: u64) -> BoxFuture<'static, Result<LogIndex, CompactError>>;
 }
@@ -83,6 +86,10 @@ impl Replica for Group<CatalogMachine> {
 
     fn leadership(&self) -> watch::Receiver<Leadership> {
         Group::leadership(self)
+    }
+
+    fn voters(&self) -> BTreeSet<NodeId> {
+        self.members().voters
     }
 
     fn compact(&self, keep_entries: u64) -> BoxFuture<'static, Result<LogIndex, CompactError>> {

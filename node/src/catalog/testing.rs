@@ -139,6 +139,10 @@ impl Replica for Solo {
         self.leadership.subscribe()
     }
 
+    fn voters(&self) -> BTreeSet<NodeId> {
+        BTreeSet::new()
+    }
+
     fn compact(&self, _keep_entries: u64) -> BoxFuture<'static, Result<LogIndex, CompactError>> {
         futures::future::ready(Ok(*self.applied.borrow())).boxed()
     }

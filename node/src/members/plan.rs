@@ -141,7 +141,7 @@ impl Facts<'_> {
 }
 
 /// How many voters a cluster of so many nodes should have: two lost nodes of five, one of three.
-fn wanted(nodes: usize) -> usize {
+pub(crate) fn voters_wanted(nodes: usize) -> usize {
     if nodes >= MANY_NODES {
         VOTERS_MANY
     } else if nodes >= VOTERS_FEW {
@@ -168,7 +168,7 @@ fn better_voters(facts: &Facts<'_>) -> Option<BTreeSet<NodeId>> {
             voters = kept;
         }
     }
-    let wanted = wanted(facts.nodes.values().filter(|node| node.sound()).count());
+    let wanted = voters_wanted(facts.nodes.values().filter(|node| node.sound()).count());
     while voters.len() < wanted {
         // One more of an even number only makes a majority larger, so two at a time, unless that makes the number odd.
         let mut grown = voters.clone();
@@ -191,7 +191,7 @@ fn better_voters(facts: &Facts<'_>) -> Option<BTreeSet<NodeId>> {
 /// One voter moved to where none is, from where several are.
 fn spread(facts: &Facts<'_>, ready: &[NodeId]) -> Option<BTreeSet<NodeId>> {
     let now = &facts.members.voters;
-    for out in now {
+    for out in now.iter().filter(|id| facts.nodes.contains_key(id)) {
         let mut voters = now.clone();
         voters.remove(out);
         voters.insert(facts.best(&voters, ready)?);

@@ -1,5 +1,6 @@
 //! A node's word about itself, as gauges: what the alert rules in docs/operations rest on.
 
+use ensign_proto::GroupId;
 use ensign_proto::pb::admin::v1 as pb;
 use metrics::{Unit, describe_gauge, gauge};
 
@@ -12,6 +13,8 @@ const LAG: &str = "ensign_replica_lag_entries_max";
 const UNCOMMITTED: &str = "ensign_groups_uncommitted";
 const DISK: &str = "ensign_disk_bytes";
 const DISK_FREE: &str = "ensign_disk_free_bytes";
+const VOTERS: &str = "ensign_group_voters";
+const LEARNERS: &str = "ensign_group_learners";
 const READY: &str = "ensign_ready";
 
 /// Names, units and help.
@@ -31,6 +34,8 @@ pub(crate) fn describe() {
     describe_gauge!(UNCOMMITTED, "Groups that this node leads and that have entries which are not committed yet");
     describe_gauge!(DISK, Unit::Bytes, "Size of the file system of the data directory");
     describe_gauge!(DISK_FREE, Unit::Bytes, "Free bytes of the file system of the data directory");
+    describe_gauge!(VOTERS, "Voters of the catalog and of the vault, told by the node that leads them; 0 elsewhere");
+    describe_gauge!(LEARNERS, "Their members without a vote, told likewise");
     describe_gauge!(READY, "1 while the node serves and nothing is not well, as /readyz says");
 }
 
@@ -53,6 +58,11 @@ pub(super) fn observe(report: &pb::NodeReport, alive: impl Fn(u64) -> bool) {
     gauge!(WITHOUT_QUORUM).set(led().filter(lost).count() as f64);
     gauge!(LAG).set(lag.unwrap_or(0) as f64);
     gauge!(UNCOMMITTED).set(led().filter(|group| group.last_log_index > group.committed_index).count() as f64);
+    for (id, name) in [(GroupId::CATALOG, "catalog"), (GroupId::VAULT, "vault")] {
+        let members = || led().filter(|group| group.group_id == id.0).flat_map(|group| &group.members);
+        gauge!(VOTERS, "group" => name).set(members().filter(|it| it.voter).count() as f64);
+        gauge!(LEARNERS, "group" => name).set(members().filter(|it| !it.voter).count() as f64);
+    }
     gauge!(DISK).set(report.disk_bytes as f64);
     gauge!(DISK_FREE).set(report.disk_free_bytes as f64);
     gauge!(READY).set(f64::from(u8::from(report.phase == "serving" && report.troubles.is_empty())));

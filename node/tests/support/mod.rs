@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part, and none is a library")]
 
 pub mod ledger;
+pub mod machines;
 pub mod process;
 pub mod refused;
 pub mod wiretap;

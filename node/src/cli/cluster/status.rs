@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use ensign_proto::GroupId;
 use ensign_proto::pb::admin::v1 as pb;
 use prost::Message as _;
 use serde::Serialize;
@@ -25,6 +26,17 @@ struct Shown {
     partitions: usize,
     /// Groups by the node that leads them; groups without a leader are not among them.
     led: usize,
+    /// The groups that span the cluster, as their leaders tell.
+    groups: Vec<ShownGroup>,
+}
+
+#[derive(Serialize)]
+struct ShownGroup {
+    name: String,
+    /// None, where no node that answers leads it.
+    leader: Option<u64>,
+    voters: Vec<u64>,
+    learners: Vec<u64>,
 }
 
 #[derive(Serialize)]
@@ -101,6 +113,9 @@ fn show(output: Output, report: &pb::ClusterReportReply) -> anyhow::Result<()> {
         nodes: report.nodes.iter().map(node).collect(),
         partitions: report.partitions.len(),
         led: report.nodes.iter().filter_map(|it| it.report.as_ref()).map(|it| it.leads as usize).sum(),
+        groups: [(GroupId::CATALOG, "catalog"), (GroupId::VAULT, "vault")]
+            .map(|(id, name)| group(report, id, name))
+            .into(),
     };
     if output == Output::Json {
         return output::json(&shown);
@@ -114,6 +129,9 @@ fn show(output: Output, report: &pb::ClusterReportReply) -> anyhow::Result<()> {
         shown.led,
         shown.answered_by,
     ))?;
+    for group in &shown.groups {
+        line(format_args!("{}", of_group(group)))?;
+    }
     let headings = [
         "node",
         "name",
@@ -129,6 +147,29 @@ fn show(output: Output, report: &pb::ClusterReportReply) -> anyhow::Result<()> {
         "not well",
     ];
     list(output, &headings, &shown.nodes, row, "no nodes")
+}
+
+/// What the newest leader of a group says of its members.
+fn group(report: &pb::ClusterReportReply, id: GroupId, name: &str) -> ShownGroup {
+    let reports = report.nodes.iter().filter_map(|it| it.report.as_ref());
+    let led = reports.flat_map(|it| it.groups.iter().filter(|group| group.leader == it.node_id));
+    let leader = led.filter(|group| group.group_id == id.0).max_by_key(|group| group.term);
+    let members = |votes: bool| {
+        let members = leader.iter().flat_map(|group| &group.members).filter(move |it| it.voter == votes);
+        members.map(|it| it.node_id).collect()
+    };
+    let (voters, learners) = (members(true), members(false));
+    ShownGroup { name: name.to_owned(), leader: leader.map(|group| group.leader), voters, learners }
+}
+
+fn of_group(group: &ShownGroup) -> String {
+    let list = |nodes: &[u64]| nodes.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+    let Some(leader) = group.leader else { return format!("{}: no node that answers leads it", group.name) };
+    let voters = list(&group.voters);
+    match &group.learners[..] {
+        [] => format!("{}: led by node {leader}; voters {voters}", group.name),
+        learners => format!("{}: led by node {leader}; voters {voters}; learners {}", group.name, list(learners)),
+    }
 }
 
 fn node(peer: &pb::PeerReport) -> ShownNode {
@@ -179,6 +220,30 @@ fn row(node: &ShownNode) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_groups_of_the_cluster_show_who_votes_and_who_learns() {
+        let said = |node: u64, term: u64, members: &[(u64, bool)]| {
+            let members =
+                members.iter().map(|(node_id, voter)| pb::MemberReport { node_id: *node_id, voter: *voter, lag: 0 });
+            let members = members.collect();
+            let group = pb::GroupReport { group_id: 1, term, leader: node, members, ..Default::default() };
+            let report = pb::NodeReport { node_id: node, groups: vec![group], ..Default::default() };
+            pb::PeerReport { node_id: node, report: Some(report), ..Default::default() }
+        };
+        // Node 1 believes to lead still.
+        let nodes = vec![
+            said(1, 4, &[(1, true), (2, true), (3, true)]),
+            said(2, 7, &[(1, false), (2, true), (3, true), (4, true)]),
+        ];
+        let report = pb::ClusterReportReply { nodes, ..Default::default() };
+        let shown =
+            [(GroupId::CATALOG, "catalog"), (GroupId::VAULT, "vault")].map(|(id, name)| group(&report, id, name));
+        assert_eq!(
+            shown.each_ref().map(of_group),
+            ["catalog: led by node 2; voters 2, 3, 4; learners 1", "vault: no node that answers leads it"]
+        );
+    }
 
     #[test]
     fn a_silent_node_says_why_and_shows_nothing_else() {

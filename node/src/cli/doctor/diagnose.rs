@@ -1,5 +1,7 @@
 //! What is wrong with a cluster, and what to do about it: a pure function of what its nodes say.
 
+mod councils;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -83,6 +85,7 @@ pub(super) fn diagnose(before: &pb::ClusterReportReply, now: &pb::ClusterReportR
     of_versions(now, &mut findings);
     let (earlier, groups) = (leaders(before), groups(now));
     of_leaderless(&groups, &silent, &mut findings);
+    councils::of_voters(now, &groups, &silent, &mut findings);
     of_replicas(&groups, &silent, &mut findings);
     of_progress(&groups, &earlier, &silent, &mut findings);
     findings.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| (a.code, &a.nodes).cmp(&(b.code, &b.nodes))));
@@ -222,7 +225,7 @@ fn of_replicas(groups: &BTreeMap<u64, Group<'_>>, silent: &BTreeSet<u64>, findin
     let led = groups.iter().filter(|(_, group)| group.leader.is_some() && !group.has_lost_its_majority(silent));
     for (id, group) in led {
         let voters = group.voters();
-        for node in group.gone(silent) {
+        for node in group.gone(silent).into_iter().filter(|_| !councils::is_one(*id)) {
             by_node.entry(node).or_default().push((*id, &group.name));
         }
         if group.assigned.difference(&voters).next().is_some() {

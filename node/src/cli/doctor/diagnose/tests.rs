@@ -74,14 +74,11 @@ fn a_silent_node_is_found_and_its_replicas_are_counted_once() {
     silence(&mut now, 3);
     let findings = diagnose(&now, &now);
     let codes: Vec<_> = findings.iter().map(|it| (it.severity, it.code)).collect();
-    assert_eq!(codes, [(Severity::Critical, "node-silent"), (Severity::Warning, "under-replicated")]);
+    let expected = ["under-replicated", "voter-lost"].map(|code| (Severity::Warning, code));
+    assert_eq!(codes, [&[(Severity::Critical, "node-silent")][..], &expected].concat());
     assert!(findings[0].what.contains("node 3 at node-3:5357 does not answer: connection refused"));
-    assert_eq!((findings[1].nodes.as_slice(), findings[1].groups.as_slice()), (&[3][..], &[1, 16][..]));
-    assert!(
-        findings[1].what.starts_with("2 groups (catalog, orders) have a replica on node 3"),
-        "{}",
-        findings[1].what
-    );
+    assert_eq!((findings[1].nodes.as_slice(), findings[1].groups.as_slice()), (&[3][..], &[16][..]));
+    assert!(findings[1].what.starts_with("orders has a replica on node 3"), "{}", findings[1].what);
 }
 
 #[test]
@@ -199,4 +196,43 @@ fn troubles_of_a_node_are_told_in_its_words() {
         report(it, 1).troubles.insert("catalog".to_owned(), "the catalog has no leader".to_owned());
     };
     assert_eq!(found(trouble), [(Severity::Warning, "not-ready")]);
+}
+
+fn catalog(cluster: &mut pb::ClusterReportReply) -> &mut pb::GroupReport {
+    &mut report(cluster, 1).groups[0]
+}
+
+#[test]
+fn a_lost_voter_has_a_remedy_that_fits_who_is_left() {
+    let mut now = healthy();
+    silence(&mut now, 3);
+    let remedy = |now: &pb::ClusterReportReply| {
+        let findings = diagnose(now, now);
+        let lost = findings.into_iter().find(|it| it.code == "voter-lost").unwrap();
+        assert_eq!((lost.nodes.as_slice(), lost.groups.as_slice()), (&[3][..], &[1][..]));
+        lost.remedy
+    };
+    assert!(remedy(&now).contains("ensign cluster join"), "nobody is there to take its vote");
+    let mut fourth = now.nodes[1].clone();
+    fourth.node_id = 4;
+    (fourth.report.as_mut().unwrap().node_id, fourth.report.as_mut().unwrap().groups) = (4, Vec::new());
+    now.nodes.push(fourth);
+    assert!(remedy(&now).contains("vote_lost_after"), "the fourth takes it");
+}
+
+#[test]
+fn a_group_with_fewer_voters_than_it_could_have_is_found() {
+    let mut now = healthy();
+    catalog(&mut now).members = vec![
+        pb::MemberReport { node_id: 1, voter: true, lag: 0 },
+        pb::MemberReport { node_id: 2, voter: false, lag: 0 },
+        pb::MemberReport { node_id: 3, voter: false, lag: 0 },
+    ];
+    let few = diagnose(&now, &now).into_iter().find(|it| it.code == "too-few-voters").unwrap();
+    assert_eq!((few.severity, few.nodes.as_slice(), few.groups.as_slice()), (Severity::Warning, &[2, 3][..], &[1][..]));
+    assert!(few.what.contains("1 voters, and 3 nodes could be") && few.remedy.contains("log of node 1"), "{few:?}");
+    // Nodes that cannot unseal the vault do not count for it.
+    catalog(&mut now).group_id = 2;
+    report(&mut now, 2).sealed = "no root key".to_owned();
+    assert!(diagnose(&now, &now).iter().all(|it| it.code != "too-few-voters"));
 }
