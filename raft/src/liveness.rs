@@ -9,7 +9,7 @@
 //! It is dead after [`MISSED_MAX`] heartbeats without an answer and at least `election_min` of silence: what a follower takes
 //! its leader for, but for all groups of the peer together, and also while these sleep. A ping carries the incarnation, which
 //! a node raises with each start: a peer that restarted within a heartbeat has died all the same, with whatever it knew only
-//! in memory. Liveness is a hint that says when to act; no promise rests on it.
+//! in memory. A peer of the first version answers a plain ping and tells no incarnation. Liveness is a hint that says when to act; no promise rests on it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -27,12 +27,14 @@ use tracing::{info, warn};
 use crate::config::Timing;
 use crate::env::{Lane, Tasks};
 use crate::metrics;
-use crate::net::{Answer, NO_GROUP, Peers, Request};
+use crate::net::{Answer, Broken, NO_GROUP, Peers, Request};
 
 /// Heartbeats without an answer after which a peer may be dead.
 const MISSED_MAX: u32 = 3;
 /// Pings of one peer that may be unanswered. A slow answer still counts.
 const PINGS_MAX: usize = 8;
+/// The incarnation of a peer that answers and does not tell it: it is older, and does not know groups that sleep.
+pub(crate) const UNTOLD: u64 = 0;
 
 /// What this node knows of a peer's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -205,8 +207,13 @@ impl Liveness {
             let link = net.link(peer, Lane::Control);
             let conn = net.conn(&link).await.ok()?;
             let request = Request::Alive { incarnation: self.inner.incarnation };
-            match conn.call(NO_GROUP, request).await.ok()?.await.ok()? {
+            let call = match conn.call(NO_GROUP, request).await {
+                Err(Broken::Older) => conn.call(NO_GROUP, Request::Ping).await,
+                called => called,
+            };
+            match call.ok()?.await.ok()? {
                 Answer::Alive { incarnation } => Some(incarnation),
+                Answer::Pong => Some(UNTOLD),
                 _ => None,
             }
         };

@@ -17,7 +17,7 @@ mod serve;
 mod sleeper;
 
 pub(crate) use client::Factory;
-pub(crate) use conn::Peers;
+pub(crate) use conn::{Broken, Peers};
 pub(crate) use message::{Answer, NO_GROUP, Request};
 pub(crate) use serve::{Local, serve};
 pub(crate) use sleeper::{SLEEPERS_MAX, Sleeper, Verdict};

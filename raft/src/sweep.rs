@@ -30,10 +30,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, tim
 use crate::config::RuntimeConfig;
 use crate::env::{Lane, Rng, Stop};
 use crate::group::Leadership;
-use crate::liveness::PeerState;
+use crate::liveness::{PeerState, UNTOLD};
 use crate::metrics;
 use crate::nap::{Asks, CHECK_EVERY, NapState, Under};
-use crate::net::{Answer, Local, NO_GROUP, Peers, Request, SLEEPERS_MAX, Sleeper, Verdict};
+use crate::net::{Answer, Broken, Local, NO_GROUP, Peers, Request, SLEEPERS_MAX, Sleeper, Verdict};
 use crate::replica::Replica;
 use crate::types::log_id;
 
@@ -285,6 +285,9 @@ impl Sweeper {
         let replication = metrics.replication.as_ref()?;
         let (mut awaited, mut excluded) = (BTreeSet::new(), BTreeSet::new());
         for (node, ()) in members.nodes().filter(|(node, ())| **node != view.me.0) {
+            if view.lives_as(NodeId(*node), UNTOLD) {
+                return None;
+            }
             match view.state(NodeId(*node)) {
                 PeerState::Dead => excluded.insert(NodeId(*node)),
                 PeerState::Alive if replication.get(node) == Some(&Some(last)) => awaited.insert(NodeId(*node)),
@@ -314,7 +317,7 @@ impl Sweeper {
                 let peers = &peers;
                 asked.chunks(SLEEPERS_MAX).map(move |asked| async move {
                     match call(peers, *peer, Request::Sleep(asked.to_vec()), patience).await {
-                        Some(Answer::Asleep(groups)) => groups.into_iter().map(|group| (*peer, group)).collect(),
+                        Ok(Answer::Asleep(groups)) => groups.into_iter().map(|group| (*peer, group)).collect(),
                         _ => Vec::new(),
                     }
                 })
@@ -335,8 +338,10 @@ impl Sweeper {
             work.push(Box::pin(async move {
                 let question = asked.iter().map(|(sleeper, _)| sleeper.clone()).collect();
                 let verdicts = match call(&peers, peer, Request::Check(question), patience).await {
-                    Some(Answer::Checked(verdicts)) => verdicts.into_iter().collect(),
-                    _ => BTreeMap::new(),
+                    Ok(Answer::Checked(verdicts)) => verdicts.into_iter().collect(),
+                    // It cannot say, and if it leads it does not sleep: its heartbeat is on the way.
+                    Err(Broken::Older) => asked.iter().map(|(sleeper, _)| (sleeper.group, Verdict::Leads)).collect(),
+                    Ok(_) | Err(Broken::Pipe | Broken::Unreachable(_)) => BTreeMap::new(),
                 };
                 Event::Checked { peer, asked, verdicts }
             }));
@@ -558,13 +563,13 @@ fn rank(group: GroupId, able: &[NodeId], node: NodeId) -> Option<usize> {
     Some((at + able.len() - first) % able.len())
 }
 
-async fn call(peers: &Arc<Peers>, peer: NodeId, request: Request, patience: Duration) -> Option<Answer> {
+async fn call(peers: &Arc<Peers>, peer: NodeId, request: Request, patience: Duration) -> Result<Answer, Broken> {
     let asking = async {
         let link = peers.link(peer, Lane::Control);
-        let conn = peers.conn(&link).await.ok()?;
-        conn.call(NO_GROUP, request).await.ok()?.await.ok()
+        let conn = peers.conn(&link).await?;
+        conn.call(NO_GROUP, request).await?.await
     };
-    timeout(patience, asking).await.ok().flatten()
+    timeout(patience, asking).await.unwrap_or_else(|_elapsed| Err(Broken::Unreachable("no answer in time".to_owned())))
 }
 
 #[cfg(not(feature = "planted-bugs"))]

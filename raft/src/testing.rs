@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
-use ensign_proto::{LogIndex, NodeId, Term};
+use ensign_proto::{ClusterVersion, LogIndex, NodeId, Term};
 use ensign_storage::EntryId;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -137,8 +137,8 @@ impl MemoryNet {
         let broken = CancellationToken::new();
         let ((outgoing, there), (back, incoming)) = (self.carry(&broken), self.carry(&broken));
         self.lock().open.push((from, to, broken));
-        runtime.accept(from, lane, Pipe { outgoing: back, incoming: there });
-        Ok(Pipe { outgoing, incoming })
+        runtime.accept(from, lane, Pipe { outgoing: back, incoming: there, version: ClusterVersion::NEWEST });
+        Ok(Pipe { outgoing, incoming, version: ClusterVersion::NEWEST })
     }
 }
 

@@ -28,7 +28,7 @@ use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{error, warn};
 
-use super::gate::{CallingNode, GateLayer};
+use super::gate::{CallingNode, GateLayer, Speaks};
 use super::propose::{propose_refusal, read_refusal};
 use super::tls::{JOIN_ALPN, PeerTls};
 use super::transport::{LANE, MESSAGE_MAX, accept, lane_of};
@@ -209,7 +209,8 @@ impl Peer for Shared {
             .ok_or_else(|| Status::invalid_argument(format!("{LANE} must be bulk or control")))?;
         // A pipe outlives the call that opened it: it ends with its peer's being one.
         let gone = self.0.peers.gate().gone(peer);
-        let (pipe, replies) = accept(&self.0.tasks, request.into_inner(), gone.clone());
+        let version = Speaks::of(request.metadata().as_ref()).newest;
+        let (pipe, replies) = accept(&self.0.tasks, request.into_inner(), gone.clone(), version);
         self.0.runtime.accept(peer, lane, pipe);
         // Open pipes must not keep a stopping server waiting.
         let stop = self.0.tasks.stop_token().clone();

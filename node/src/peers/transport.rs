@@ -3,9 +3,9 @@
 use std::fmt;
 
 use bytes::Bytes;
-use ensign_proto::NodeId;
 use ensign_proto::pb::peer::v1::PipeMessage;
 use ensign_proto::pb::peer::v1::peer_client::PeerClient;
+use ensign_proto::{ClusterVersion, NodeId};
 use ensign_raft::env::{Lane, Pipe, Tasks, Transport, TransportError};
 use futures::future::BoxFuture;
 use tokio::sync::mpsc;
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Status, Streaming};
 
-use super::Peers;
+use super::{Peers, Speaks};
 
 /// The metadata key that says which lane a pipe is.
 pub(super) const LANE: &str = "ensign-lane";
@@ -56,7 +56,8 @@ impl Transport for PipeTransport {
             let mut request = Request::new(messages(pipe_rx));
             request.metadata_mut().insert(LANE, MetadataValue::from_static(lane_name(lane)));
             let replies = client.pipe(request).await.map_err(|status| failed(status.message().to_owned()))?;
-            Ok(Pipe { outgoing, incoming: pump(&tasks, replies.into_inner(), gone) })
+            let version = Speaks::of(replies.metadata().as_ref()).newest;
+            Ok(Pipe { outgoing, incoming: pump(&tasks, replies.into_inner(), gone), version })
         })
     }
 }
@@ -79,9 +80,10 @@ pub(super) fn accept(
     tasks: &Tasks,
     incoming: Streaming<PipeMessage>,
     gone: CancellationToken,
+    version: ClusterVersion,
 ) -> (Pipe, impl tokio_stream::Stream<Item = Result<PipeMessage, Status>> + use<>) {
     let (outgoing, pipe_rx) = mpsc::channel::<Bytes>(PIPE_MESSAGES);
-    (Pipe { outgoing, incoming: pump(tasks, incoming, gone) }, messages(pipe_rx).map(Ok))
+    (Pipe { outgoing, incoming: pump(tasks, incoming, gone), version }, messages(pipe_rx).map(Ok))
 }
 
 fn messages(pipe: mpsc::Receiver<Bytes>) -> impl tokio_stream::Stream<Item = PipeMessage> {

@@ -1,7 +1,7 @@
 //! The network, as `raft` sees it: ordered pipes of byte messages to other nodes.
 
 use bytes::Bytes;
-use ensign_proto::NodeId;
+use ensign_proto::{ClusterVersion, NodeId};
 use futures::future::BoxFuture;
 use thiserror::Error;
 use tokio::sync::mpsc;
@@ -22,6 +22,8 @@ pub struct Pipe {
     pub outgoing: mpsc::Sender<Bytes>,
     /// Messages from the peer.
     pub incoming: mpsc::Receiver<Bytes>,
+    /// The newest version of the cluster that the peer speaks.
+    pub version: ClusterVersion,
 }
 
 /// Why a pipe could not be opened.

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use ensign_proto::{GroupId, NodeId};
+use ensign_proto::{ClusterVersion, GroupId, NodeId};
 use thiserror::Error;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -42,6 +42,9 @@ pub(crate) enum Broken {
     Unreachable(String),
     #[error("the pipe broke")]
     Pipe,
+    /// The peer would break the pipe over it, so it was not sent.
+    #[error("the peer is older and does not know the request")]
+    Older,
 }
 
 /// All pipes that this node opens.
@@ -149,6 +152,7 @@ pub(crate) struct Conn {
     waiting: Mutex<Waiting>,
     called: Notify,
     dead: CancellationToken,
+    version: ClusterVersion,
 }
 
 #[derive(Default)]
@@ -167,6 +171,7 @@ impl Conn {
             waiting: Mutex::default(),
             called: Notify::new(),
             dead: CancellationToken::new(),
+            version: pipe.version,
         });
         let linger = (timing.heartbeat / LINGER_SHARE).min(LINGER_MAX);
         let (dead, outgoing) = (conn.dead.clone(), pipe.outgoing);
@@ -216,6 +221,9 @@ impl Conn {
         group: GroupId,
         request: Request,
     ) -> Result<Call, Broken> {
+        if request.needs() > self.version {
+            return Err(Broken::Older);
+        }
         let id = self.fresh();
         let (sender, answer) = oneshot::channel();
         let first = {

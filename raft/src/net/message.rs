@@ -9,7 +9,7 @@
 //! to be worth a copy. Numbers are big-endian. Whatever does not fit exactly is refused, and with it the pipe.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use ensign_proto::GroupId;
+use ensign_proto::{ClusterVersion, GroupId};
 use openraft::entry::RaftEntry as _;
 use openraft::raft::{
     StreamAppendError, StreamAppendResult, TransferLeaderError, TransferLeaderRequest, TransferLeaderResponse,
@@ -78,6 +78,23 @@ pub(crate) enum Request {
     Unknown {
         kind: u8,
     },
+}
+
+impl Request {
+    /// The oldest version whose nodes know the request. Older ones break the pipe over it, or refuse it.
+    pub(crate) fn needs(&self) -> ClusterVersion {
+        match self {
+            Self::Append { .. }
+            | Self::Close { .. }
+            | Self::Vote(_)
+            | Self::PreVote(_)
+            | Self::Transfer(_)
+            | Self::Snapshot(_)
+            | Self::Ping
+            | Self::Unknown { .. } => ClusterVersion::V1,
+            Self::Alive { .. } | Self::Sleep(_) | Self::Check(_) => ClusterVersion::V2,
+        }
+    }
 }
 
 /// A piece of a snapshot, from `offset` of `total` bytes.

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ensign_proto::{GroupId, NodeId};
+use ensign_proto::{ClusterVersion, GroupId, NodeId};
+use futures::future::BoxFuture;
 use openraft::raft::VoteRequest;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::env::{Lane, Pipe, SeededRng, SystemClock, Tasks};
+use crate::env::{Lane, Pipe, SeededRng, SystemClock, Tasks, Transport, TransportError};
 use crate::net::message::{self, Answer, Body, Frame, Message, Refusal, Request};
 use crate::runtime::Runtime;
 use crate::testing::{MemoryNet, quick};
@@ -27,7 +28,7 @@ fn node_1_hears_node(peer: u64) -> Peer {
     let rng = Arc::new(SeededRng::new(1));
     let runtime = Runtime::new(quick(NodeId(1)), net.transport(NodeId(1)), Arc::new(SystemClock), rng, Tasks::new());
     let ((to, incoming), (outgoing, from)) = (mpsc::channel(8), mpsc::channel(8));
-    runtime.accept(NodeId(peer), Lane::Control, Pipe { outgoing, incoming });
+    runtime.accept(NodeId(peer), Lane::Control, Pipe { outgoing, incoming, version: ClusterVersion::NEWEST });
     Peer { to, from, _runtime: runtime }
 }
 
@@ -91,4 +92,48 @@ async fn a_peer_that_sends_garbage_loses_its_pipe() {
         peer.to.send(Bytes::copy_from_slice(garbage)).await.unwrap();
         assert!(peer.answer().await.is_none(), "{garbage:?}");
     }
+}
+
+/// Pipes to a peer that says it speaks this, and what comes out of them.
+struct Dialled {
+    version: ClusterVersion,
+    ends: mpsc::UnboundedSender<(mpsc::Sender<Bytes>, mpsc::Receiver<Bytes>)>,
+}
+
+impl Transport for Dialled {
+    fn connect(&self, _peer: NodeId, _lane: Lane) -> BoxFuture<'static, Result<Pipe, TransportError>> {
+        let ((outgoing, theirs), (to, incoming)) = (mpsc::channel(8), mpsc::channel(8));
+        let _ = self.ends.send((to, theirs));
+        let version = self.version;
+        Box::pin(async move { Ok(Pipe { outgoing, incoming, version }) })
+    }
+}
+
+/// What node 1 asks node 2 first, and the pipe to answer on.
+async fn first_question_to(version: ClusterVersion) -> (Runtime, Message, mpsc::Sender<Bytes>) {
+    let (ends, mut dialled) = mpsc::unbounded_channel();
+    let rng = Arc::new(SeededRng::new(1));
+    let transport = Arc::new(Dialled { version, ends });
+    let runtime = Runtime::new(quick(NodeId(1)), transport, Arc::new(SystemClock), rng, Tasks::new());
+    runtime.watch_peers([NodeId(2)].into());
+    let (to, mut from) = timeout(Duration::from_secs(5), dialled.recv()).await.unwrap().unwrap();
+    let frame = timeout(Duration::from_secs(5), from.recv()).await.unwrap().unwrap();
+    (runtime, message::decode(frame, Vec::new()).unwrap().remove(0), to)
+}
+
+#[tokio::test]
+async fn a_peer_of_the_first_version_is_asked_only_what_it_knows_and_counts_as_alive() {
+    let (_runtime, asked, _to) = first_question_to(ClusterVersion::V2).await;
+    assert!(matches!(asked.body, Body::Request(Request::Alive { incarnation: 1 })));
+
+    let (runtime, asked, to) = first_question_to(ClusterVersion::V1).await;
+    assert!(matches!(asked.body, Body::Request(Request::Ping)), "{asked:?}");
+    let mut frame = Frame::new();
+    frame.push(&Message { body: Body::Answer(Answer::Pong), ..asked });
+    to.send(frame.take().0).await.unwrap();
+    let mut changes = runtime.liveness().changes();
+    timeout(Duration::from_secs(5), changes.wait_for(|_| runtime.liveness().is_alive(NodeId(2))))
+        .await
+        .unwrap()
+        .unwrap();
 }

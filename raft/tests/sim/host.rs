@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ensign_proto::{GroupId, NodeId};
+use ensign_proto::{ClusterVersion, GroupId, NodeId};
 use ensign_raft::env::{BootTime, Clock, Lane, Pipe, Rng, SeededRng, Tasks, Transport, TransportError, UnixNanos};
 use ensign_raft::testing::Journal;
 use ensign_raft::{DiskReads, Group, GroupSpec, Limits, MembershipError, Mode, Runtime, RuntimeConfig, Timing};
@@ -274,5 +274,5 @@ fn pipe(stream: TcpStream, tasks: &Tasks) -> Pipe {
             }
         }
     });
-    Pipe { outgoing, incoming }
+    Pipe { outgoing, incoming, version: ClusterVersion::NEWEST }
 }
