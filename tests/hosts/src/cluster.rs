@@ -156,6 +156,11 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// Nodes that are started from now on run this program.
+    pub fn run_from_now_on(&mut self, binary: &Path) {
+        binary.clone_into(&mut self.plan.binary);
+    }
+
     /// Leaves the directory where it is, for whoever wants to know what happened.
     pub fn keep(&mut self) -> &Path {
         if let Some(dir) = self.dir.take() {
@@ -325,7 +330,15 @@ impl Cluster {
     /// There are no credentials yet.
     pub fn admin(&self) -> anyhow::Result<Client> {
         let all: Vec<Node> = self.addresses.keys().copied().collect();
-        Ok(Client::connect(self.options(&all)?.1.context("the credentials file has no admin key")?)?)
+        self.admin_of(&all)
+    }
+
+    /// The operator's client, which knows these nodes.
+    ///
+    /// # Errors
+    /// There are no credentials yet.
+    pub fn admin_of(&self, nodes: &[Node]) -> anyhow::Result<Client> {
+        Ok(Client::connect(self.options(nodes)?.1.context("the credentials file has no admin key")?)?)
     }
 
     /// Who leads the topic, as the cluster's status says.

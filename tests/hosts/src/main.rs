@@ -59,7 +59,7 @@ enum Command {
         #[arg(long)]
         report_only: bool,
     },
-    /// Restart every node in turn, under load.
+    /// Restart every node in turn, under load; with --from, upgrade them.
     Rolling {
         #[command(flatten)]
         cluster: ClusterArgs,
@@ -69,6 +69,9 @@ enum Command {
         /// Events a second of each publisher.
         #[arg(long, default_value_t = 200)]
         rate: u32,
+        /// A server of an older release, of version 1 of the cluster: all nodes begin with it, and are upgraded one by one.
+        #[arg(long, value_name = "BINARY")]
+        from: Option<PathBuf>,
         #[command(flatten)]
         pyensign: PyEnsignArgs,
     },
@@ -168,8 +171,8 @@ async fn run(command: Command) -> anyhow::Result<()> {
             let limits = if report_only { Limits::Printed } else { Limits::Enforced };
             failover::run(Failover { plan: cluster.plan(), rounds, rate, limits }).await
         }
-        Command::Rolling { cluster, rounds, rate, pyensign } => {
-            rolling::run(Rolling { plan: cluster.plan(), rounds, rate, python: pyensign.python() }).await
+        Command::Rolling { cluster, rounds, rate, from, pyensign } => {
+            rolling::run(Rolling { plan: cluster.plan(), rounds, rate, python: pyensign.python(), from }).await
         }
         Command::Live { cluster } => live::run(cluster.plan()).await,
         Command::Links { links } => links::run(links).await,

@@ -1,4 +1,7 @@
-//! A rolling restart under load: SIGTERM to one node after the other, each started again and healthy before the next.
+//! A rolling restart under load: SIGTERM to one node after the other, each started again and healthy before the next. With the program of
+//! an older release to begin with, it is a rolling upgrade.
+
+mod mixed;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -32,6 +35,8 @@ pub struct Rolling {
     pub rate: u32,
     /// A Python with PyEnsign; none goes without.
     pub python: Option<PathBuf>,
+    /// The program of an older release, of version 1 of the cluster, which every node runs before its first restart.
+    pub from: Option<PathBuf>,
 }
 
 /// Runs it.
@@ -39,7 +44,13 @@ pub struct Rolling {
 /// # Errors
 /// A publish of our client failed, something acked is lost, a subscriber missed something, or a node did not stop or start in order.
 pub async fn run(rolling: Rolling) -> anyhow::Result<()> {
-    let mut cluster = Cluster::start(rolling.plan.clone()).await?;
+    let (new, mut plan) = (rolling.plan.binary.clone(), rolling.plan.clone());
+    ensure!(new.exists(), "there is no server at {}: build one, or name it with --binary", new.display());
+    if let Some(old) = &rolling.from {
+        plan.binary.clone_from(old);
+    }
+    let mut cluster = Cluster::start(plan).await?;
+    cluster.run_from_now_on(&new);
     let outcome = restart_all(&rolling, &mut cluster).await;
     if outcome.is_err() {
         say(format!("the cluster's directory is kept: {}", cluster.keep().display()));
@@ -111,7 +122,14 @@ async fn restart_all(rolling: &Rolling, cluster: &mut Cluster) -> anyhow::Result
                 gap.length.as_secs_f64() * 1e3,
                 slowest.as_secs_f64() * 1e3,
             ));
+            let old: Vec<_> = (node + 1..=rolling.plan.nodes).collect();
+            if rolling.from.is_some() && round == 1 && !old.is_empty() {
+                mixed::while_mixed(cluster, node, &old).await?;
+            }
         }
+    }
+    if rolling.from.is_some() {
+        mixed::when_all_are_new(cluster).await?;
     }
     finish.now();
     let ours = history.entry(TOPIC).or_default();
