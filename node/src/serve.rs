@@ -114,10 +114,13 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
         anyhow::Ok(())
     };
     let failure = tokio::select! {
+        biased;
         () = stop.cancelled() => None,
+        // Also on the way to serving: a node that its cluster is too new for would wait for a quorum for ever.
+        failure = node.failed() => Some(failure),
         failure = async {
             match outcome.await {
-                Ok(()) => node.failed().await,
+                Ok(()) => std::future::pending().await,
                 Err(error) => format!("{error:#}"),
             }
         } => Some(failure),

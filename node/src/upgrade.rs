@@ -139,12 +139,10 @@ impl Survey {
     /// Which nodes want the version to be raised by command only, and how that is done; none if no node does.
     pub fn held_back(&self) -> Option<String> {
         let holds = |it: &&Surveyed| it.says.as_ref().is_ok_and(|said| said.speaks.held);
-        let holders: Vec<String> = self.nodes.iter().filter(holds).map(|it| it.node.to_string()).collect();
+        let holders: Vec<String> = self.nodes.iter().filter(holds).map(|it| format!("node {}", it.node)).collect();
         let why = || {
-            format!(
-                "node {} runs with cluster.upgrade = \"manual\": `ensign cluster upgrade` raises the version",
-                holders.join(", ")
-            )
+            let holders = holders.join(", ");
+            format!("cluster.upgrade is \"manual\" on {holders}: `ensign cluster upgrade` raises the version")
         };
         (!holders.is_empty()).then(why)
     }
@@ -290,5 +288,46 @@ impl Upgrades {
                 return;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V1: ClusterVersion = ClusterVersion::V1;
+    const V2: ClusterVersion = ClusterVersion::V2;
+
+    fn survey(said: impl IntoIterator<Item = Result<(ClusterVersion, bool), &'static str>>) -> Survey {
+        let says = |said: Result<(ClusterVersion, bool), &str>| match said {
+            Ok((newest, held)) => Ok(Said { speaks: Speaks { newest, held }, release: String::new() }),
+            Err(cause) => Err(cause.to_owned()),
+        };
+        let nodes = (1..).map(NodeId).zip(said).map(|(node, said)| Surveyed { node, says: says(said) });
+        Survey { active: V1, nodes: nodes.collect() }
+    }
+
+    #[test]
+    fn the_version_rises_as_far_as_the_oldest_node_speaks_and_not_while_one_is_silent() {
+        let all = survey([Ok((ClusterVersion(3), false)), Ok((V2, false))]);
+        assert_eq!((all.common(), all.obstacle(V2), all.held_back()), (Some(V2), None, None));
+        let old = all.obstacle(ClusterVersion(3)).unwrap();
+        assert_eq!(old, "node 2 speaks version 2: run the new version of ensign on it");
+        let silent = survey([Ok((V2, false)), Err("connection refused"), Ok((V1, false))]);
+        assert_eq!(silent.common(), None);
+        assert_eq!(
+            silent.obstacle(V2).unwrap(),
+            "node 2 does not answer (connection refused): start it, or remove it; node 3 speaks version 1: run the new version of \
+             ensign on it"
+        );
+    }
+
+    #[test]
+    fn one_node_is_enough_to_hold_the_version_back() {
+        let held = survey([Ok((V2, false)), Ok((V2, true)), Ok((V2, true))]);
+        assert_eq!((held.common(), held.obstacle(V2)), (Some(V2), None));
+        let why = held.held_back().unwrap();
+        assert!(why.starts_with("cluster.upgrade is \"manual\" on node 2, node 3:"), "{why}");
+        assert!(why.contains("`ensign cluster upgrade`"), "{why}");
     }
 }

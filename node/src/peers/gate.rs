@@ -566,6 +566,45 @@ mod tests {
     }
 
     #[test]
+    fn what_a_node_speaks_is_read_as_it_was_said_and_silence_is_the_first_version() {
+        for (newest, held) in [(1, false), (2, true), (30, false)] {
+            let (said, mut headers) = (Speaks { newest: ClusterVersion(newest), held }, HeaderMap::new());
+            said.show(&mut headers);
+            assert_eq!(Speaks::of(&headers), said);
+        }
+        let first = Speaks { newest: ClusterVersion::V1, held: false };
+        assert_eq!(Speaks::of(&HeaderMap::new()), first);
+        for garbage in ["", "-held", "two", "0", "-1", "99999999999"] {
+            let mut headers = HeaderMap::new();
+            headers.insert(VERSION, HeaderValue::from_static(garbage));
+            assert_eq!(Speaks::of(&headers).newest, ClusterVersion::V1, "{garbage}");
+        }
+    }
+
+    #[test]
+    fn a_peer_that_does_not_speak_the_clusters_version_is_refused_and_told_what_to_do() {
+        let gate = gate();
+        let headers = |newest| {
+            let mut headers = member(7, 1, 5);
+            Speaks { newest: ClusterVersion(newest), held: false }.show(&mut headers);
+            headers
+        };
+        gate.admit(Some(NodeId(2)), PATH, &member(7, 1, 5)).unwrap();
+        gate.require(ClusterVersion(3));
+        gate.require(ClusterVersion::V2);
+        for (path, shown) in
+            [(PATH, headers(2)), (PATH, member(7, 1, 5)), (HELLO, headers(2)), (HELLO, HeaderMap::new())]
+        {
+            let refused = gate.admit(Some(NodeId(2)), path, &shown).unwrap_err();
+            assert!(matches!(refused, Stranger::TooOld { active: ClusterVersion(3), .. }), "{refused:?}");
+            assert!(is_refusal(&Status::from(&refused)));
+            assert!(refused.to_string().contains("run a newer version of ensign on it"), "{refused}");
+        }
+        gate.admit(Some(NodeId(2)), PATH, &headers(3)).unwrap();
+        gate.admit(Some(NodeId(3)), HELLO, &headers(4)).unwrap();
+    }
+
+    #[test]
     fn peers_come_and_go() {
         let gate = gate();
         let headers = member(7, 1, 5);

@@ -353,7 +353,19 @@ impl Cluster {
 
     /// Starts node `id` again.
     pub fn restart(&mut self, id: u64) -> anyhow::Result<()> {
-        let process = Process::start(&format!("node {id}"), &self.args(id, false), &self.log(id), self.plant)?;
+        self.restart_planted(id, self.plant)
+    }
+
+    /// Adds a line to the section `[cluster]` of the settings of node `id`, for its next start.
+    pub fn configure(&self, id: u64, line: &str) -> anyhow::Result<()> {
+        let path = self.folder(id).join("ensign.toml");
+        let before = std::fs::read_to_string(&path)?;
+        Ok(std::fs::write(&path, before.replace("[cluster]\n", &format!("[cluster]\n{line}\n")))?)
+    }
+
+    /// Starts node `id` again with something planted in it.
+    pub fn restart_planted(&mut self, id: u64, plant: Plant) -> anyhow::Result<()> {
+        let process = Process::start(&format!("node {id}"), &self.args(id, false), &self.log(id), plant)?;
         self.nodes.insert(id, process);
         Ok(())
     }
