@@ -220,6 +220,7 @@ impl Node {
         let transport = Arc::new(PipeTransport::new(peers.clone(), tasks.clone()));
         let runtime = Runtime::new(raft_config, transport, Arc::clone(&clock), Arc::clone(&rng), tasks.clone());
 
+        runtime.set_version(kept_version);
         let calls = VaultCalls::new(peers.clone());
         let lease = lease_config(&config);
         let root = load_root_key(&config, &health)?;
@@ -272,7 +273,14 @@ impl Node {
             clock: Arc::clone(&clock),
             rng: Arc::clone(&rng),
         });
-        let parts = UpgradesParts { speaks, founders: voters, catalog: catalog.clone(), peers: peers.clone(), floor };
+        let parts = UpgradesParts {
+            speaks,
+            founders: voters,
+            catalog: catalog.clone(),
+            peers: peers.clone(),
+            runtime: runtime.clone(),
+            floor,
+        };
         let (upgrades, fatal) = (Upgrades::new(parts), Arc::<OnceLock<String>>::default());
         let (followed, reason) = (upgrades.clone(), Arc::clone(&fatal));
         tasks.spawn("cluster-version", |stop| followed.follow(reason, stop));

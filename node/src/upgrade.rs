@@ -15,6 +15,7 @@ use std::time::Duration;
 use ensign_proto::pb::peer::v1::HelloRequest;
 use ensign_proto::pb::peer::v1::peer_client::PeerClient;
 use ensign_proto::{ClusterVersion, NodeId};
+use ensign_raft::Runtime;
 use ensign_raft::env::Stop;
 use futures::StreamExt as _;
 use thiserror::Error;
@@ -41,6 +42,8 @@ pub struct UpgradesParts {
     pub catalog: Catalog,
     /// The way to them.
     pub peers: Peers,
+    /// The groups of this node, which heed it.
+    pub runtime: Runtime,
     /// Where the version is kept for the next start.
     pub floor: Arc<NodeFloor>,
 }
@@ -279,6 +282,7 @@ impl Upgrades {
             }
             let active = view.cluster_version();
             if active > kept {
+                self.parts.runtime.set_version(active);
                 match self.parts.floor.keep_version(active) {
                     Ok(()) => kept = active,
                     Err(error) => warn!(%error, "the cluster's version cannot be kept in node.json; tried again"),

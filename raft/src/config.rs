@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use ensign_proto::{ByteCount, GroupId, NodeId};
+use ensign_proto::{ByteCount, ClusterVersion, GroupId, NodeId};
 
 use crate::errors::StartError;
 
@@ -34,14 +34,17 @@ impl Timing {
 
     /// How a group beats. A node has thousands of partitions, and whether a leader's node lives is found out once for all of them
     /// ([`crate::liveness`]); their own heartbeats only renew the leader's lease, and find a leader that is lost on a living node.
-    pub(crate) fn of(self, group: GroupId) -> Self {
+    ///
+    /// Nodes of the first version find a dead leader by its heartbeats alone, and take one that beats slowly for dead: while there may
+    /// be any, groups stand for election slowly and beat as fast as those expect.
+    pub(crate) fn of(self, group: GroupId, version: ClusterVersion) -> Self {
         if group < GroupId::FIRST_PARTITION {
             return self;
         }
         let slower = |factor: u32| self.heartbeat * factor <= PARTITION_HEARTBEAT_MAX;
         let factor = (2..=PARTITIONS_SLOWER).rev().find(|factor| slower(*factor)).unwrap_or(1);
         Self {
-            heartbeat: self.heartbeat * factor,
+            heartbeat: if version < ClusterVersion::V2 { self.heartbeat } else { self.heartbeat * factor },
             election_min: self.election_min * factor,
             election_max: self.election_max * factor,
         }
@@ -185,12 +188,18 @@ mod tests {
 
     #[test]
     fn partitions_beat_slower_where_the_cluster_beats_fast() {
-        let heartbeat = |timing: Timing, group| timing.of(group).heartbeat;
+        let heartbeat = |timing: Timing, group| timing.of(group, ClusterVersion::V2).heartbeat;
         for (timing, partitions) in [(Timing::LAN, Duration::from_secs(1)), (Timing::WAN, Timing::WAN.heartbeat)] {
             assert_eq!(heartbeat(timing, GroupId::FIRST_PARTITION), partitions);
             assert_eq!(heartbeat(timing, GroupId::CATALOG), timing.heartbeat);
             assert_eq!(heartbeat(timing, GroupId::VAULT), timing.heartbeat);
-            timing.of(GroupId::FIRST_PARTITION).check().expect("as sound as the cluster's");
+            let mixed = timing.of(GroupId::FIRST_PARTITION, ClusterVersion::V1);
+            assert_eq!(mixed.heartbeat, timing.heartbeat, "what a node of the first version waits for");
+            for version in [ClusterVersion::V1, ClusterVersion::V2] {
+                let partitions = timing.of(GroupId::FIRST_PARTITION, version);
+                partitions.check().expect("as sound as the cluster's");
+                assert_eq!(partitions.election_min, mixed.election_min, "nodes of both kinds of timing live together");
+            }
         }
         let slow = Timing { heartbeat: Duration::from_millis(400), ..Timing::WAN };
         assert_eq!(heartbeat(slow, GroupId::FIRST_PARTITION), Duration::from_millis(800));

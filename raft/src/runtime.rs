@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ensign_proto::{ByteCount, GroupId, NodeId};
+use ensign_proto::{ByteCount, ClusterVersion, GroupId, NodeId};
 use ensign_storage::GroupLog;
 use futures::future::join_all;
 use futures::{StreamExt as _, stream};
@@ -110,6 +110,11 @@ impl Runtime {
     pub fn watch_peers(&self, peers: BTreeSet<NodeId>) {
         *self.inner.local.named.lock().unwrap_or_else(PoisonError::into_inner) = peers;
         self.inner.local.rewatch(&self.inner.peers);
+    }
+
+    /// What every node of the cluster speaks; the newest unless told otherwise. Groups that start from now on take it into account.
+    pub fn set_version(&self, version: ClusterVersion) {
+        self.inner.peers.set_version(version);
     }
 
     /// From now on sends at most so many bytes a second to replicas that do not vote, over all groups: what rebuilds a replica

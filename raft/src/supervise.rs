@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use ensign_proto::{GroupId, LogIndex, NodeId, Term};
+use ensign_proto::{ClusterVersion, GroupId, LogIndex, NodeId, Term};
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::{Config, ServerState, SnapshotPolicy};
 use tokio::sync::oneshot;
@@ -28,9 +28,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 const SOUND_AFTER: Duration = Duration::from_mins(1);
 
 /// openraft's settings; the reasons are in docs/adr.
-fn settings(config: &RuntimeConfig, group: &GroupSpec) -> Result<Config, StartError> {
+fn settings(config: &RuntimeConfig, group: &GroupSpec, version: ClusterVersion) -> Result<Config, StartError> {
     let millis = |duration: Duration| duration.as_millis() as u64;
-    let timing = config.timing.of(group.id);
+    let timing = config.timing.of(group.id, version);
     let settings = Config {
         cluster_name: format!("group {}", group.id),
         heartbeat_interval: millis(timing.heartbeat),
@@ -122,7 +122,7 @@ pub(crate) async fn run(
 
 async fn start_core(replica: &Arc<Replica>, peers: &Arc<Peers>, spec: &GroupSpec) -> Result<Raft, StartError> {
     let failed = |cause: String| StartError::Storage { group: spec.id, cause: cause.into() };
-    let settings = Arc::new(settings(&replica.config, spec)?);
+    let settings = Arc::new(settings(&replica.config, spec, peers.version())?);
     // A core takes what it finds for durable. After a core's death the tail, or a vote, may still be on its way to the disk,
     // so let it arrive first: a truncation of nothing is a barrier. An empty log needs it too, for the vote's sake.
     let past = replica.log.state().last.map_or(LogIndex(0), |last| last.index.next());

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -56,6 +57,8 @@ pub(crate) struct Peers {
     links: Mutex<BTreeMap<(NodeId, Lane), Arc<Link>>>,
     /// What goes to learners, of all groups and to all peers.
     pub(crate) throttle: Throttle,
+    /// What every node speaks.
+    version: AtomicU32,
 }
 
 /// One peer's one lane.
@@ -77,7 +80,16 @@ struct Slot {
 impl Peers {
     pub(crate) fn new(config: RuntimeConfig, transport: Arc<dyn Transport>, rng: Arc<dyn Rng>, tasks: Tasks) -> Self {
         let throttle = Throttle::new(config.limits.learners);
-        Self { config, transport, rng, tasks, links: Mutex::default(), throttle }
+        let version = AtomicU32::new(ClusterVersion::NEWEST.0);
+        Self { config, transport, rng, tasks, links: Mutex::default(), throttle, version }
+    }
+
+    pub(crate) fn version(&self) -> ClusterVersion {
+        ClusterVersion(self.version.load(Ordering::SeqCst))
+    }
+
+    pub(crate) fn set_version(&self, version: ClusterVersion) {
+        self.version.store(version.0, Ordering::SeqCst);
     }
 
     pub(crate) fn link(&self, peer: NodeId, lane: Lane) -> Arc<Link> {
