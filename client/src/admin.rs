@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ensign_proto::pb::admin::v1 as pb;
 use ensign_proto::pb::admin::v1::admin_client::AdminClient;
-use ensign_proto::{ApiKeyId, KeyVersion, OrgId, ProjectId, RingId};
+use ensign_proto::{ApiKeyId, KeyVersion, NodeId, OrgId, ProjectId, RingId};
 use tonic::transport::Channel;
 
 use crate::client::Client;
@@ -201,5 +201,50 @@ impl Admin {
             AdminClient::new(channel).max_decoding_message_size(REPORT_MAX).cluster_report(request).await
         };
         self.client.connection().call(Repeat::Harmless, pb::ClusterReportRequest {}, send).await
+    }
+
+    /// The cluster's nodes, or one of them.
+    pub async fn nodes(&self, node: Option<NodeId>) -> Result<Vec<pb::Node>, CallError> {
+        let message = pb::ListNodesRequest { node_id: node.map_or(0, |node| node.0) };
+        call!(self, Harmless, message, list_nodes).map(|reply| reply.nodes)
+    }
+
+    /// Drains a node, takes that back, or removes it for ever.
+    pub async fn set_node_state(&self, node: NodeId, state: pb::NodeState) -> Result<pb::Node, CallError> {
+        let message = pb::SetNodeStateRequest { node_id: node.0, state: state.into() };
+        call!(self, Harmless, message, set_node_state)
+    }
+
+    /// Where replicas are, and the moves that are on: every page of what `filter` asks for.
+    pub async fn partitions(&self, mut filter: pb::ListPartitionsRequest) -> Result<Vec<pb::PartitionInfo>, CallError> {
+        let mut all = Vec::new();
+        loop {
+            let reply = call!(self, Harmless, filter.clone(), list_partitions)?;
+            all.extend(reply.partitions);
+            if reply.next.is_empty() {
+                return Ok(all);
+            }
+            filter.after = reply.next;
+        }
+    }
+
+    /// Begins to move a partition's replicas to the nodes of `target`.
+    pub async fn move_partition(
+        &self,
+        topic: &str,
+        target: impl IntoIterator<Item = NodeId>,
+    ) -> Result<pb::PartitionInfo, CallError> {
+        let target = target.into_iter().map(|node| node.0).collect();
+        call!(self, Harmless, pb::MovePartitionRequest { topic: topic.to_owned(), target }, move_partition)
+    }
+
+    /// Turns a move round.
+    pub async fn cancel_move(&self, topic: &str) -> Result<pb::PartitionInfo, CallError> {
+        call!(self, Harmless, pb::CancelMoveRequest { topic: topic.to_owned() }, cancel_move)
+    }
+
+    /// Changes where a topic's replicas may be, and how many.
+    pub async fn alter_topic(&self, change: pb::AlterTopicRequest) -> Result<pb::PartitionInfo, CallError> {
+        call!(self, Harmless, change, alter_topic)
     }
 }

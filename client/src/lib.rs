@@ -50,7 +50,7 @@ pub use publish::{Ack, PublishError, Publisher, PublisherOptions, Receipt};
 pub use query::QueryResults;
 pub use subscribe::{Start, SubscribeError, Subscriber, SubscriberOptions};
 pub use token::AuthError;
-pub use topics::{TOPICS_BATCH_BYTES_MAX, TOPICS_BATCH_MAX, Topic};
+pub use topics::{Place, TOPICS_BATCH_BYTES_MAX, TOPICS_BATCH_MAX, Topic};
 
 /// Administrative messages.
 pub use ensign_proto::pb::admin::v1 as admin_api;

@@ -42,6 +42,17 @@ pub struct Topic {
     pub modified: Option<SystemTime>,
 }
 
+/// Where a new topic shall be.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Place {
+    /// How many replicas; none for as many as the cluster's topics have.
+    pub replication: Option<u32>,
+    /// The regions that replicas never leave; empty for any.
+    pub regions: Vec<String>,
+    /// The region that should lead; empty for none.
+    pub leader_region: String,
+}
+
 impl TryFrom<pb::Topic> for Topic {
     type Error = CallError;
 
@@ -66,7 +77,17 @@ impl Client {
     /// # Errors
     /// [`CallError::AlreadyExists`], [`CallError::Invalid`] for a bad name, and the rest of [`CallError`].
     pub async fn create_topic(&self, name: &str) -> Result<Topic, CallError> {
-        let topic = pb::Topic { name: name.to_owned(), ..pb::Topic::default() };
+        self.create_topic_at(name, &Place::default()).await
+    }
+
+    /// Creates a topic with a say in how many replicas it has and where they are.
+    ///
+    /// # Errors
+    /// As [`Client::create_topic`]; [`CallError::Invalid`] for a region that no node is in, [`CallError::Precondition`] where
+    /// the cluster has too few nodes.
+    pub async fn create_topic_at(&self, name: &str, place: &Place) -> Result<Topic, CallError> {
+        let Place { replication, regions, leader_region } = place.clone();
+        let topic = pb::Topic { name: name.to_owned(), replication, regions, leader_region, ..pb::Topic::default() };
         let call = |channel, request| async move { Self::rpc(channel).create_topic(request).await };
         self.connection().call(Repeat::OnlyIfUnsent, topic, call).await?.try_into()
     }

@@ -17,7 +17,9 @@ mod freshness;
 mod handle;
 mod link;
 mod machine;
+mod moves;
 mod paging;
+mod placing;
 mod quota;
 mod reconcile;
 mod records;
@@ -32,12 +34,16 @@ mod wire;
 pub use command::{Command, Join, NewTopic, Outcome, Refusal, Response, TOPICS_BATCH_MAX};
 pub use errors::{
     ApiKeyError, ChangeTopicError, CreateOrganizationError, CreateProjectError, CreateTopicError, JoinError,
-    PutNodeError, ReconcileError, RefreshError, SetQuotaError, VaultFailure, WriteFailure,
+    PlaceError, PutNodeError, ReconcileError, RefreshError, SetQuotaError, VaultFailure, WriteFailure,
 };
 pub use handle::{Catalog, CatalogParts};
-pub use link::{Custody, ProposeLink, ProposeLinkError, Replica, VaultHas, VaultWrites};
+pub use link::{AllAlive, Custody, Liveness, ProposeLink, ProposeLinkError, Replica, VaultHas, VaultWrites};
 pub use machine::CatalogMachine;
+pub use moves::{
+    MovePhase, MoveReason, MoveReport, NodeState, Placement, PlacementDefaults, REPLICATION_MAX, Reassignment,
+};
 pub use paging::{Page, PageError, PageRequest};
+pub use placing::PlacementWish;
 pub use quota::{BUILT_IN, Change, Limit, PerResource, Quota, QuotaChange, Resource};
 pub use reconcile::Reconciled;
 pub use records::{

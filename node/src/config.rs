@@ -79,6 +79,8 @@ settings! {
         [upgrade, "upgrade", "ENSIGN_SERVER_CLUSTER_UPGRADE"] Upgrade = Upgrade::Auto;
         /// How long a node may be silent before its votes in the catalog and the vault go to another node.
         [vote_lost_after, "vote-lost-after", "ENSIGN_SERVER_CLUSTER_VOTE_LOST_AFTER"] Seconds = Seconds::new(60);
+        /// How long a node must be silent before it counts as lost.
+        [lost_after, "lost-after", "ENSIGN_SERVER_CLUSTER_LOST_AFTER"] Seconds = Seconds::new(600);
     }
 
     /// Memory and disk.
@@ -280,6 +282,12 @@ impl Config {
             return contradiction(format!(
                 "storage.move_rate is {}: with less than 1MiB a second, a replica might never catch up",
                 self.storage.move_rate
+            ));
+        }
+        if Duration::from(self.cluster.lost_after) < Duration::from_secs(5) {
+            return contradiction(format!(
+                "cluster.lost_after is {}: with less than 5s a node that restarts would count as lost",
+                self.cluster.lost_after
             ));
         }
         if Duration::from(self.auth.refresh_ttl) < Duration::from(self.auth.access_ttl) {

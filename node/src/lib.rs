@@ -22,6 +22,7 @@ pub mod members;
 pub mod node;
 pub mod partition;
 pub mod peers;
+pub mod placement;
 mod plant;
 pub mod quota;
 pub mod report;

@@ -27,7 +27,7 @@ use tracing::{info, warn};
 
 pub(crate) use self::plan::voters_wanted;
 use self::plan::{Facts, Pulse, Standing, Stay, Step, next_step};
-use crate::catalog::{NodeRecord, View};
+use crate::catalog::{NodeRecord, NodeState, View};
 
 /// How often a leader looks, and how long it pauses between two steps.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -163,7 +163,12 @@ impl Steward {
                 Some(silence) if *silence >= self.patience => Pulse::Lost,
                 Some(_) | None => Pulse::Silent,
             },
-            stay: if self.view.is_node_revoked(node.id) { Stay::Gone } else { Stay::Stays },
+            stay: match node.state {
+                _ if self.view.is_node_revoked(node.id) => Stay::Gone,
+                NodeState::Removed => Stay::Gone,
+                NodeState::Draining => Stay::Leaves,
+                NodeState::Active => Stay::Stays,
+            },
             fit: self.council.takes(node),
         };
         // Whatever became of its record, a node that was removed is to leave.

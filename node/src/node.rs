@@ -7,6 +7,7 @@
 //! close: what is led still moves, groups stop, the lease is given back, logs close, LOCK goes
 //! ```
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -19,7 +20,7 @@ use ensign_keyvault::{
     Entropy, Holder, HolderConfig, LeaseConfig, RootKey, RoutedLink, Vault, VaultClient, VaultConfig,
 };
 use ensign_proto::{ByteCount, ClusterId, GroupId, NodeId};
-use ensign_raft::env::{Clock, OsRng, Rng, SystemClock, Tasks};
+use ensign_raft::env::{Clock, OsRng, Rng, Stop, SystemClock, Tasks};
 use ensign_raft::{Group, GroupSpec, Limits, Members, Mode, Runtime, RuntimeConfig};
 use ensign_storage::{DataDir, Disk, FrameLog, LogConfig, NodeLog as _, OpenError, Writer};
 use tokio::net::TcpListener;
@@ -27,7 +28,7 @@ use tonic::service::Routes;
 use tracing::{info, warn};
 
 use crate::admin::{self, AdminParts};
-use crate::catalog::{Catalog, CatalogMachine, CatalogParts, NodeRecord, PutNodeError, VaultRings};
+use crate::catalog::{Catalog, CatalogMachine, CatalogParts, NodeRecord, NodeState, PutNodeError, VaultRings};
 use crate::certificates::{Certificates, ClientTls};
 use crate::config::{Config, Timing, Upgrade};
 use crate::edge;
@@ -42,6 +43,7 @@ use crate::peers::{
     self, LeaderLink, Life, Membership, PeerChannel, PeerMemory, PeerTls, Peers, PipeTransport, Services, Speaks,
     VaultCalls,
 };
+use crate::placement::{self, Mover, MoverParts};
 use crate::plant;
 use crate::quota::{PeerQuota, QuotaParts, QuotaService, Quotas};
 use crate::report::{PeerReports, ReportService, Reporter, ReporterParts};
@@ -270,6 +272,8 @@ impl Node {
             vault: Arc::new(VaultRings::new(vault_client.clone(), cluster, me, version)),
             // As long as a lease: within W of a revocation, no node vouches for the API key any more.
             fresh_for: lease.length,
+            liveness: Arc::new(runtime.liveness()),
+            lost_after: config.cluster.lost_after.into(),
             clock: Arc::clone(&clock),
             rng: Arc::clone(&rng),
         });
@@ -627,9 +631,21 @@ impl Node {
         let catalog = self.catalog.clone();
         self.tasks.spawn("catalog-compaction", |stop| catalog.keep_compact(stop));
         let catalog = self.catalog.clone();
+        self.tasks.spawn("placement", |stop| placement::control(catalog, stop));
+        let mover = Mover::new(MoverParts {
+            me: self.config.node_id(),
+            catalog: self.catalog.clone(),
+            seats: Arc::new(self.partitions.clone()),
+            clock: Arc::clone(&self.clock),
+            tasks: self.tasks.clone(),
+        });
+        self.tasks.spawn("moves", |stop| mover.run(stop));
+        let catalog = self.catalog.clone();
         self.tasks.spawn("reconciliation", |stop| catalog.keep_reconciled(RECONCILE_EVERY, stop));
         let upgrades = self.upgrades.clone();
         self.tasks.spawn("upgrades", |stop| upgrades.keep(stop));
+        let (catalog, runtime) = (self.catalog.clone(), self.runtime.clone());
+        self.tasks.spawn("watched-nodes", |stop| watch_nodes(catalog, runtime, stop));
         let catalog = self.catalog.clone();
         let (record, fatal) = (self.record(), Arc::clone(&self.fatal));
         let patience = self.config.cluster.vote_lost_after.into();
@@ -775,6 +791,24 @@ fn is_final(error: &anyhow::Error) -> bool {
                 | PutNodeError::VersionTooOld { .. }
         )
     )
+}
+
+/// Has every node of the cluster watched, also those that share no group with this one: placement asks who lives.
+async fn watch_nodes(catalog: Catalog, runtime: Runtime, stop: Stop) {
+    let mut changes = catalog.view().changes();
+    let mut watched = BTreeSet::new();
+    loop {
+        changes.mark_unchanged();
+        let stays = |node: &&Arc<NodeRecord>| node.state != NodeState::Removed;
+        let nodes: BTreeSet<NodeId> = catalog.view().nodes().iter().filter(stays).map(|node| node.id).collect();
+        if nodes != watched {
+            runtime.watch_peers(nodes.clone());
+            watched = nodes;
+        }
+        if !matches!(stop.run_until_cancelled(changes.changed()).await, Some(Ok(()))) {
+            return;
+        }
+    }
 }
 
 async fn register(catalog: &Catalog, record: &NodeRecord) -> anyhow::Result<()> {

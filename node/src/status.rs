@@ -17,6 +17,7 @@ use crate::catalog::{ChangeTopicError, CreateTopicError, PageError, Resource, To
 use crate::ensql::SyntaxError;
 use crate::identity::AuthError;
 use crate::partition::{KeysError, NotServed, PublishError, ReadError};
+use crate::placement::planner::Unplaceable;
 use crate::quota::{self, Exhausted};
 
 /// Texts that clients compare or show.
@@ -101,6 +102,7 @@ pub(crate) fn create_topic_failed(error: &CreateTopicError) -> Status {
             quota::metrics::refused(Resource::Topics, 1);
             exhausted(error.to_string(), Resource::Topics, None)
         }
+        CreateTopicError::Placement(why) => unplaceable(why),
         CreateTopicError::Vault(failure) => {
             warn!(%failure, "a topic was not created");
             Status::unavailable("the key vault cannot be reached at the moment, please try again")
@@ -108,6 +110,16 @@ pub(crate) fn create_topic_failed(error: &CreateTopicError) -> Status {
         // The token names a project that is gone.
         CreateTopicError::ProjectUnknown => Status::permission_denied(text::NOT_AUTHORIZED),
         CreateTopicError::Write(failure) => write_failed(failure, "could not process create topic request"),
+    }
+}
+
+/// Why replicas cannot be where they were asked to be.
+pub(crate) fn unplaceable(why: &Unplaceable) -> Status {
+    match why {
+        Unplaceable::Replication { .. } | Unplaceable::RegionUnknown { .. } | Unplaceable::LeaderRegion { .. } => {
+            Status::invalid_argument(why.to_string())
+        }
+        Unplaceable::TooFewNodes { .. } => Status::failed_precondition(why.to_string()),
     }
 }
 

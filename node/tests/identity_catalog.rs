@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ensign_node::catalog::{
-    Catalog, CatalogMachine, CatalogParts, ChangeTopicError, CreateProjectError, CreateTopicError, Custody, NodeRecord,
-    ProposeLink, ProposeLinkError, Reconciled, Topic, TopicPolicies, TopicState, VaultFailure, VaultHas, VaultWrites,
+    AllAlive, Catalog, CatalogMachine, CatalogParts, ChangeTopicError, CreateProjectError, CreateTopicError, Custody,
+    NodeRecord, ProposeLink, ProposeLinkError, Reconciled, Topic, TopicPolicies, TopicState, VaultFailure, VaultHas,
+    VaultWrites,
 };
-use ensign_proto::{GroupId, LogIndex, NodeId, ProjectId, RingId, TopicId, TopicName};
+use ensign_proto::{ClusterVersion, GroupId, LogIndex, NodeId, ProjectId, RingId, TopicId, TopicName};
 use ensign_raft::env::{Clock as _, SeededRng, SystemClock, Tasks};
 use ensign_raft::testing::{MemoryNet, quick};
 use ensign_raft::{Group, GroupSpec, Mode, ProposeError, Runtime};
@@ -163,12 +164,15 @@ impl Cluster {
         let group = runtime.start(spec, log.group(GroupId::CATALOG), machine).await.expect("the group starts");
         let catalog = Catalog::new(CatalogParts {
             me: id,
-            founders: (1..=3).map(NodeId).collect(),
+            // What the settings of one node say, which is not what the others' say.
+            founders: BTreeSet::from([id]),
             replica: Arc::new(group.clone()),
             view,
             link: Arc::new(PeerLink { me: id, peers: self.peers.clone() }),
             vault: Arc::clone(&self.vault) as _,
             fresh_for: Duration::from_secs(3),
+            liveness: Arc::new(AllAlive),
+            lost_after: Duration::from_mins(10),
             clock,
             rng,
         });
@@ -231,6 +235,19 @@ async fn any_node_changes_the_catalog_and_every_node_shows_it() {
     assert_eq!(taken, Err(CreateTopicError::NameTaken));
     let stranger = create(cluster.catalog(1), ProjectId::from_bytes([7; 16]), "x").await;
     assert_eq!(stranger, Err(CreateTopicError::ProjectUnknown));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_founders_are_who_votes_and_not_what_the_settings_of_one_node_say() {
+    let cluster = Cluster::start().await;
+    let leader = cluster.leader().await;
+    cluster.nodes[&leader].catalog.raise_version(ClusterVersion::NEWEST).await.unwrap();
+    cluster.nodes[&leader].catalog.keep_defaults().await.unwrap();
+    for id in 1..=3 {
+        let catalog = cluster.catalog(id);
+        catalog.refresh().await.unwrap();
+        assert_eq!(catalog.defaults().founders, (1..=3).map(NodeId).collect());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -468,11 +485,14 @@ async fn custody_of_a_topic_that_was_not_made_does_not_stay() {
 async fn many_topics_take_few_commits_and_one_that_cannot_be_made_keeps_none_back() {
     let cluster = Cluster::start().await;
     let project = cluster.project().await;
+    cluster.catalog(1).raise_version(ClusterVersion::NEWEST).await.unwrap();
+    let version = ClusterVersion::NEWEST;
     for id in 1..=3 {
-        let record = NodeRecord { id: NodeId(id), ..NodeRecord::default() };
+        let record = NodeRecord { id: NodeId(id), version, ..NodeRecord::default() };
         cluster.catalog(1).put_node(record).await.unwrap();
     }
     create(cluster.catalog(1), project, "topic-7").await.unwrap();
+    cluster.catalog(2).refresh().await.unwrap();
     let commits = || cluster.vault.commits.load(Ordering::Relaxed);
     let before = commits();
     let mut names: Vec<TopicName> = (0..600).map(|n| format!("topic-{n}").parse().unwrap()).collect();
@@ -505,7 +525,7 @@ async fn many_topics_take_few_commits_and_one_that_cannot_be_made_keeps_none_bac
 
     // A node that comes to know of them all does not cost the vault a commit each.
     let before = commits();
-    let record = NodeRecord { id: NodeId(4), ..NodeRecord::default() };
+    let record = NodeRecord { id: NodeId(4), version, ..NodeRecord::default() };
     catalog.put_node(record).await.unwrap();
     assert_eq!(commits() - before, 2, "before it is listed, and after");
     assert_eq!(cluster.vault.custody.lock().unwrap().len(), 4 * 600);

@@ -20,6 +20,8 @@ use crate::types::{
 };
 
 const FORMAT: u8 = 1;
+/// Of a vote with a floor.
+const FORMAT_FLOOR: u8 = 2;
 const TAG_BLANK: u8 = FORMAT << 4;
 const TAG_NORMAL: u8 = FORMAT << 4 | 1;
 const TAG_MEMBERSHIP: u8 = FORMAT << 4 | 2;
@@ -229,19 +231,28 @@ pub(crate) fn proposed(stored: &Bytes) -> Option<Bytes> {
     (stored.last() == Some(&TAG_NORMAL)).then(|| stored.slice(..stored.len() - 1))
 }
 
-pub(crate) fn encode_vote(vote: &Vote) -> Bytes {
-    let mut out = BytesMut::with_capacity(18);
-    out.put_u8(FORMAT);
+/// The vote, and where the log ended that this replica once gave up.
+pub(crate) fn encode_vote(vote: &Vote, floor: Option<&LogId>) -> Bytes {
+    let mut out = BytesMut::with_capacity(34);
+    out.put_u8(if floor.is_some() { FORMAT_FLOOR } else { FORMAT });
     put_vote(&mut out, vote);
+    if let Some(floor) = floor {
+        put_id(&mut out, floor);
+    }
     out.freeze()
 }
 
-pub(crate) fn decode_vote(bytes: Bytes) -> Result<Vote, Malformed> {
+pub(crate) fn decode_vote(bytes: Bytes) -> Result<(Vote, Option<LogId>), Malformed> {
     let mut cursor = Cursor::new(bytes, "vote");
-    cursor.format()?;
+    let floored = match cursor.u8()? {
+        FORMAT => false,
+        FORMAT_FLOOR => true,
+        _ => return Err(malformed("vote")),
+    };
     let vote = cursor.vote()?;
+    let floor = if floored { Some(cursor.id()?) } else { None };
     cursor.end()?;
-    Ok(vote)
+    Ok((vote, floor))
 }
 
 pub(crate) fn encode_mark(id: &LogId) -> Bytes {
@@ -339,7 +350,7 @@ mod tests {
         let RaftPayload::Membership(found) = payload(sample).unwrap() else { panic!("not a membership") };
         assert_eq!(found, Membership::new_with_defaults(vec![BTreeSet::from([7])], []));
         let vote = decode_vote(Bytes::from_static(b"\x01\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\0\x02\x01")).unwrap();
-        assert_eq!(vote, Vote::new_committed(5, 2));
+        assert_eq!(vote, (Vote::new_committed(5, 2), None));
     }
 
     proptest! {
@@ -358,7 +369,10 @@ mod tests {
 
         #[test]
         fn a_truncated_vote_mark_or_state_is_refused(term: u64, node: u64, committed: bool, cut in 0_usize..100) {
-            let vote = encode_vote(&Vote { leader_id: LeaderId { term, voted_for: node }, committed });
+            let voted = Vote { leader_id: LeaderId { term, voted_for: node }, committed };
+            let floor = committed.then(|| LogId::new_term_index(node, term));
+            let vote = encode_vote(&voted, floor.as_ref());
+            prop_assert_eq!(decode_vote(vote.clone()).unwrap(), (voted, floor));
             let mark = encode_mark(&LogId::new_term_index(term, node));
             let meta = SnapshotMeta {
                 last_log_id: Some(LogId::new_term_index(term, node)),

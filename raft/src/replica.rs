@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::apply::{AnyMachine, Progress, index_or_zero};
+use crate::codec;
 use crate::config::RuntimeConfig;
 use crate::errors::{CompactError, ProposeError, TransferError};
 use crate::group::{Committed, GroupStatus, Health, Leadership};
@@ -37,6 +38,8 @@ pub(crate) struct Replica {
     pub(crate) config: RuntimeConfig,
     pub(crate) voters: BTreeSet<NodeId>,
     pub(crate) log: Arc<dyn GroupLog>,
+    /// Where the log ended that this replica gave up before it was asked back; see `parting`.
+    pub(crate) floor: Option<LogId>,
     pub(crate) machine: Box<dyn AnyMachine>,
     /// Cancelled to stop the replica.
     pub(crate) stop: CancellationToken,
@@ -74,12 +77,16 @@ impl Replica {
         machine: Box<dyn AnyMachine>,
         stop: CancellationToken,
     ) -> Self {
+        // Who cannot read it does not get as far as a core.
+        let stored = log.state().vote.and_then(|vote| codec::decode_vote(vote).ok());
+        let floor = stored.and_then(|(_vote, floor)| floor);
         let units = (config.limits.pending.0 / ADMISSION_UNIT).clamp(1, Semaphore::MAX_PERMITS as u64 / 2);
         Self {
             id,
             config,
             voters,
             log,
+            floor,
             machine,
             stop,
             ended: CancellationToken::new(),

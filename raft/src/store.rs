@@ -135,7 +135,7 @@ impl RaftLogStorage<Types> for Store {
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         // Durable before the answer: a restart that forgot it could elect two leaders in one term (Raft, fig. 2).
-        let bytes = codec::encode_vote(vote);
+        let bytes = codec::encode_vote(vote, self.replica.floor.as_ref());
         self.durable(move |log, done| log.save_vote(bytes.clone(), done)).await
     }
 
@@ -279,6 +279,7 @@ impl RaftLogReader<Types> for Store {
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
-        self.log().state().vote.map(codec::decode_vote).transpose().map_err(io::Error::other)
+        let stored = self.log().state().vote.map(codec::decode_vote).transpose().map_err(io::Error::other)?;
+        Ok(stored.map(|(vote, _floor)| vote))
     }
 }

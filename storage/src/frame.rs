@@ -55,6 +55,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
+use bytes::Bytes;
 use ensign_proto::{ByteCount, GroupId};
 use thiserror::Error;
 use tracing::{error, info};
@@ -314,7 +315,11 @@ impl NodeLog for FrameLog {
     }
 
     fn remove(&self, id: GroupId, done: Done) {
-        self.handle(id).submit(Work::Remove, done);
+        self.handle(id).submit(Work::Remove(None), done);
+    }
+
+    fn forget(&self, id: GroupId, vote: Bytes, done: Done) {
+        self.handle(id).submit(Work::Remove(Some(vote)), done);
     }
 
     fn writable(&self) -> Result<(), LogError> {

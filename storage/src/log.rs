@@ -89,6 +89,10 @@ pub trait NodeLog: Send + Sync + 'static {
     /// Removes a group and all that it held; a crash before `done` may leave it whole. Handles to it start an empty log.
     fn remove(&self, id: GroupId, done: Done);
 
+    /// Removes all that a group held but for a vote, which becomes `vote`: in one commit, so that a crash leaves the group whole
+    /// or as `done` promises it.
+    fn forget(&self, id: GroupId, vote: Bytes, done: Done);
+
     /// Whether appends are taken now. Ask before proposing, and before accepting entries from a leader: a log that is
     /// full refuses appends and snapshots, while votes, truncations, purges and reads go on.
     ///

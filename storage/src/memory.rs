@@ -34,6 +34,8 @@ pub enum Op {
     Checkpoint(Bytes),
     /// [`NodeLog::remove`].
     Remove,
+    /// [`NodeLog::forget`].
+    Forget(Bytes),
 }
 
 impl Op {
@@ -97,6 +99,7 @@ impl GroupModel {
             Op::Snapshot(snapshot) => self.snapshot = Some(snapshot),
             Op::Checkpoint(checkpoint) => self.checkpoint = Some(checkpoint),
             Op::Remove => *self = Self::default(),
+            Op::Forget(vote) => *self = Self { vote: Some(vote), ..Self::default() },
         }
         Ok(())
     }
@@ -254,6 +257,10 @@ impl NodeLog for MemoryLog {
 
     fn remove(&self, id: GroupId, done: Done) {
         self.submit(id, Op::Remove, Some(done));
+    }
+
+    fn forget(&self, id: GroupId, vote: Bytes, done: Done) {
+        self.submit(id, Op::Forget(vote), Some(done));
     }
 
     fn writable(&self) -> Result<(), LogError> {

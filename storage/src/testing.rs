@@ -112,6 +112,7 @@ pub fn suite<S: Subject>(make: impl Fn() -> S) {
     groups_do_not_see_each_other(make());
     everything_survives_a_clean_close(make());
     a_removed_group_starts_empty(make());
+    a_forgotten_group_keeps_a_vote_alone(make());
     large_entries_keep_their_bytes(make());
     a_snapshot_is_replaced_whole(make());
 }
@@ -292,6 +293,30 @@ fn a_removed_group_starts_empty<S: Subject>(subject: S) {
     let log = group(&subject);
     assert_eq!(log.read(span(1..2), ALL).expect("readable"), entries(7, 1..2));
     assert_eq!((log.snapshot().expect("readable"), log.checkpoint().expect("readable")), (None, None));
+    let node = subject.log();
+    wait(&subject, |done| node.remove(GroupId(16), done)).expect("durable");
+    drop((log, node));
+    assert_eq!(subject.reopen().log().groups(), []);
+}
+
+fn a_forgotten_group_keeps_a_vote_alone<S: Subject>(subject: S) {
+    let node = subject.log();
+    let log = node.group(GroupId(16));
+    wait(&subject, |done| log.append(entries(1, 1..4), done)).expect("durable");
+    wait(&subject, |done| log.save_vote(Bytes::from_static(b"before"), done)).expect("durable");
+    wait(&subject, |done| log.put_snapshot(Bytes::from_static(b"snapshot"), done)).expect("durable");
+    log.put_checkpoint(Bytes::from_static(b"checkpoint"));
+    let vote = Bytes::from_static(b"after");
+    wait(&subject, |done| node.forget(GroupId(16), vote.clone(), done)).expect("durable");
+    let left = crate::GroupState { vote: Some(vote), ..crate::GroupState::default() };
+    assert_eq!(log.state(), left);
+    drop((log, node));
+    let subject = subject.reopen();
+    let log = group(&subject);
+    assert_eq!(log.state(), left);
+    assert_eq!((log.snapshot().expect("readable"), log.checkpoint().expect("readable")), (None, None));
+    assert_eq!(subject.log().groups(), [GroupId(16)], "what is left of it can be found");
+    wait(&subject, |done| log.append(entries(7, 5..6), done)).expect("a new life begins anywhere");
     let node = subject.log();
     wait(&subject, |done| node.remove(GroupId(16), done)).expect("durable");
     drop((log, node));

@@ -20,6 +20,7 @@ enum Step {
     Purge { group: u64, keep: u64, past: u64 },
     Snapshot { group: u64, size: usize },
     Remove { group: u64 },
+    Forget { group: u64 },
     Commit,
     Check,
     Reopen,
@@ -37,6 +38,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (group(), 0_u64..12, 0_u64..3).prop_map(|(group, keep, past)| Step::Purge { group, keep, past }),
         1 => (group(), 0_usize..150_000).prop_map(|(group, size)| Step::Snapshot { group, size }),
         1 => group().prop_map(|group| Step::Remove { group }),
+        1 => group().prop_map(|group| Step::Forget { group }),
         10 => Just(Step::Commit),
         2 => Just(Step::Check),
         1 => Just(Step::Reopen),
@@ -82,6 +84,7 @@ fn take(world: &mut World, n: usize, step: Step) -> Result<(), world::Violation>
         }
         Step::Snapshot { group, size } => (group, Op::Snapshot(bytes(size))),
         Step::Remove { group } => (group, Op::Remove),
+        Step::Forget { group } => (group, Op::Forget(bytes(n % 30))),
     };
     world.submit(GroupId(group), op);
     Ok(())

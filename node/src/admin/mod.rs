@@ -4,6 +4,7 @@
 //! operator's key sees all. Here requests are read and answered; what they change is the catalog's and the vault's.
 
 mod convert;
+mod placement;
 mod quota;
 mod scope;
 mod status;
@@ -405,6 +406,53 @@ impl Admin for Service {
         version::raise(&self.0, request.to).await?;
         info!(version = %self.0.catalog.cluster_version(), by = %caller.claims.subject, "the cluster's version was asked for");
         Ok(Response::new(version::shown(&self.0).await))
+    }
+
+    async fn list_nodes(&self, request: Request<pb::ListNodesRequest>) -> Result<Response<pb::ListNodesReply>, Status> {
+        // Not through `enter`, as for the status.
+        Caller::authorize(&self.0, request.metadata(), Permission::OrganizationsRead).await?.operator()?;
+        placement::list_nodes(&self.0, request.into_inner()).map(Response::new)
+    }
+
+    async fn set_node_state(&self, request: Request<pb::SetNodeStateRequest>) -> Result<Response<pb::Node>, Status> {
+        let (caller, request) = self.enter(request, Permission::OrganizationsEdit).await?;
+        caller.operator()?;
+        placement::set_node_state(&self.0, &caller, request).await.map(Response::new)
+    }
+
+    async fn list_partitions(
+        &self,
+        request: Request<pb::ListPartitionsRequest>,
+    ) -> Result<Response<pb::ListPartitionsReply>, Status> {
+        Caller::authorize(&self.0, request.metadata(), Permission::OrganizationsRead).await?.operator()?;
+        placement::list_partitions(&self.0, &request.into_inner()).map(Response::new)
+    }
+
+    async fn move_partition(
+        &self,
+        request: Request<pb::MovePartitionRequest>,
+    ) -> Result<Response<pb::PartitionInfo>, Status> {
+        let (caller, request) = self.enter(request, Permission::OrganizationsEdit).await?;
+        caller.operator()?;
+        placement::move_partition(&self.0, &caller, &request).await.map(Response::new)
+    }
+
+    async fn cancel_move(
+        &self,
+        request: Request<pb::CancelMoveRequest>,
+    ) -> Result<Response<pb::PartitionInfo>, Status> {
+        let (caller, request) = self.enter(request, Permission::OrganizationsEdit).await?;
+        caller.operator()?;
+        placement::cancel_move(&self.0, &caller, &request).await.map(Response::new)
+    }
+
+    async fn alter_topic(
+        &self,
+        request: Request<pb::AlterTopicRequest>,
+    ) -> Result<Response<pb::PartitionInfo>, Status> {
+        let (caller, request) = self.enter(request, Permission::OrganizationsEdit).await?;
+        caller.operator()?;
+        placement::alter_topic(&self.0, &caller, request).await.map(Response::new)
     }
 }
 

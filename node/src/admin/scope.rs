@@ -41,6 +41,16 @@ impl Caller {
         self.operator
     }
 
+    /// Nodes and partitions belong to the cluster, not to an organization: they are an operator's business.
+    pub(super) fn operator(&self) -> Result<(), Status> {
+        if self.operator {
+            return Ok(());
+        }
+        Err(Status::permission_denied(
+            "nodes and partitions are for an operator's key: use the one of the bootstrap, under `admin`",
+        ))
+    }
+
     /// Whether this organization is any of the caller's business. Others do not exist for it.
     pub(super) fn sees(&self, org: OrgId) -> bool {
         self.operator || self.claims.org == org

@@ -6,8 +6,8 @@ use tonic::Status;
 use tracing::{error, warn};
 
 use crate::catalog::{
-    ApiKeyError, CreateOrganizationError, CreateProjectError, CreateTopicError, JoinError, RefreshError, Refusal,
-    SetQuotaError, VaultFailure, WriteFailure,
+    ApiKeyError, CreateOrganizationError, CreateProjectError, CreateTopicError, JoinError, PlaceError, RefreshError,
+    Refusal, SetQuotaError, VaultFailure, WriteFailure,
 };
 use crate::identity::CreateKeyError;
 use crate::join::{AuthorityUnavailable, CreateTokenError};
@@ -91,6 +91,7 @@ pub(super) fn create_topics(error: &CreateTopicError) -> Status {
         CreateTopicError::TooMany { .. } | CreateTopicError::Quota { .. } => {
             Status::resource_exhausted(error.to_string())
         }
+        CreateTopicError::Placement(why) => crate::status::unplaceable(why),
         CreateTopicError::Vault(failure) => vault_failed(failure),
         CreateTopicError::Write(failure) => write_failed(failure),
     }
@@ -127,6 +128,51 @@ pub(super) fn api_key(error: &ApiKeyError) -> Status {
         }
         ApiKeyError::Taken => Status::already_exists(error.to_string()),
         ApiKeyError::Write(failure) => write_failed(failure),
+    }
+}
+
+/// A node, a placement or a move that was not changed.
+pub(super) fn place(error: &PlaceError) -> Status {
+    let refusal = match error {
+        PlaceError::Unplaceable(why) => return crate::status::unplaceable(why),
+        PlaceError::Write(failure) => return write_failed(failure),
+        PlaceError::Refused(refusal) => refusal,
+    };
+    let message = refusal.to_string();
+    match refusal {
+        Refusal::NodeUnknown
+        | Refusal::TopicUnknown
+        | Refusal::OrganizationUnknown
+        | Refusal::ProjectUnknown
+        | Refusal::ApiKeyUnknown
+        | Refusal::SigningKeyUnknown
+        | Refusal::TokenUnknown => Status::not_found(message),
+        Refusal::Replication => Status::invalid_argument(message),
+        Refusal::TopicQuota => Status::resource_exhausted(message),
+        Refusal::MoveStale => Status::aborted(format!("{message}: look again, then decide")),
+        Refusal::TopicState(state) => {
+            let name = crate::status::state_name(*state);
+            Status::failed_precondition(format!("the topic is in the {name} state: its replicas do not move any more"))
+        }
+        Refusal::NodeRevoked
+        | Refusal::NodeHolds
+        | Refusal::NodeActive
+        | Refusal::LastNode
+        | Refusal::MoveOn
+        | Refusal::NoMove
+        | Refusal::TargetUnusable
+        | Refusal::RegionForbidden
+        | Refusal::TooFewNodes
+        | Refusal::RegionUnknown
+        | Refusal::VersionTooOld
+        | Refusal::TokenExpired
+        | Refusal::TokenUsedUp
+        | Refusal::TokenRevoked
+        | Refusal::TokensTooMany => Status::failed_precondition(message),
+        Refusal::NameTaken | Refusal::IdTaken | Refusal::LifeOver | Refusal::AuthorityExists => {
+            Status::already_exists(message)
+        }
+        Refusal::Unreadable => Status::internal(message),
     }
 }
 

@@ -60,6 +60,7 @@ fn failed(shared: &Shared, project: ProjectId, name: &TopicName, error: &CreateT
         CreateTopicError::Write(WriteFailure::OutcomeUnknown { .. }) => Outcome::Unknown,
         CreateTopicError::Vault(_) | CreateTopicError::Write(WriteFailure::Unavailable { .. }) => Outcome::Unavailable,
         CreateTopicError::ProjectUnknown
+        | CreateTopicError::Placement(_)
         | CreateTopicError::TooMany { .. }
         | CreateTopicError::Quota { .. }
         | CreateTopicError::Write(WriteFailure::NotYet { .. } | WriteFailure::Internal { .. }) => Outcome::Refused,

@@ -10,6 +10,7 @@ use ensign_proto::{ApiKeyId, ClusterVersion, NodeId, OrgId, ProjectId, RingId, T
 use ensign_raft::env::UnixNanos;
 use thiserror::Error;
 
+use super::moves::{MoveReason, MoveReport, NodeState, Placement};
 use super::quota::QuotaChange;
 use super::records::{
     ApiKey, ClusterAuthority, JoinToken, NodeRecord, Organization, Project, SigningKey, Topic, TopicPolicies,
@@ -89,6 +90,71 @@ pub enum Command {
         /// What to do with each limit.
         change: QuotaChange,
     },
+    /// Keeps, once, who founded the cluster and how many replicas a topic has that asks for no number.
+    SetPlacementDefaults {
+        /// The founding nodes.
+        founders: BTreeSet<NodeId>,
+        /// Replicas of a topic.
+        replication: u32,
+    },
+    /// Drains a node, takes that back, or removes it for ever.
+    SetNodeState {
+        /// Which.
+        node: NodeId,
+        /// What it shall be.
+        state: NodeState,
+        /// Now.
+        at: UnixNanos,
+    },
+    /// Replaces where a topic's replicas may be. What does not fit is moved later.
+    AlterTopic {
+        /// Which.
+        topic: TopicId,
+        /// With what.
+        placement: Placement,
+        /// Now.
+        at: UnixNanos,
+    },
+    /// Begins to move a topic's replicas; one move at a time.
+    StartMove {
+        /// Which.
+        topic: TopicId,
+        /// What the proposer saw: moves that were over then.
+        assignment: u64,
+        /// Who shall hold the replicas.
+        target: BTreeSet<NodeId>,
+        /// Why.
+        reason: MoveReason,
+        /// Now.
+        at: UnixNanos,
+    },
+    /// Turns a move round: the replicas go back to where they were.
+    CancelMove {
+        /// Which.
+        topic: TopicId,
+        /// What the proposer saw.
+        assignment: u64,
+        /// Now.
+        at: UnixNanos,
+    },
+    /// Ends a move, once `replicas` are the group's voters.
+    FinishMove {
+        /// Which.
+        topic: TopicId,
+        /// What the proposer saw.
+        assignment: u64,
+        /// Who holds the replicas now.
+        replicas: BTreeSet<NodeId>,
+    },
+    /// Says how far a move is.
+    ReportMove {
+        /// Which.
+        topic: TopicId,
+        /// What the proposer saw.
+        assignment: u64,
+        /// How far.
+        report: MoveReport,
+    },
     /// Gives the cluster its certificate authority, once; the vault already has the private key.
     SetAuthority(ClusterAuthority),
     /// Adds a join token.
@@ -149,6 +215,8 @@ pub struct NewTopic {
     pub ring: RingId,
     /// The nodes that shall hold a replica.
     pub replicas: BTreeSet<NodeId>,
+    /// Where replicas may be, and how many.
+    pub placement: Placement,
     /// What the client asked for.
     pub policies: TopicPolicies,
     /// Now.
@@ -242,6 +310,42 @@ pub enum Refusal {
     /// The bytes are no command that this version knows.
     #[error("the command cannot be read")]
     Unreadable,
+    /// No such node.
+    #[error("node not found")]
+    NodeUnknown,
+    /// It holds replicas, or is about to.
+    #[error("the node holds replicas")]
+    NodeHolds,
+    /// It is not drained.
+    #[error("the node is not drained")]
+    NodeActive,
+    /// No other node could hold replicas.
+    #[error("no other node of the cluster is active")]
+    LastNode,
+    /// A move of the topic is on.
+    #[error("the topic's replicas are being moved")]
+    MoveOn,
+    /// No move of the topic is on.
+    #[error("the topic's replicas are not being moved")]
+    NoMove,
+    /// A move ended since the proposer looked.
+    #[error("the topic's replicas were moved meanwhile")]
+    MoveStale,
+    /// A node that shall get a replica is unknown, drained or removed.
+    #[error("a node of the target cannot take replicas")]
+    TargetUnusable,
+    /// A node that shall get a replica is outside the topic's regions.
+    #[error("a node of the target is outside the regions of the topic")]
+    RegionForbidden,
+    /// Not a number of replicas.
+    #[error("a topic has 1 to 9 replicas")]
+    Replication,
+    /// More replicas than nodes that may hold one.
+    #[error("fewer nodes than replicas may hold one")]
+    TooFewNodes,
+    /// No active node is in the region.
+    #[error("no active node is in the region")]
+    RegionUnknown,
 }
 
 /// The state machine's answer.
@@ -255,7 +359,7 @@ impl Command {
     pub fn needs(&self) -> ClusterVersion {
         let newer = match self {
             Self::PutNode(node) => node.speaks() > ClusterVersion::V1,
-            Self::CreateTopic(topic) => !topic.replicas.is_empty(),
+            Self::CreateTopic(topic) => !topic.replicas.is_empty() || topic.placement != Placement::default(),
             Self::CreateOrganization { .. }
             | Self::CreateProject(_)
             | Self::SetTopicState { .. }
@@ -272,7 +376,14 @@ impl Command {
             | Self::CreateJoinToken(_)
             | Self::RevokeJoinToken { .. }
             | Self::Join(_)
-            | Self::RevokeNode { .. } => true,
+            | Self::RevokeNode { .. }
+            | Self::SetPlacementDefaults { .. }
+            | Self::SetNodeState { .. }
+            | Self::AlterTopic { .. }
+            | Self::StartMove { .. }
+            | Self::CancelMove { .. }
+            | Self::FinishMove { .. }
+            | Self::ReportMove { .. } => true,
         };
         if newer { ClusterVersion::V2 } else { ClusterVersion::V1 }
     }
@@ -286,7 +397,10 @@ impl Command {
         match self {
             Self::PutNode(node) => Self::PutNode(node.for_version(version)),
             // No replicas named means all founding nodes, which is what they are as long as nodes cannot join.
-            Self::CreateTopic(topic) => Self::CreateTopic(NewTopic { replicas: BTreeSet::new(), ..topic }),
+            Self::CreateTopic(topic) => {
+                let (replicas, placement) = (BTreeSet::new(), Placement::default());
+                Self::CreateTopic(NewTopic { replicas, placement, ..topic })
+            }
             other => other,
         }
     }

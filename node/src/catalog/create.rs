@@ -12,6 +12,7 @@ use super::command::{Command, NewTopic, Outcome, Refusal, TOPICS_BATCH_MAX};
 use super::errors::{CreateTopicError, WriteFailure};
 use super::handle::{Catalog, TOPICS_MAX, unexpected};
 use super::link::Custody;
+use super::placing::{PlacementWish, Placer};
 use super::records::{Project, Topic, TopicPolicies};
 
 /// A topic that was made, or why not.
@@ -28,9 +29,27 @@ impl Catalog {
         name: TopicName,
         policies: TopicPolicies,
     ) -> Result<Arc<Topic>, CreateTopicError> {
+        self.create_topic_at(project, name, policies, PlacementWish::default()).await
+    }
+
+    /// [`Catalog::create_topic`] with a say in where its replicas are.
+    ///
+    /// # Errors
+    /// See [`CreateTopicError`].
+    pub async fn create_topic_at(
+        &self,
+        project: ProjectId,
+        name: TopicName,
+        policies: TopicPolicies,
+        wish: PlacementWish,
+    ) -> Result<Arc<Topic>, CreateTopicError> {
+        let (needs, active) = (ClusterVersion::V2, self.cluster_version());
+        if active < needs && wish != PlacementWish::default() {
+            return Err(WriteFailure::NotYet { needs, active }.into());
+        }
         let owner = self.owner(project).await?;
         self.admit(project, &name, 0)?;
-        let topic = self.new_topic(&owner, name, policies);
+        let topic = self.new_topic(&owner, name, policies, &mut self.placer(wish))?;
         // As older builds write it, so that they can follow while a cluster is upgraded.
         let made = self.make(vec![topic], |mut one| one.pop().map(Command::CreateTopic)).await?;
         made.into_iter().next().unwrap_or_else(|| Err(unexpected(&Ok(Outcome::Done)).into()))
@@ -49,13 +68,16 @@ impl Catalog {
         policies: &TopicPolicies,
     ) -> Result<Vec<Made>, CreateTopicError> {
         let owner = self.owner(project).await?;
+        let mut placer = self.placer(PlacementWish::default());
         let mut answers: Vec<Option<Made>> = Vec::with_capacity(names.len());
         let mut wanted: Vec<(usize, NewTopic)> = Vec::new();
         for (place, name) in names.into_iter().enumerate() {
             // The catalog decides; looking first only saves custody that would be dropped again.
-            answers.push(match self.admit(project, &name, wanted.len()) {
-                Ok(()) => {
-                    wanted.push((place, self.new_topic(&owner, name, policies.clone())));
+            let admitted = self.admit(project, &name, wanted.len());
+            let topic = admitted.and_then(|()| self.new_topic(&owner, name, policies.clone(), &mut placer));
+            answers.push(match topic {
+                Ok(topic) => {
+                    wanted.push((place, topic));
                     None
                 }
                 Err(error) => Some(Err(error)),
@@ -102,19 +124,17 @@ impl Catalog {
         Ok(())
     }
 
-    fn new_topic(&self, owner: &Project, name: TopicName, policies: TopicPolicies) -> NewTopic {
-        // They live, and are spread over zones. The settings of a node that joined name whoever it began with.
-        let voters = self.parts.replica.voters();
-        let replicas = if voters.is_empty() { self.parts.founders.clone() } else { voters };
-        NewTopic {
-            id: self.fresh_topic(),
-            project: owner.id,
-            name,
-            ring: owner.ring,
-            replicas,
-            policies,
-            at: self.now(),
-        }
+    fn new_topic(
+        &self,
+        owner: &Project,
+        name: TopicName,
+        policies: TopicPolicies,
+        placer: &mut Placer,
+    ) -> Result<NewTopic, CreateTopicError> {
+        let id = self.fresh_topic();
+        let (placement, replicas) = placer.place(id)?;
+        let (project, ring, at) = (owner.id, owner.ring, self.now());
+        Ok(NewTopic { id, project, name, ring, replicas, placement, policies, at })
     }
 
     /// Custody of all of them, then the command, then back with the custody of those that were not made.
@@ -165,6 +185,10 @@ fn refused(refusal: Refusal, limit: u64) -> CreateTopicError {
         Refusal::NameTaken => CreateTopicError::NameTaken,
         Refusal::ProjectUnknown => CreateTopicError::ProjectUnknown,
         Refusal::TopicQuota => CreateTopicError::Quota { limit },
+        // A node was drained since the nodes were chosen.
+        Refusal::TooFewNodes | Refusal::TargetUnusable | Refusal::RegionUnknown | Refusal::RegionForbidden => {
+            WriteFailure::Unavailable { cause: refusal.to_string() }.into()
+        }
         other => unexpected(&Err(other)).into(),
     }
 }

@@ -5,6 +5,7 @@ use thiserror::Error;
 
 use super::command::Refusal;
 use super::records::TopicState;
+use crate::placement::planner::Unplaceable;
 
 /// The change was not carried out, or nobody knows.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -177,6 +178,9 @@ pub enum CreateTopicError {
     /// Another topic of the project has the name, or its hash.
     #[error("topic name already exists in project")]
     NameTaken,
+    /// No nodes can hold it as asked.
+    #[error(transparent)]
+    Placement(#[from] Unplaceable),
     /// The cluster has as many topics as it can carry.
     #[error("the cluster has its limit of {limit} topics")]
     TooMany {
@@ -220,6 +224,20 @@ pub enum ChangeTopicError {
     /// Its state does not allow it.
     #[error("the topic is in the {0:?} state")]
     State(TopicState),
+    /// See there.
+    #[error(transparent)]
+    Write(#[from] WriteFailure),
+}
+
+/// Why nodes, placements or moves were not changed.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum PlaceError {
+    /// No nodes can hold the replicas as asked.
+    #[error(transparent)]
+    Unplaceable(#[from] Unplaceable),
+    /// The catalog's state does not allow it.
+    #[error("{0}")]
+    Refused(Refusal),
     /// See there.
     #[error(transparent)]
     Write(#[from] WriteFailure),

@@ -21,7 +21,8 @@ use super::errors::{
     SetQuotaError, VaultFailure, WriteFailure,
 };
 use super::freshness::Freshness;
-use super::link::{Custody, ProposeLink, ProposeLinkError, Replica, VaultWrites};
+use super::link::{Custody, Liveness, ProposeLink, ProposeLinkError, Replica, VaultWrites};
+use super::moves::NodeState;
 use super::quota::QuotaChange;
 use super::records::{
     ApiKey, ClusterAuthority, JoinToken, NodeRecord, Organization, Project, SigningKey, Topic, TopicPolicies,
@@ -49,7 +50,7 @@ const COMPACT_KEEP: u64 = 1024;
 pub struct CatalogParts {
     /// This node.
     pub me: NodeId,
-    /// The founding nodes, which hold every topic that was made before topics named their nodes.
+    /// The nodes that the settings name: the founders, until the catalog says who they were.
     pub founders: BTreeSet<NodeId>,
     /// Its replica of the catalog's group.
     pub replica: Arc<dyn Replica>,
@@ -61,6 +62,10 @@ pub struct CatalogParts {
     pub vault: Arc<dyn VaultWrites>,
     /// How long this node vouches for its view after a majority confirmed it: at most the lease of keys.
     pub fresh_for: Duration,
+    /// Which nodes answer.
+    pub liveness: Arc<dyn Liveness>,
+    /// For how long a node must be silent before its replicas are made anew elsewhere.
+    pub lost_after: Duration,
     /// For times.
     pub clock: Arc<dyn Clock>,
     /// For ids.
@@ -325,7 +330,8 @@ impl Catalog {
         let id = node.id;
         let node = node.for_version(self.cluster_version());
         match self.node(id) {
-            Some(known) if *known == node => return Ok(()),
+            Some(known) if known.state == NodeState::Removed => return Err(PutNodeError::Revoked { node: id }),
+            Some(known) if *known == (NodeRecord { state: known.state, ..node.clone() }) => return Ok(()),
             // It has custody already.
             Some(known) if known.incarnation > 0 => return self.write_node(node).await,
             Some(_) | None => {}
@@ -569,12 +575,13 @@ impl Catalog {
 
     /// The nodes that hold a replica of a topic.
     pub fn replicas_of(&self, topic: &Topic) -> BTreeSet<NodeId> {
-        if topic.replicas.is_empty() { self.parts.founders.clone() } else { topic.replicas.clone() }
+        if topic.replicas.is_empty() { self.defaults().founders } else { topic.replicas.clone() }
     }
 
     /// Who shall have the keys of a topic: every node, and this one even if the catalog does not list it yet.
     pub(super) fn custodians(&self) -> Vec<NodeId> {
-        let mut nodes: Vec<NodeId> = self.nodes().iter().map(|node| node.id).collect();
+        let stays = |node: &&Arc<NodeRecord>| node.state != NodeState::Removed;
+        let mut nodes: Vec<NodeId> = self.nodes().iter().filter(stays).map(|node| node.id).collect();
         if !nodes.contains(&self.parts.me) {
             nodes.push(self.parts.me);
         }

@@ -1,10 +1,11 @@
 //! What the catalog takes from its surroundings: its replica on this node, the way to the leader, and the vault.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use bytes::Bytes;
 use ensign_proto::{GroupId, LogIndex, NodeId, ProjectId, RingId, TopicId};
-use ensign_raft::{CompactError, Group, Leadership, ProposeError, ReadError};
+use ensign_raft::{CompactError, Group, Leadership, Members, PeerState, ProposeError, ReadError};
 use ensign_storage::EntryId;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -62,8 +63,8 @@ pub trait Replica: Send + Sync + 'static {
     /// Who leads.
     fn leadership(&self) -> watch::Receiver<Leadership>;
 
-    /// Who votes in the catalog, as far as this node knows; nobody while it waits to be added.
-    fn voters(&self) -> BTreeSet<NodeId>;
+    /// Who belongs to the catalog's group, with or without a vote, as far as this node knows; nobody while it waits to be added.
+    fn members(&self) -> BTreeSet<NodeId>;
 
     /// Snapshots the state and drops the log behind it but for `keep_entries`.
     fn compact(&self, keep_entries: u64) -> BoxFuture<'static, Result<LogIndex, CompactError>>;
@@ -88,13 +89,38 @@ impl Replica for Group<CatalogMachine> {
         Group::leadership(self)
     }
 
-    fn voters(&self) -> BTreeSet<NodeId> {
-        self.members().voters
+    fn members(&self) -> BTreeSet<NodeId> {
+        let Members { voters, outgoing, learners } = Group::members(self);
+        voters.into_iter().chain(outgoing).chain(learners).collect()
     }
 
     fn compact(&self, keep_entries: u64) -> BoxFuture<'static, Result<LogIndex, CompactError>> {
         let group = self.clone();
         async move { group.compact(keep_entries).await }.boxed()
+    }
+}
+
+/// Which nodes answer. Implemented by the Raft runtime's view of its peers; tests say what they like.
+pub trait Liveness: Send + Sync + 'static {
+    /// For how long a node has not answered this one; none of a node that does, and of this one.
+    fn silent_for(&self, node: NodeId) -> Option<Duration>;
+}
+
+/// Every node answers, always: for tests, and for a cluster of one.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct AllAlive;
+
+impl Liveness for AllAlive {
+    fn silent_for(&self, _: NodeId) -> Option<Duration> {
+        None
+    }
+}
+
+impl Liveness for ensign_raft::Liveness {
+    fn silent_for(&self, node: NodeId) -> Option<Duration> {
+        let known = self.peers().into_iter().find(|peer| peer.node == node)?;
+        // Who was not heard of yet may be on its way: only silence counts.
+        (known.state == PeerState::Dead).then(|| known.since.elapsed())
     }
 }
 

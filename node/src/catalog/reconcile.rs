@@ -13,6 +13,7 @@ use tracing::{info, warn};
 use super::errors::{ReconcileError, VaultFailure};
 use super::handle::{Catalog, VAULT_CALLS_MAX};
 use super::link::Custody;
+use super::moves::NodeState;
 use super::records::TopicState;
 
 /// A topic that the catalog does not list may be on its way there for this long: its custody is left alone.
@@ -57,7 +58,8 @@ impl Catalog {
         let is_left_over = |custody: &&Custody| {
             // The id of a topic begins with the time when it was made.
             let made = custody.topic.as_bytes()[..6].iter().fold(0, |ms, byte| ms << 8 | u64::from(*byte));
-            made < made_before && self.topic(custody.topic).is_none()
+            let removed = self.node(custody.node).is_some_and(|node| node.state == NodeState::Removed);
+            removed || (made < made_before && self.topic(custody.topic).is_none())
         };
         let dropped: Vec<_> = has.custody.iter().filter(is_left_over).copied().take(WRITES_MAX).collect();
         let done = Reconciled { rings: rings.len(), granted: granted.len(), dropped: dropped.len() };

@@ -8,6 +8,8 @@ use ensign_proto::{
 };
 use ensign_raft::env::UnixNanos;
 
+use super::moves::{NodeState, Placement, Reassignment};
+
 /// The outermost tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Organization {
@@ -71,6 +73,12 @@ pub struct Topic {
     pub partition: Partition,
     /// The nodes that hold a replica. Empty for a topic that was made before placement was kept: then all founding nodes do.
     pub replicas: BTreeSet<NodeId>,
+    /// Where its replicas may be, and how many.
+    pub placement: Placement,
+    /// How many moves of its replicas are over. Only at 0 may a replica found the topic's group.
+    pub assignment: u64,
+    /// The move that is on.
+    pub reassignment: Option<Reassignment>,
     /// The key ring that it is sealed under.
     pub ring: RingId,
     /// Where it is in its life.
@@ -142,6 +150,8 @@ pub struct NodeRecord {
     pub incarnation: u64,
     /// What the process of that start drew: tells apart two copies of one directory.
     pub process: u64,
+    /// Whether it may hold replicas. Kept by the catalog: registering again does not change it.
+    pub state: NodeState,
     /// The SHA-256 of the public key that it joined with; empty for a node that did not join by token. The catalog keeps it.
     pub key: Bytes,
     /// The newest version that the process of its newest life speaks; see [`NodeRecord::speaks`].

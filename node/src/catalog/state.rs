@@ -9,6 +9,7 @@ use ensign_proto::{ApiKeyId, ClusterVersion, GroupId, NodeId, OrgId, Partition, 
 use ensign_raft::env::UnixNanos;
 
 use super::command::{Command, JOIN_TOKENS_MAX, Join, NewTopic, Outcome, Refusal, Response};
+use super::moves::PlacementDefaults;
 use super::quota::{Limit, PerResource, Quota, QuotaChange};
 use super::records::{
     ApiKey, ClusterAuthority, JoinToken, NodeRecord, Organization, Project, SigningKey, Topic, TopicState,
@@ -45,6 +46,8 @@ pub(super) struct State {
     pub(super) revoked_nodes: BTreeMap<NodeId, UnixNanos>,
     /// What every node can read; only ever rises.
     pub(super) version: ClusterVersion,
+    /// None in a cluster from before placement was kept, until its catalog's leader writes them.
+    pub(super) defaults: Option<PlacementDefaults>,
     // Indexes; rebuilt from the records on restore.
     topics_by_name: BTreeMap<(ProjectId, TopicNameHash), TopicId>,
     topics_by_project: BTreeSet<(ProjectId, TopicId)>,
@@ -70,6 +73,7 @@ impl Default for State {
             next_node: NodeId(1),
             revoked_nodes: BTreeMap::new(),
             version: ClusterVersion::V1,
+            defaults: None,
             topics_by_name: BTreeMap::new(),
             topics_by_project: BTreeSet::new(),
             api_keys_by_client: BTreeMap::new(),
@@ -147,14 +151,24 @@ impl State {
             }
             Command::Join(join) => self.join(join),
             Command::RevokeNode { node, at } => {
-                self.revoked_nodes.entry(node).or_insert(at);
-                self.next_node = self.next_node.max(NodeId(node.0.saturating_add(1)));
+                self.end_node(node, at);
                 Ok(Outcome::Done)
             }
             Command::SetClusterVersion(version) => {
                 self.version = self.version.max(version);
                 Ok(Outcome::Done)
             }
+            Command::SetPlacementDefaults { founders, replication } => {
+                self.set_placement_defaults(founders, replication)
+            }
+            Command::SetNodeState { node, state, at } => self.set_node_state(node, state, at),
+            Command::AlterTopic { topic, placement, at } => self.alter_topic(topic, placement, at),
+            Command::StartMove { topic, assignment, target, reason, at } => {
+                self.start_move(topic, assignment, target, reason, at)
+            }
+            Command::CancelMove { topic, assignment, at } => self.cancel_move(topic, assignment, at),
+            Command::FinishMove { topic, assignment, replicas } => self.finish_move(topic, assignment, replicas),
+            Command::ReportMove { topic, assignment, report } => self.report_move(topic, assignment, report),
         }
     }
 
@@ -175,6 +189,7 @@ impl State {
                 return Err(Refusal::LifeOver);
             }
             new.key = old.key.clone();
+            new.state = old.state;
         }
         self.next_node = self.next_node.max(NodeId(new.id.0.saturating_add(1)));
         self.nodes.insert(new.id, Arc::new(new));
@@ -287,6 +302,21 @@ impl State {
         {
             return Err(Refusal::TopicQuota);
         }
+        // Without defaults it is a command from before placement was kept, or a test of something else.
+        let (mut replicas, mut placement) = (new.replicas, new.placement);
+        if let Some(defaults) = &self.defaults {
+            if replicas.is_empty() {
+                replicas.clone_from(&defaults.founders);
+            }
+            if placement.replication == 0 {
+                placement.replication = replicas.len() as u32;
+            }
+            if placement.replication as usize != replicas.len() {
+                return Err(Refusal::Replication);
+            }
+            self.check_placement(&placement)?;
+            self.check_nodes(&replicas, &placement)?;
+        }
         let topic = Topic {
             id: new.id,
             project: new.project,
@@ -294,7 +324,10 @@ impl State {
             name: new.name,
             group: self.next_group,
             partition: Partition(0),
-            replicas: new.replicas,
+            replicas,
+            placement,
+            assignment: 0,
+            reassignment: None,
             ring: new.ring,
             state: TopicState::Ready,
             policies: new.policies,
@@ -314,7 +347,9 @@ impl State {
             return Err(Refusal::TopicState(old.state));
         }
         let modified = old.modified.max(at);
-        Ok(self.put_topic(Topic { state, modified, ..(**old).clone() }))
+        // Nothing is left to move of a topic that goes.
+        let reassignment = old.reassignment.clone().filter(|_| state != TopicState::Deleting);
+        Ok(self.put_topic(Topic { reassignment, state, modified, ..(**old).clone() }))
     }
 
     fn finish_destroy(&mut self, topic: TopicId, at: UnixNanos) -> Response {
@@ -389,7 +424,7 @@ impl State {
         self.quotas.get(&project).unwrap_or(&Quota::default()).or(&self.default_quota)
     }
 
-    fn put_topic(&mut self, topic: Topic) -> Outcome {
+    pub(super) fn put_topic(&mut self, topic: Topic) -> Outcome {
         Outcome::Topic(self.insert_topic(topic))
     }
 
@@ -411,6 +446,10 @@ impl State {
 
     /// The state of these records.
     pub(super) fn with_indexes(mut self) -> Self {
+        // As it is since both are kept.
+        for (node, at) in self.revoked_nodes.clone() {
+            self.end_node(node, at);
+        }
         self.topics_by_name = self.topics.values().map(|t| ((t.project, t.name.hash()), t.id)).collect();
         self.topics_by_project = self.topics.values().map(|t| (t.project, t.id)).collect();
         self.api_keys_by_client = self.api_keys.values().map(|k| (k.client_id.clone(), k.id)).collect();

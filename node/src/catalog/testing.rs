@@ -1,8 +1,8 @@
 //! A catalog without Raft, network or vault, for tests of what builds on it: one node that always leads.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,8 +17,9 @@ use tokio::sync::watch;
 use super::command::{Command, NewTopic, Outcome, Response};
 use super::errors::{CreateTopicError, VaultFailure};
 use super::handle::{Catalog, CatalogParts};
-use super::link::{Custody, ProposeLink, ProposeLinkError, Replica, VaultHas, VaultWrites};
+use super::link::{AllAlive, Custody, Liveness, ProposeLink, ProposeLinkError, Replica, VaultHas, VaultWrites};
 use super::machine::CatalogMachine;
+use super::moves::Placement;
 use super::records::{Topic, TopicPolicies};
 
 /// How long a catalog of these tests vouches for its view.
@@ -34,13 +35,44 @@ pub fn solo_with(vault: Arc<dyn VaultWrites>, clock: Arc<dyn Clock>, rng: Arc<dy
     cuttable_with(vault, clock, rng).0
 }
 
+/// The same, where `liveness` says which nodes answer.
+pub fn solo_where(liveness: Arc<dyn Liveness>, clock: Arc<dyn Clock>, rng: Arc<dyn Rng>) -> Catalog {
+    made(ClusterVersion::NEWEST, Arc::new(YesVault), liveness, clock, rng).0
+}
+
+/// Nodes answer, but for those that are silenced.
+#[derive(Debug, Default)]
+pub struct HandLiveness(Mutex<BTreeMap<NodeId, Duration>>);
+
+impl HandLiveness {
+    fn silent(&self) -> MutexGuard<'_, BTreeMap<NodeId, Duration>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on the node has been silent for so long.
+    pub fn silence(&self, node: NodeId, since: Duration) {
+        self.silent().insert(node, since);
+    }
+
+    /// It answers again.
+    pub fn wake(&self, node: NodeId) {
+        self.silent().remove(&node);
+    }
+}
+
+impl Liveness for HandLiveness {
+    fn silent_for(&self, node: NodeId) -> Option<Duration> {
+        self.silent().get(&node).copied()
+    }
+}
+
 /// The same, and a switch that cuts the way to its leader: it goes on showing what it knew.
 pub fn cuttable(clock: Arc<dyn Clock>, rng: Arc<dyn Rng>) -> (Catalog, Arc<AtomicBool>) {
     cuttable_with(Arc::new(YesVault), clock, rng)
 }
 
 fn cuttable_with(vault: Arc<dyn VaultWrites>, clock: Arc<dyn Clock>, rng: Arc<dyn Rng>) -> (Catalog, Arc<AtomicBool>) {
-    let (catalog, switch, _) = made(ClusterVersion::NEWEST, vault, clock, rng);
+    let (catalog, switch, _) = made(ClusterVersion::NEWEST, vault, Arc::new(AllAlive), clock, rng);
     (catalog, switch)
 }
 
@@ -57,13 +89,14 @@ impl Proposed {
 
 /// The catalog of a cluster that is at this version, and what is proposed to it.
 pub fn of_version(version: ClusterVersion, clock: Arc<dyn Clock>, rng: Arc<dyn Rng>) -> (Catalog, Proposed) {
-    let (catalog, _, proposed) = made(version, Arc::new(YesVault), clock, rng);
+    let (catalog, _, proposed) = made(version, Arc::new(YesVault), Arc::new(AllAlive), clock, rng);
     (catalog, proposed)
 }
 
 fn made(
     version: ClusterVersion,
     vault: Arc<dyn VaultWrites>,
+    liveness: Arc<dyn Liveness>,
     clock: Arc<dyn Clock>,
     rng: Arc<dyn Rng>,
 ) -> (Catalog, Arc<AtomicBool>, Proposed) {
@@ -80,9 +113,9 @@ fn made(
         proposed: proposed.clone(),
     };
     let (me, replica, link, fresh_for) = (NodeId(1), Arc::new(replica), Arc::new(NoLink), FRESH_FOR);
-    let founders = BTreeSet::from([me]);
-    let catalog = Catalog::new(CatalogParts { me, founders, replica, view, link, vault, fresh_for, clock, rng });
-    (catalog, cut, proposed)
+    let (founders, lost_after) = (BTreeSet::from([me]), Duration::from_mins(10));
+    let parts = CatalogParts { me, founders, replica, view, link, vault, fresh_for, liveness, lost_after, clock, rng };
+    (Catalog::new(parts), cut, proposed)
 }
 
 /// Makes a topic whose replicas are on these nodes.
@@ -99,7 +132,8 @@ pub async fn create_topic_on(
     let (policies, at) = (TopicPolicies::default(), catalog.now());
     let id = catalog.fresh_topic();
     catalog.parts.vault.put_custodies(catalog.custody_of(project, id)).await?;
-    let topic = NewTopic { id, project, name, ring: owner.ring, replicas, policies, at };
+    let (ring, placement) = (owner.ring, Placement::anywhere(replicas.len() as u32));
+    let topic = NewTopic { id, project, name, ring, replicas, placement, policies, at };
     match catalog.write(Command::CreateTopic(topic)).await? {
         Ok(Outcome::Topic(topic)) => Ok(topic),
         _ => Err(CreateTopicError::NameTaken),
@@ -139,8 +173,8 @@ impl Replica for Solo {
         self.leadership.subscribe()
     }
 
-    fn voters(&self) -> BTreeSet<NodeId> {
-        BTreeSet::new()
+    fn members(&self) -> BTreeSet<NodeId> {
+        BTreeSet::from([NodeId(1)])
     }
 
     fn compact(&self, _keep_entries: u64) -> BoxFuture<'static, Result<LogIndex, CompactError>> {

@@ -108,6 +108,8 @@ fn new_topic(n: u8, owner: u8, title: u8) -> NewTopic {
         name: name(title),
         ring: ring(owner),
         replicas: nodes(n),
+        // As before placement was kept: the stored bytes below show that these are still what they were.
+        placement: Placement::default(),
         policies: policies(n),
         at: at(n),
     }
@@ -251,6 +253,9 @@ impl Model {
             Command::Join(join) => return self.join(join),
             Command::RevokeNode { node, .. } => {
                 self.removed.insert(node);
+                if let Some(known) = self.nodes.get_mut(&node) {
+                    known.state = NodeState::Removed;
+                }
                 self.highest = self.highest.max(node.0);
             }
             Command::PutNode(node) => {
@@ -352,6 +357,13 @@ impl Model {
                     }
                 }
             }
+            Command::SetPlacementDefaults { .. }
+            | Command::SetNodeState { .. }
+            | Command::AlterTopic { .. }
+            | Command::StartMove { .. }
+            | Command::CancelMove { .. }
+            | Command::FinishMove { .. }
+            | Command::ReportMove { .. } => unreachable!("placement is tested in moves/tests.rs"),
         }
         Ok(())
     }
@@ -416,6 +428,9 @@ impl Model {
             group: GroupId(16 + self.groups),
             partition: ensign_proto::Partition(0),
             replicas: new.replicas,
+            placement: new.placement,
+            assignment: 0,
+            reassignment: None,
             ring: new.ring,
             state: TopicState::Ready,
             policies: new.policies,
@@ -520,7 +535,7 @@ proptest! {
         model.check(&copy);
         let next = entry(commands.len(), Command::CreateTopic(NewTopic {
             id: topic(99), project: project(0), name: name(99), ring: ring(0), replicas: nodes(0),
-            policies: policies(0), at: at(0),
+            placement: Placement::default(), policies: policies(0), at: at(0),
         }).encode());
         prop_assert_eq!(restored.apply(&next), machine.apply(&next));
     }
@@ -588,6 +603,7 @@ fn sample_commands() -> Vec<Command> {
             name: name(1),
             ring: ring(1),
             replicas: nodes(3),
+            placement: Placement::default(),
             policies: policies(3),
             at: at(1),
         }),
@@ -597,6 +613,7 @@ fn sample_commands() -> Vec<Command> {
             name: name(2),
             ring: ring(1),
             replicas: nodes(0),
+            placement: Placement::default(),
             policies: policies(0),
             at: at(2),
         }),
@@ -674,6 +691,7 @@ fn the_last_place_for_a_topic_is_given_once_and_a_repeated_creation_is_no_furthe
             name: name(n),
             ring: ring(1),
             replicas: nodes(3),
+            placement: Placement::default(),
             policies: policies(0),
             at: at(n),
         })
@@ -727,8 +745,8 @@ fn a_destroyed_topic_frees_its_name_but_never_its_group_or_id() {
     let mut machine = sample();
     let view = machine.view();
     let again = |id| {
-        let (replicas, policies, at) = (nodes(3), policies(0), at(9));
-        let new = NewTopic { id, project: project(1), name: name(2), ring: ring(1), replicas, policies, at };
+        let (replicas, placement, policies, at) = (nodes(3), Placement::default(), policies(0), at(9));
+        let new = NewTopic { id, project: project(1), name: name(2), ring: ring(1), replicas, placement, policies, at };
         Command::CreateTopic(new).encode()
     };
     assert_eq!(machine.apply(&entry(50, again(topic(2)))), Err(Refusal::IdTaken), "a late retry of its creation");
@@ -737,8 +755,9 @@ fn a_destroyed_topic_frees_its_name_but_never_its_group_or_id() {
     // After a restart from a snapshot, too.
     let (mut restored, view) = CatalogMachine::new();
     restored.restore(&machine.snapshot()).unwrap();
-    let (replicas, policies, at) = (nodes(3), policies(0), at(9));
-    let other = NewTopic { id: topic(4), project: project(1), name: name(4), ring: ring(1), replicas, policies, at };
+    let (replicas, placement, policies, at) = (nodes(3), Placement::default(), policies(0), at(9));
+    let other =
+        NewTopic { id: topic(4), project: project(1), name: name(4), ring: ring(1), replicas, placement, policies, at };
     restored.apply(&entry(52, Command::CreateTopic(other).encode())).unwrap();
     assert_eq!(view.topic(topic(4)).unwrap().group, GroupId(19));
 }

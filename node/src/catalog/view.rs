@@ -7,6 +7,7 @@ use ensign_raft::env::UnixNanos;
 use tokio::sync::watch;
 
 use super::machine::Shared;
+use super::moves::PlacementDefaults;
 use super::paging::{Page, PageError, PageRequest, Paged};
 use super::quota::{Limit, PerResource, Quota};
 use super::records::{ApiKey, ClusterAuthority, JoinToken, NodeRecord, Organization, Project, SigningKey, Topic};
@@ -218,6 +219,21 @@ impl View {
     /// How many topics a project has, those that are being destroyed included.
     pub fn topic_count_of(&self, project: ProjectId) -> u64 {
         self.shared.read().topics_after(project, None).count() as u64
+    }
+
+    /// What is done where a topic asks for nothing; none in a cluster from before placement was kept, for a moment.
+    pub fn placement_defaults(&self) -> Option<PlacementDefaults> {
+        self.shared.read().defaults.clone()
+    }
+
+    /// Topics whose replicas are being moved.
+    pub fn moving(&self) -> Vec<Arc<Topic>> {
+        self.shared.read().topics.values().filter(|topic| topic.reassignment.is_some()).cloned().collect()
+    }
+
+    /// How many topics have a replica on the node, or shall have one there.
+    pub fn holds(&self, node: NodeId) -> usize {
+        self.shared.read().holds(node)
     }
 
     /// How many topics the cluster has.

@@ -5,6 +5,7 @@
 //! ```
 //! Rows are shared by all three, so a field is described once. Fields are only ever added. Format: docs/format.md.
 
+mod moves;
 mod rows;
 
 use std::collections::BTreeSet;
@@ -16,10 +17,11 @@ use ensign_raft::env::UnixNanos;
 use prost::Message;
 use thiserror::Error;
 
+use self::moves::{DefaultsRow, MoveRow, NodeStateRow, node_state_number, node_state_of, reason_number, reason_of};
 use self::rows::{
     ChangeRow, CommandKind, CommandRow, OrganizationRow, ProjectQuotaRow, QuotaChangeRow, QuotaRow, ResponseKind,
-    ResponseRow, ResponsesRow, RevokedNodeRow, SnapshotRow, TopicsRow, change, id, kid, number, raw, state_number,
-    state_of,
+    ResponseRow, ResponsesRow, RevokedNodeRow, SnapshotRow, TopicsRow, change, id, kid, nodes, number, numbers, raw,
+    state_number, state_of,
 };
 use super::command::{Command, NewTopic, Outcome, Refusal, Response, TOPICS_BATCH_MAX};
 use super::quota::Quota;
@@ -107,6 +109,30 @@ pub(super) fn encode_command(command: &Command) -> Bytes {
         Command::Join(join) => CommandKind::Join(join.into()),
         Command::RevokeNode { node, at } => CommandKind::RevokeNode(RevokedNodeRow { node: node.0, at: at.0 }),
         Command::SetClusterVersion(version) => CommandKind::SetClusterVersion(version.0),
+        Command::SetPlacementDefaults { founders, replication } => {
+            CommandKind::SetPlacementDefaults(DefaultsRow { founders: numbers(founders), replication: *replication })
+        }
+        Command::SetNodeState { node, state, at } => {
+            CommandKind::SetNodeState(NodeStateRow { node: node.0, state: node_state_number(*state), at: at.0 })
+        }
+        Command::AlterTopic { topic, placement, at } => {
+            CommandKind::AlterTopic(MoveRow { placement: Some(placement.into()), at: at.0, ..MoveRow::of(*topic, 0) })
+        }
+        Command::StartMove { topic, assignment, target, reason, at } => CommandKind::StartMove(MoveRow {
+            nodes: numbers(target),
+            reason: reason_number(*reason),
+            at: at.0,
+            ..MoveRow::of(*topic, *assignment)
+        }),
+        Command::CancelMove { topic, assignment, at } => {
+            CommandKind::CancelMove(MoveRow { at: at.0, ..MoveRow::of(*topic, *assignment) })
+        }
+        Command::FinishMove { topic, assignment, replicas } => {
+            CommandKind::FinishMove(MoveRow { nodes: numbers(replicas), ..MoveRow::of(*topic, *assignment) })
+        }
+        Command::ReportMove { topic, assignment, report } => {
+            CommandKind::ReportMove(MoveRow { report: Some(report.into()), ..MoveRow::of(*topic, *assignment) })
+        }
     };
     frame(&CommandRow { kind: Some(kind) })
 }
@@ -115,7 +141,7 @@ pub(super) fn decode_command(bytes: &Bytes) -> Result<Command, DecodeError> {
     let topic = |row: &ChangeRow| id::<TopicId>(&row.id, "topic");
     let row: CommandRow = unframe(bytes)?;
     Ok(match row.kind.ok_or(DecodeError::Invalid("command"))? {
-        CommandKind::PutNode(row) => Command::PutNode(row.into()),
+        CommandKind::PutNode(row) => Command::PutNode(row.try_into()?),
         CommandKind::CreateOrganization(row) => {
             let Organization { id, name, created: at } = row.try_into()?;
             Command::CreateOrganization { id, name, at }
@@ -161,6 +187,33 @@ pub(super) fn decode_command(bytes: &Bytes) -> Result<Command, DecodeError> {
         CommandKind::Join(row) => Command::Join(row.try_into()?),
         CommandKind::RevokeNode(row) => Command::RevokeNode { node: NodeId(row.node), at: UnixNanos(row.at) },
         CommandKind::SetClusterVersion(version) => Command::SetClusterVersion(ClusterVersion::or_first(version)),
+        CommandKind::SetPlacementDefaults(row) => {
+            Command::SetPlacementDefaults { founders: nodes(&row.founders), replication: row.replication }
+        }
+        CommandKind::SetNodeState(row) => {
+            Command::SetNodeState { node: NodeId(row.node), state: node_state_of(row.state)?, at: UnixNanos(row.at) }
+        }
+        CommandKind::AlterTopic(row) => {
+            Command::AlterTopic { topic: row.topic()?, placement: row.placement.into(), at: UnixNanos(row.at) }
+        }
+        CommandKind::StartMove(row) => Command::StartMove {
+            topic: row.topic()?,
+            assignment: row.assignment,
+            target: nodes(&row.nodes),
+            reason: reason_of(row.reason)?,
+            at: UnixNanos(row.at),
+        },
+        CommandKind::CancelMove(row) => {
+            Command::CancelMove { topic: row.topic()?, assignment: row.assignment, at: UnixNanos(row.at) }
+        }
+        CommandKind::FinishMove(row) => {
+            Command::FinishMove { topic: row.topic()?, assignment: row.assignment, replicas: nodes(&row.nodes) }
+        }
+        CommandKind::ReportMove(row) => Command::ReportMove {
+            topic: row.topic()?,
+            assignment: row.assignment,
+            report: row.report.ok_or(DecodeError::Invalid("report"))?.try_into()?,
+        },
     })
 }
 
@@ -185,6 +238,18 @@ fn refusal_number(refusal: Refusal) -> u32 {
         Refusal::NodeRevoked => 46,
         Refusal::AuthorityExists => 47,
         Refusal::VersionTooOld => 90,
+        Refusal::NodeUnknown => 20,
+        Refusal::NodeHolds => 22,
+        Refusal::NodeActive => 23,
+        Refusal::LastNode => 24,
+        Refusal::MoveOn => 25,
+        Refusal::NoMove => 26,
+        Refusal::MoveStale => 27,
+        Refusal::TargetUnusable => 28,
+        Refusal::RegionForbidden => 29,
+        Refusal::Replication => 30,
+        Refusal::TooFewNodes => 31,
+        Refusal::RegionUnknown => 32,
     }
 }
 
@@ -209,6 +274,18 @@ fn refusal_of(number: u32) -> Result<Refusal, DecodeError> {
         46 => Refusal::NodeRevoked,
         47 => Refusal::AuthorityExists,
         90 => Refusal::VersionTooOld,
+        20 => Refusal::NodeUnknown,
+        22 => Refusal::NodeHolds,
+        23 => Refusal::NodeActive,
+        24 => Refusal::LastNode,
+        25 => Refusal::MoveOn,
+        26 => Refusal::NoMove,
+        27 => Refusal::MoveStale,
+        28 => Refusal::TargetUnusable,
+        29 => Refusal::RegionForbidden,
+        30 => Refusal::Replication,
+        31 => Refusal::TooFewNodes,
+        32 => Refusal::RegionUnknown,
         _ => return Err(DecodeError::Invalid("refusal")),
     })
 }
@@ -255,7 +332,7 @@ fn response_of(row: ResponseRow) -> Result<Response, DecodeError> {
             Ok(Outcome::Topics(row.each.into_iter().map(topic).collect::<Result<_, _>>()?))
         }
         ResponseKind::ApiKey(row) => Ok(Outcome::ApiKey(Arc::new(row.try_into()?))),
-        ResponseKind::Node(row) => Ok(Outcome::Node(Arc::new(row.into()))),
+        ResponseKind::Node(row) => Ok(Outcome::Node(Arc::new(row.try_into()?))),
     })
 }
 
@@ -281,6 +358,7 @@ pub(super) fn encode_snapshot(state: &State, applied: u64) -> Bytes {
         next_node: state.next_node.0,
         revoked_nodes: state.revoked_nodes.iter().map(|(node, at)| RevokedNodeRow { node: node.0, at: at.0 }).collect(),
         version: number(state.version),
+        defaults: state.defaults.as_ref().map(Into::into),
     })
 }
 
@@ -293,6 +371,7 @@ pub(super) fn decode_snapshot(bytes: &Bytes) -> Result<(State, u64), DecodeError
     let mut state = State::default();
     state.next_group = state.next_group.max(GroupId(row.next_group));
     state.version = ClusterVersion::or_first(row.version);
+    state.defaults = row.defaults.map(Into::into);
     state.authority = row.authority.map(|authority| Arc::new(authority.into()));
     for token in row.join_tokens {
         let token = JoinToken::try_from(token)?;
@@ -301,7 +380,7 @@ pub(super) fn decode_snapshot(bytes: &Bytes) -> Result<(State, u64), DecodeError
     state.next_node = state.next_node.max(NodeId(row.next_node));
     state.revoked_nodes = row.revoked_nodes.iter().map(|row| (NodeId(row.node), UnixNanos(row.at))).collect();
     for node in row.nodes {
-        let node = NodeRecord::from(node);
+        let node = NodeRecord::try_from(node)?;
         state.next_node = state.next_node.max(NodeId(node.id.0.saturating_add(1)));
         state.nodes.insert(node.id, Arc::new(node));
     }

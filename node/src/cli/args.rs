@@ -91,6 +91,12 @@ pub enum Command {
     /// Make a cluster, and let machines join it.
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// Nodes: look at them, drain them, remove them.
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Partitions: where their replicas are, and moving them.
+    #[command(subcommand)]
+    Partition(PartitionCommand),
     /// Show the nodes and Raft groups of the cluster.
     Status(StatusArgs),
     /// Find what is wrong with the cluster, and say what to do.
@@ -409,7 +415,9 @@ A thousand are made in a few commits; the command shows how far it is.
 Examples:
   ensign topic create shop.orders
   ensign topic create shop.orders shop.returns shop.stock
-  ensign topic create --from topics.txt --if-missing      one name a line; # begins a comment"
+  ensign topic create --from topics.txt --if-missing      one name a line; # begins a comment
+  ensign topic create shop.orders --replication 5
+  ensign topic create shop.orders --region eu-west,eu-north --leader-region eu-west"
     )]
     Create {
         /// Their names.
@@ -421,6 +429,15 @@ Examples:
         /// Take a topic that exists already for made.
         #[arg(long)]
         if_missing: bool,
+        /// How many replicas it has, 1 to 9. Default: three, or as many as there are nodes. One topic at a time.
+        #[arg(long, value_name = "N")]
+        replication: Option<u32>,
+        /// The regions that its replicas never leave; several separated by commas. Default: any. One topic at a time.
+        #[arg(long = "region", value_name = "REGION", value_delimiter = ',')]
+        regions: Vec<String>,
+        /// The region that should lead, where a replica is. One topic at a time.
+        #[arg(long, value_name = "REGION", default_value = "", hide_default_value = true)]
+        leader_region: String,
         /// Connection.
         #[command(flatten)]
         client: ClientArgs,
@@ -435,6 +452,37 @@ Examples:
     Describe {
         /// Its name or id.
         topic: String,
+        /// Connection.
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Change how many replicas a topic has, and where they may be. Needs an operator's key.
+    #[command(
+        after_help = "Replicas that do not fit any more are moved in the background; publishers and subscribers notice nothing but a pause.
+
+Examples:
+  ensign topic alter orders --replication 5
+  ensign topic alter orders --region eu-west,eu-north
+  ensign topic alter orders --any-region --leader-region us-east"
+    )]
+    Alter {
+        /// Its name or id.
+        topic: String,
+        /// How many replicas it shall have, 1 to 9.
+        #[arg(long, value_name = "N")]
+        replication: Option<u32>,
+        /// The regions that its replicas shall never leave; several separated by commas.
+        #[arg(long = "region", value_name = "REGION", value_delimiter = ',')]
+        regions: Vec<String>,
+        /// Let its replicas be in any region.
+        #[arg(long, conflicts_with = "regions")]
+        any_region: bool,
+        /// The region that should lead.
+        #[arg(long, value_name = "REGION")]
+        leader_region: Option<String>,
+        /// Let any region lead.
+        #[arg(long, conflicts_with = "leader_region")]
+        no_leader_region: bool,
         /// Connection.
         #[command(flatten)]
         client: ClientArgs,
@@ -782,6 +830,146 @@ impl FromStr for QuotaBytes {
         let number: u64 = number.parse().map_err(|_| wrong())?;
         number.checked_mul(factor).map(|bytes| Self(Some(bytes))).ok_or_else(wrong)
     }
+}
+
+/// Looking again and again.
+#[derive(Debug, Clone, Args)]
+pub struct WatchArgs {
+    /// Look again every second, until interrupted.
+    #[arg(long)]
+    pub watch: bool,
+}
+
+/// `ensign node`.
+#[derive(Debug, Subcommand)]
+pub enum NodeCommand {
+    /// List the nodes, whether they answer, and how many replicas each holds.
+    List {
+        /// Watching.
+        #[command(flatten)]
+        watch: WatchArgs,
+        /// Connection.
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Show one node, and what keeps its replicas from leaving.
+    Describe {
+        /// Its number.
+        node: u64,
+        /// Watching.
+        #[command(flatten)]
+        watch: WatchArgs,
+        /// Connection.
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Move every replica off a node, before it is stopped for long or removed.
+    #[command(
+        after_help = "Each replica is copied to another node first; no partition ever has fewer replicas than before. Where no other node
+can take a replica it stays, and `ensign node describe` says why.
+
+Examples:
+  ensign node drain 3 --wait
+  ensign node undrain 3"
+    )]
+    Drain {
+        /// Its number.
+        node: u64,
+        /// Return once the node holds nothing; say meanwhile how far it is.
+        #[arg(long)]
+        wait: bool,
+        /// Connection.
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Let a node that was drained take replicas again.
+    Undrain {
+        /// Its number.
+        node: u64,
+        /// Connection.
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Remove a drained node from the cluster, for ever.
+    #[command(
+        after_help = "Refused while the node holds replicas or votes for the cluster's own groups: it says which, and what to do. Its number
+is never used again.
+
+Example:
+  ensign node drain 3 --wait && ensign node remove 3"
+    )]
+    Remove {
+        /// Its number.
+        node: u64,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+        /// Connection.
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+}
+
+/// `ensign partition`.
+#[derive(Debug, Subcommand)]
+pub enum PartitionCommand {
+    /// List partitions: who holds them, who leads them, and whether something moves.
+    #[command(after_help = "Examples:
+  ensign partition list --node 3
+  ensign partition list --unsettled --watch     what moves, and what should and cannot")]
+    List {
+        /// Only those with a replica on this node, or one to come.
+        #[arg(long, value_name = "ID")]
+        node: Option<u64>,
+        /// Only those that are being moved, or should be and cannot.
+        #[arg(long)]
+        unsettled: bool,
+        /// Watching.
+        #[command(flatten)]
+        watch: WatchArgs,
+        /// Connection.
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Show where one topic's replicas are, and how far a move is.
+    Describe {
+        /// The topic's name or id.
+        topic: String,
+        /// Watching.
+        #[command(flatten)]
+        watch: WatchArgs,
+        /// Connection.
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Move a topic's replicas to these nodes.
+    #[command(
+        after_help = "New replicas catch up before they count; the old ones go last. One move a partition at a time.
+
+Example:
+  ensign partition move orders --to 1,2,4 --wait"
+    )]
+    Move {
+        /// The topic's name or id.
+        topic: String,
+        /// The nodes that shall hold its replicas, as many as it has; separated by commas.
+        #[arg(long, value_name = "IDS", value_delimiter = ',', required = true)]
+        to: Vec<u64>,
+        /// Return once the move is over; say meanwhile how far it is.
+        #[arg(long)]
+        wait: bool,
+        /// Connection.
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Turn a move round: the replicas stay, or go back, where they were.
+    Cancel {
+        /// The topic's name or id.
+        topic: String,
+        /// Connection.
+        #[command(flatten)]
+        client: ClientArgs,
+    },
 }
 
 /// `ensign status`.

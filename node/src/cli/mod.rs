@@ -10,6 +10,7 @@ mod doctor;
 mod events;
 mod exit;
 mod output;
+mod placement;
 mod quota;
 mod topic;
 mod topics;
@@ -67,6 +68,8 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
         Command::ApiKey(command) => admin::api_key(command).await,
         Command::Key(command) => admin::key(command).await,
         Command::Quota(command) => quota::run(command).await,
+        Command::Node(command) => placement::node(command).await,
+        Command::Partition(command) => placement::partition(command).await,
         Command::Status(args) => admin::status(args).await,
         Command::Cluster(command) => cluster::run(command).await,
         Command::Doctor(args) => doctor::run(args).await,

@@ -1,11 +1,13 @@
 //! `ensign topic`.
 
-use ensign_client::{Topic, TopicState};
+use ensign_client::{Place, Topic, TopicState, admin_api as pb};
 use serde::Serialize;
 
 use super::args::TopicCommand;
 use super::connect::connect;
+use super::exit::UsageError;
 use super::output::{confirm, list, one, record, thousands, time};
+use super::placement;
 
 /// A topic as it is printed.
 #[derive(Serialize)]
@@ -66,12 +68,20 @@ fn state_name(state: TopicState) -> &'static str {
 /// Runs one of the topic commands.
 pub(super) async fn run(command: TopicCommand) -> anyhow::Result<()> {
     match command {
-        TopicCommand::Create { names, from: None, if_missing: false, client } if names.len() == 1 => {
-            let topic = connect(&client)?.project.create_topic(&names[0]).await?;
+        TopicCommand::Create { names, from: None, if_missing: false, replication, regions, leader_region, client }
+            if names.len() == 1 =>
+        {
+            let place = Place { replication, regions, leader_region };
+            let topic = connect(&client)?.project.create_topic_at(&names[0], &place).await?;
             let sentence = format!("created topic {} ({})", topic.name, topic.id);
             one(client.output, &Shown::from(&topic), sentence)
         }
-        TopicCommand::Create { names, from, if_missing, client } => {
+        TopicCommand::Create { names, from, if_missing, replication, regions, leader_region, client } => {
+            if replication.is_some() || !regions.is_empty() || !leader_region.is_empty() {
+                let what =
+                    "--replication, --region and --leader-region are for one topic at a time: name one, without --from";
+                return Err(UsageError(what.to_owned()).into());
+            }
             super::topics::create(names, from.as_deref(), if_missing, &client).await
         }
         TopicCommand::List { client } => {
@@ -99,6 +109,11 @@ pub(super) async fn run(command: TopicCommand) -> anyhow::Result<()> {
             let described = described(&topic, &info);
             let fields = fields(&described);
             record(client.output, &described, &fields)
+        }
+        TopicCommand::Alter { topic, replication, regions, any_region, leader_region, no_leader_region, client } => {
+            let regions = (any_region || !regions.is_empty()).then_some(pb::RegionSet { regions });
+            let leader_region = if no_leader_region { Some(String::new()) } else { leader_region };
+            placement::alter(pb::AlterTopicRequest { topic, replication, regions, leader_region }, &client).await
         }
         TopicCommand::Archive { topic, yes, client } => {
             let clients = connect(&client)?;

@@ -49,7 +49,6 @@ pub(super) enum Pulse {
 pub(super) enum Stay {
     Stays,
     /// It is being drained: it shall not vote.
-    #[cfg_attr(not(test), allow(dead_code, reason = "nothing drains a node yet"))]
     Leaves,
     /// It was removed from the cluster: it shall not even learn.
     Gone,

@@ -128,6 +128,11 @@ impl PartitionHandle {
         &self.parts.context
     }
 
+    /// The group that agrees on it.
+    pub(super) fn group(&self) -> &Group<PartitionMachine> {
+        &self.parts.group
+    }
+
     /// The topic.
     pub fn topic(&self) -> TopicId {
         self.parts.context.topic

@@ -31,6 +31,7 @@ mod registry;
 mod rlid;
 mod room;
 mod route;
+mod seat;
 mod tail;
 mod types;
 

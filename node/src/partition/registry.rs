@@ -1,9 +1,11 @@
 //! Which partitions run on this node: those of the catalog's topics, started and stopped as it says.
 //!
 //! A topic that is being destroyed, or that the catalog does not know any more, is stopped and its log removed. Every node does so
-//! by itself whenever it looks, also after a restart, so a crash in between costs nothing but time.
+//! by itself whenever it looks, also after a restart, so a crash in between costs nothing but time. So is one whose replicas
+//! were moved to other nodes.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -13,7 +15,7 @@ use ensign_raft::{GroupSpec, Mode, Runtime, StartError};
 use ensign_storage::NodeLog;
 use futures::{FutureExt as _, StreamExt as _};
 use thiserror::Error;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use super::batcher::{Admission, BatchLimits, BatcherParts};
@@ -26,6 +28,8 @@ use super::reach::Reach;
 use super::route::ForwardLink;
 use super::tail::{Tail, TailBudget};
 use crate::catalog::{Catalog, Topic, TopicState, TopicsSeen};
+
+mod held;
 
 /// How long a topic is seen as being deleted before it is gone: long enough for streams to learn of it.
 const DELETING_FOR: Duration = Duration::from_secs(2);
@@ -97,6 +101,10 @@ struct Inner {
     /// Destroyed topics that a task is about to make an end of in the catalog.
     finishing: Mutex<BTreeSet<TopicId>>,
     changes: watch::Sender<u64>,
+    /// A majority confirmed, since this process began, that the catalog is at least as this node knows it.
+    confirmed: AtomicBool,
+    /// It was said that the catalog could not be read.
+    unread: AtomicBool,
 }
 
 struct Running {
@@ -129,6 +137,8 @@ impl Partitions {
             damaged: RwLock::default(),
             finishing: Mutex::default(),
             changes: watch::Sender::new(0),
+            confirmed: AtomicBool::new(false),
+            unread: AtomicBool::new(false),
         };
         let partitions = Self { inner: Arc::new(inner) };
         let follower = partitions.clone();
@@ -261,6 +271,11 @@ impl Partitions {
         stored
     }
 
+    /// This node.
+    pub(super) fn me(&self) -> NodeId {
+        self.inner.parts.me
+    }
+
     /// How many partitions run here.
     pub fn count(&self) -> usize {
         self.inner.running.read().unwrap_or_else(PoisonError::into_inner).len()
@@ -330,16 +345,14 @@ impl Partitions {
             };
         };
         match topic.state {
-            TopicState::Ready => self.ensure_running(&topic, Admission::Open).await,
-            TopicState::Readonly => self.ensure_running(&topic, Admission::Archived).await,
             TopicState::Deleting => self.destroy(&topic, stop).await,
+            TopicState::Ready | TopicState::Readonly if !self.is_held_here(&topic) => self.leave(&topic, stop).await,
+            TopicState::Ready => self.ensure_running(&topic, Admission::Open, stop).await,
+            TopicState::Readonly => self.ensure_running(&topic, Admission::Archived, stop).await,
         }
     }
 
-    async fn ensure_running(&self, topic: &Topic, admission: Admission) -> bool {
-        if !self.inner.parts.catalog.replicas_of(topic).contains(&self.inner.parts.me) {
-            return true;
-        }
+    async fn ensure_running(&self, topic: &Topic, admission: Admission, stop: &Stop) -> bool {
         {
             let running = self.inner.running.read().unwrap_or_else(PoisonError::into_inner);
             if let Some(running) = running.get(&topic.id) {
@@ -347,7 +360,8 @@ impl Partitions {
                 return true;
             }
         }
-        match self.start_partition(topic, admission).await {
+        let Some(mode) = self.mode(topic, stop).await else { return false };
+        match self.start_partition(topic, admission, mode).await {
             Ok(()) => {
                 self.inner.damaged.write().unwrap_or_else(PoisonError::into_inner).remove(&topic.id);
                 true
@@ -366,12 +380,12 @@ impl Partitions {
         }
     }
 
-    async fn start_partition(&self, topic: &Topic, admission: Admission) -> Result<(), StartError> {
+    async fn start_partition(&self, topic: &Topic, admission: Admission, mode: Mode) -> Result<(), StartError> {
         let parts = &self.inner.parts;
         let context = self.context(topic);
         let tail = Tail::new(Arc::clone(&self.inner.budget));
         let machine = PartitionMachine::new(context, Arc::clone(&tail));
-        let spec = GroupSpec { id: topic.group, voters: parts.catalog.replicas_of(topic), mode: Mode::Found };
+        let spec = GroupSpec { id: topic.group, voters: parts.catalog.replicas_of(topic), mode };
         let group = parts.runtime.start(spec, parts.log.group(topic.group), machine).await?;
         let (admission, admitted) = watch::channel(admission);
         let (batcher, task) = BatcherParts {
@@ -455,50 +469,5 @@ impl Partitions {
             running.tasks.shut_down(Duration::from_secs(5)).await;
             self.inner.parts.runtime.stop(running.group).await;
         }
-    }
-
-    async fn remove_log(&self, group: GroupId) -> bool {
-        if !self.inner.parts.log.groups().contains(&group) {
-            return true;
-        }
-        let (sender, done) = oneshot::channel();
-        self.inner.parts.log.remove(
-            group,
-            Box::new(move |outcome| {
-                // Whoever waited may be gone.
-                let _ = sender.send(outcome);
-            }),
-        );
-        match done.await {
-            Ok(Ok(())) => true,
-            Ok(Err(error)) => {
-                error!(%group, %error, "the log of a destroyed topic is not removed yet");
-                false
-            }
-            Err(_) => false,
-        }
-    }
-
-    /// Removes logs of topics that were destroyed while this node was down. Only after the catalog is known to be up to date:
-    /// a replica that trails may not know a topic yet whose log is here.
-    async fn sweep(&self, stop: &Stop) -> bool {
-        match stop.run_until_cancelled(self.inner.parts.catalog.refresh()).await {
-            None => return false,
-            Some(Err(error)) => {
-                warn!(%error, "leftovers of destroyed topics stay until the catalog can be read");
-                return false;
-            }
-            Some(Ok(())) => {}
-        }
-        let known: BTreeSet<GroupId> =
-            self.inner.parts.catalog.view().all_topics().iter().map(|topic| topic.group).collect();
-        let mut complete = true;
-        for group in self.inner.parts.log.groups() {
-            if group >= GroupId::FIRST_PARTITION && !known.contains(&group) {
-                info!(%group, "the log of a topic that was destroyed meanwhile is removed");
-                complete &= self.remove_log(group).await;
-            }
-        }
-        complete
     }
 }

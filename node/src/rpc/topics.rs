@@ -14,7 +14,7 @@ use super::Shared;
 use super::auth::{self, Caller, Need};
 use super::scope::refresh;
 use super::unary::not_found;
-use crate::catalog::{PageRequest, Topic, TopicPolicies, TopicState};
+use crate::catalog::{PageRequest, PlacementWish, Topic, TopicPolicies, TopicState};
 use crate::status::{self, text};
 
 const READERS: Need = Need::Any(&[Permission::TopicsRead, Permission::Publisher, Permission::Subscriber]);
@@ -85,7 +85,12 @@ pub(super) async fn create(shared: &Shared, request: Request<api::Topic>) -> Res
         ));
     }
     let policies = TopicPolicies { deduplication: deduplication.encode_to_vec().into(), ..TopicPolicies::default() };
-    let created = shared.parts.catalog.create_topic(project, name, policies).await;
+    let wish = PlacementWish {
+        replication: wanted.replication,
+        regions: wanted.regions.iter().cloned().collect(),
+        leader_region: wanted.leader_region.clone(),
+    };
+    let created = shared.parts.catalog.create_topic_at(project, name, policies, wish).await;
     let topic = created.map_err(|error| status::create_topic_failed(&error))?;
     // Usable at once, also here: the partition starts with the topic.
     // If it takes longer, whoever uses it waits.

@@ -191,6 +191,11 @@ impl Server<'_> {
             }
             Request::Vote(request) => {
                 self.is_own(&request.vote)?;
+                let replica = self.local.registry.get(group);
+                if let Some(response) = replica.and_then(|replica| replica.remembers_more(&request)) {
+                    self.answer(group, call, Answer::Vote(response));
+                    return Ok(());
+                }
                 self.with_core(group, call, move |raft| async move {
                     Ok(Answer::Vote(raft.vote(request).await.map_err(|_| Refusal::Stopped)?))
                 });
@@ -198,6 +203,10 @@ impl Server<'_> {
             Request::PreVote(request) => {
                 self.is_own(&request.vote)?;
                 let replica = self.local.registry.get(group);
+                if let Some(response) = replica.as_ref().and_then(|replica| replica.remembers_more(&request)) {
+                    self.answer(group, call, Answer::Vote(response));
+                    return Ok(());
+                }
                 let holds = request.last_log_id.as_ref();
                 let met = replica.map(|replica| replica.pre_vote(self.peer, holds, &self.local.liveness));
                 if let Some(PreVote::Refuse(response)) = met {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use ensign_proto::{GroupId, LogIndex, NodeId};
 use ensign_raft::env::{SeededRng, SystemClock, Tasks};
 use ensign_raft::testing::{Journal, MemoryNet, quick};
-use ensign_raft::{Group, GroupSpec, Mode, ProposeError, Runtime, RuntimeConfig};
+use ensign_raft::{Group, GroupSpec, Mode, ProposeError, Runtime, RuntimeConfig, parting};
 use ensign_storage::{MemoryLog, NodeLog as _};
 
 pub(crate) const GROUP: GroupId = GroupId(16);
@@ -66,6 +66,22 @@ impl Cluster {
         let survives = node.log.crash();
         node.runtime.stop(GROUP).await;
         survives
+    }
+
+    /// Has a node leave the group as one does whose replica is wanted elsewhere: it stops, and gives its log up.
+    pub(crate) async fn leave(&mut self, id: NodeId) {
+        let node = &self.nodes[&id];
+        node.runtime.stop(GROUP).await;
+        let kept = parting(&node.log.group(GROUP).state()).expect("the log is sound");
+        node.log.forget(GROUP, kept.expect("it has made promises"), Box::new(|done| done.expect("durable")));
+    }
+
+    /// Has a node that left wait to be added again.
+    pub(crate) async fn come_back(&mut self, id: NodeId) {
+        let node = self.nodes.get_mut(&id).expect("the node runs");
+        let spec = GroupSpec { id: GROUP, voters: BTreeSet::new(), mode: Mode::Member };
+        let log = node.log.group(GROUP);
+        node.group = node.runtime.start(spec, log, self.machine.clone()).await.expect("the group starts");
     }
 
     pub(crate) fn node(&self, id: NodeId) -> &Node {

@@ -174,10 +174,10 @@ impl Inner {
                 }
             }
             Work::Snapshot(snapshot) => self.snapshot = Slot::Waiting(snapshot.clone()),
-            Work::Remove => {
+            Work::Remove(vote) => {
                 *freed += self.tail.iter().map(|(_, entry)| entry.payload.len() as u64 + TAIL_OVERHEAD).sum::<u64>();
                 let disk = std::mem::take(&mut self.disk);
-                *self = Self { disk, ..Self::default() };
+                *self = Self { disk, vote: vote.clone(), exists: vote.is_some(), ..Self::default() };
                 return Ok(work);
             }
             Work::Nothing => {}

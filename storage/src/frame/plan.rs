@@ -65,13 +65,17 @@ impl Writer {
                     plan.blob_ids.push_back(blob);
                     frame.record(Kind::Snapshot, id, (blob.len, blob.id), None);
                 }
-                Work::Remove => {
+                Work::Remove(vote) => {
                     if let Some(old) = old(&snapshots) {
                         plan.blobs.retain(|(id, _)| *id != old);
                         plan.dropped.push(old);
                     }
                     snapshots.insert(id, None);
                     frame.record(Kind::Remove, id, (0, 0), None);
+                    // In the same frame: a crash leaves both or neither.
+                    if let Some(vote) = vote {
+                        frame.record(Kind::Vote, id, (0, 0), Some(vote));
+                    }
                 }
                 Work::Nothing => continue,
             }

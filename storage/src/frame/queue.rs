@@ -18,7 +18,8 @@ pub(crate) enum Work {
     Truncate(LogIndex),
     Purge(EntryId),
     Snapshot(Bytes),
-    Remove,
+    /// All that the group holds; what it leaves behind is a vote, or nothing.
+    Remove(Option<Bytes>),
     /// Nothing is left to do, but its callback must not overtake those before it.
     Nothing,
 }
@@ -48,7 +49,7 @@ impl Op {
 pub(crate) fn work_bytes(work: &Work) -> u64 {
     64 + match work {
         Work::Append(entries) => entries.iter().map(|entry| entry.payload.len() as u64 + 16).sum(),
-        Work::Vote(bytes) | Work::Snapshot(bytes) => bytes.len() as u64,
+        Work::Vote(bytes) | Work::Snapshot(bytes) | Work::Remove(Some(bytes)) => bytes.len() as u64,
         _ => 0,
     }
 }
@@ -162,7 +163,7 @@ impl Queue {
     }
 
     pub(crate) fn push(&self, mut waiting: MutexGuard<'_, Waiting>, group: Arc<Group>, work: Work, done: Done) -> u64 {
-        if matches!(work, Work::Remove) {
+        if matches!(work, Work::Remove(_)) {
             // They belonged to the life that ends.
             waiting.marks.remove(&(group.id, Lazy::Committed));
             waiting.marks.remove(&(group.id, Lazy::Checkpoint));
@@ -226,7 +227,7 @@ impl Queue {
         }
         for mark in batch.marks {
             let id = mark.group.id;
-            let removed = waiting.ops.iter().any(|op| op.group.id == id && matches!(op.work, Work::Remove));
+            let removed = waiting.ops.iter().any(|op| op.group.id == id && matches!(op.work, Work::Remove(_)));
             if !removed {
                 waiting.marks.entry((id, mark.lazy)).or_insert(mark);
             }

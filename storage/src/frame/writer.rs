@@ -244,7 +244,7 @@ impl Writer {
         }
         self.note(&plan, &purged, done);
         self.frame = frame;
-        let removed = ops.iter().any(|op| matches!(op.work, Work::Remove));
+        let removed = ops.iter().any(|op| matches!(op.work, Work::Remove(_)));
         call_back(ops, &Ok(()));
         drop(plan);
         if removed || index_len.is_some() {
@@ -325,11 +325,15 @@ impl Writer {
                             inner.snapshot.settle(bytes);
                             Change::Snapshot(*blob)
                         }
-                        Work::Remove => {
+                        Work::Remove(vote) => {
                             // What this group remembers belongs to the life that ends.
                             self.tails.retain(|(group, _)| !Arc::ptr_eq(group, &op.group));
                             self.snapshot_bytes -= inner.disk.snapshot.map_or(0, |old| old.len);
-                            Change::Remove
+                            inner.disk.apply(Change::Remove, &mut self.census)?;
+                            match vote {
+                                Some(vote) => Change::Vote(vote.clone()),
+                                None => continue,
+                            }
                         }
                         Work::Nothing => continue,
                     };

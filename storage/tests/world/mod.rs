@@ -104,6 +104,7 @@ impl World {
             Op::Snapshot(snapshot) => log.put_snapshot(snapshot, done),
             Op::Checkpoint(checkpoint) => log.put_checkpoint(checkpoint),
             Op::Remove => self.node().remove(group, done),
+            Op::Forget(vote) => self.node().forget(group, vote, done),
         }
     }
 
@@ -269,7 +270,7 @@ impl World {
                 lazies_after += 1;
             }
             if *group == id {
-                if matches!(op, Op::Remove) {
+                if matches!(op, Op::Remove | Op::Forget(_)) {
                     allowed = vec![None];
                 }
                 allowed.extend(value(op));
@@ -322,6 +323,7 @@ impl World {
                 let max = [100, 20_000, 200_000][rng.below(3) as usize];
                 Op::Snapshot(bytes(rng, max))
             }
+            _ if rng.below(2) == 0 => Op::Forget(bytes(rng, 20)),
             _ => Op::Remove,
         };
         self.submit(id, op);

@@ -11,6 +11,9 @@ use ensign_raft::env::UnixNanos;
 use prost::Message;
 
 use super::DecodeError;
+use super::moves::{
+    DefaultsRow, MoveRow, NodeStateRow, PlacementRow, ReassignmentRow, node_state_number, node_state_of, placement_row,
+};
 use crate::catalog::command::{Join, NewTopic};
 use crate::catalog::quota::{Change, Limit, Quota, QuotaChange};
 use crate::catalog::records::{
@@ -28,6 +31,9 @@ pub(super) struct NodeRow {
     pub(super) grpc: String,
     #[prost(string, tag = "4")]
     pub(super) http: String,
+    // 0 active, 1 draining, 2 removed; 0 in a command.
+    #[prost(uint32, tag = "20")]
+    pub(super) state: u32,
     // Empty or zero, all six, in what was written before nodes had names and lives.
     #[prost(string, tag = "40")]
     pub(super) name: String,
@@ -167,6 +173,13 @@ pub(super) struct TopicRow {
     // Ascending. Empty in what was written before placement was kept.
     #[prost(uint64, repeated, tag = "11")]
     pub(super) replicas: Vec<u64>,
+    // Absent likewise.
+    #[prost(message, optional, tag = "20")]
+    pub(super) placement: Option<PlacementRow>,
+    #[prost(uint64, tag = "21")]
+    pub(super) assignment: u64,
+    #[prost(message, optional, tag = "22")]
+    pub(super) reassignment: Option<ReassignmentRow>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -222,10 +235,14 @@ pub(super) struct ChangeRow {
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct CommandRow {
-    #[prost(oneof = "CommandKind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 40, 41, 42, 43, 44, 60, 80, 90")]
+    #[prost(
+        oneof = "CommandKind",
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 21, 22, 23, 24, 25, 26, 40, 41, 42, 43, 44, 60, 80, 90"
+    )]
     pub(super) kind: Option<CommandKind>,
 }
 
+#[allow(clippy::large_enum_variant, reason = "one value for each command, for a moment")]
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub(super) enum CommandKind {
     #[prost(message, tag = "1")]
@@ -260,6 +277,20 @@ pub(super) enum CommandKind {
     Join(JoinRow),
     #[prost(message, tag = "44")]
     RevokeNode(RevokedNodeRow),
+    #[prost(message, tag = "20")]
+    SetPlacementDefaults(DefaultsRow),
+    #[prost(message, tag = "21")]
+    SetNodeState(NodeStateRow),
+    #[prost(message, tag = "22")]
+    AlterTopic(MoveRow),
+    #[prost(message, tag = "23")]
+    StartMove(MoveRow),
+    #[prost(message, tag = "24")]
+    CancelMove(MoveRow),
+    #[prost(message, tag = "25")]
+    FinishMove(MoveRow),
+    #[prost(message, tag = "26")]
+    ReportMove(MoveRow),
     #[prost(message, tag = "60")]
     SetQuota(QuotaChangeRow),
     #[prost(message, tag = "80")]
@@ -287,6 +318,7 @@ pub(super) struct ResponseRow {
     pub(super) kind: Option<ResponseKind>,
 }
 
+#[allow(clippy::large_enum_variant, reason = "one value for each answer, for a moment")]
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub(super) enum ResponseKind {
     #[prost(uint32, tag = "1")]
@@ -337,6 +369,8 @@ pub(super) struct SnapshotRow {
     pub(super) next_node: u64,
     #[prost(message, repeated, tag = "43")]
     pub(super) revoked_nodes: Vec<RevokedNodeRow>,
+    #[prost(message, optional, tag = "20")]
+    pub(super) defaults: Option<DefaultsRow>,
     #[prost(message, optional, tag = "60")]
     pub(super) default_quota: Option<QuotaRow>,
     #[prost(message, repeated, tag = "61")]
@@ -415,13 +449,16 @@ impl From<&NodeRecord> for NodeRow {
             key: node.key.clone(),
             version: number(node.version),
             vault: node.vault,
+            state: node_state_number(node.state),
         }
     }
 }
 
-impl From<NodeRow> for NodeRecord {
-    fn from(row: NodeRow) -> Self {
-        Self {
+impl TryFrom<NodeRow> for NodeRecord {
+    type Error = DecodeError;
+
+    fn try_from(row: NodeRow) -> Result<Self, DecodeError> {
+        Ok(Self {
             id: NodeId(row.id),
             peer: row.peer,
             grpc: row.grpc,
@@ -434,7 +471,8 @@ impl From<NodeRow> for NodeRecord {
             key: Bytes::copy_from_slice(&row.key),
             version: ClusterVersion::or_first(row.version),
             vault: row.vault,
-        }
+            state: node_state_of(row.state)?,
+        })
     }
 }
 
@@ -618,6 +656,9 @@ impl From<&Topic> for TopicRow {
             created: topic.created.0,
             modified: topic.modified.0,
             replicas: numbers(&topic.replicas),
+            placement: placement_row(&topic.placement),
+            assignment: topic.assignment,
+            reassignment: topic.reassignment.as_ref().map(Into::into),
         }
     }
 }
@@ -637,6 +678,9 @@ impl TryFrom<TopicRow> for Topic {
             group: GroupId(row.group),
             partition: Partition(0),
             replicas: nodes(&row.replicas),
+            placement: row.placement.into(),
+            assignment: row.assignment,
+            reassignment: row.reassignment.map(TryInto::try_into).transpose()?,
             ring: id::<RingId>(&row.ring, "ring")?,
             state: state_of(row.state)?,
             policies: row.policies.into(),
@@ -656,6 +700,7 @@ impl From<&NewTopic> for TopicRow {
             policies: Some((&topic.policies).into()),
             created: topic.at.0,
             replicas: numbers(&topic.replicas),
+            placement: placement_row(&topic.placement),
             ..Self::default()
         }
     }
@@ -671,6 +716,7 @@ impl TryFrom<TopicRow> for NewTopic {
             name: topic_name(&row.name)?,
             ring: id::<RingId>(&row.ring, "ring")?,
             replicas: nodes(&row.replicas),
+            placement: row.placement.into(),
             policies: row.policies.into(),
             at: UnixNanos(row.created),
         })
@@ -824,11 +870,11 @@ impl TryFrom<QuotaRow> for QuotaChange {
     }
 }
 
-fn numbers(nodes: &BTreeSet<NodeId>) -> Vec<u64> {
+pub(super) fn numbers(nodes: &BTreeSet<NodeId>) -> Vec<u64> {
     nodes.iter().map(|node| node.0).collect()
 }
 
-fn nodes(numbers: &[u64]) -> BTreeSet<NodeId> {
+pub(super) fn nodes(numbers: &[u64]) -> BTreeSet<NodeId> {
     numbers.iter().copied().map(NodeId).collect()
 }
 
