@@ -190,9 +190,11 @@ impl Admin {
         call!(self, Harmless, pb::ShowVersionRequest {}, show_version)
     }
 
-    /// Raises the cluster's version, for ever; `to` absent: to the newest that the answering node speaks.
-    pub async fn raise_cluster_version(&self, to: Option<u32>) -> Result<pb::VersionReply, CallError> {
-        call!(self, Harmless, pb::RaiseVersionRequest { to: to.unwrap_or_default() }, raise_version)
+    /// Raises the cluster's version, for ever; `to` absent: to the newest that the answering node speaks. Nodes in `without` are lost, and
+    /// need not answer.
+    pub async fn raise_cluster_version(&self, to: Option<u32>, without: &[u64]) -> Result<pb::VersionReply, CallError> {
+        let message = pb::RaiseVersionRequest { to: to.unwrap_or_default(), without: without.to_vec() };
+        call!(self, Harmless, message, raise_version)
     }
 
     /// What every node says of itself, also while the cluster has no quorum.

@@ -123,8 +123,8 @@ impl Survey {
         self.nodes.iter().map(|it| it.says.as_ref().ok().map(|said| said.speaks.newest)).min().flatten()
     }
 
-    /// Why the cluster cannot be raised to `to`; none if it can.
-    pub fn obstacle(&self, to: ClusterVersion) -> Option<String> {
+    /// Why the cluster cannot be raised to `to`; none if it can. Of a node that is `lost` no answer is expected.
+    pub fn obstacle(&self, to: ClusterVersion, lost: &BTreeSet<NodeId>) -> Option<String> {
         let mut why = Vec::new();
         for Surveyed { node, says } in &self.nodes {
             match says {
@@ -132,6 +132,7 @@ impl Survey {
                     let speaks = said.speaks.newest;
                     why.push(format!("node {node} speaks version {speaks}: run the new version of ensign on it"));
                 }
+                Err(_) if lost.contains(node) => {}
                 Ok(_) => {}
                 Err(cause) => why.push(format!("node {node} does not answer ({cause}): start it, or remove it")),
             }
@@ -193,12 +194,16 @@ impl Upgrades {
         }
     }
 
-    /// Raises the cluster's version to `to`, or as far as every node speaks, whether or not nodes hold it back. Answers the version
-    /// that the cluster has then.
+    /// Raises the cluster's version to `to`, or to the newest, whether or not nodes hold it back. Answers the version that the cluster has
+    /// then. Nodes that are `lost` need not answer: they could not be removed before version 2.
     ///
     /// # Errors
     /// See [`RaiseError`]; the version is as it was.
-    pub async fn raise(&self, to: Option<ClusterVersion>) -> Result<ClusterVersion, RaiseError> {
+    pub async fn raise(
+        &self,
+        to: Option<ClusterVersion>,
+        lost: &BTreeSet<NodeId>,
+    ) -> Result<ClusterVersion, RaiseError> {
         let newest = self.newest();
         let active = self.parts.catalog.cluster_version();
         let to = to.unwrap_or(newest);
@@ -209,7 +214,7 @@ impl Upgrades {
             return Err(RaiseError::Lower { active });
         }
         if to > active {
-            if let Some(why) = self.survey().await.obstacle(to) {
+            if let Some(why) = self.survey().await.obstacle(to, lost) {
                 return Err(RaiseError::NotAll { active, why });
             }
             self.parts.catalog.raise_version(to).await?;
@@ -254,7 +259,7 @@ impl Upgrades {
                 Err(error) => error.to_string(),
             },
             (Some(_), Some(held)) => held,
-            (None, _) => survey.obstacle(ClusterVersion(active.0 + 1)).unwrap_or_default(),
+            (None, _) => survey.obstacle(ClusterVersion(active.0 + 1), &BTreeSet::new()).unwrap_or_default(),
         };
         if *told != why {
             info!(version = %active, newest = %self.newest(), why, "the cluster's version stays as it is for now");
@@ -314,22 +319,32 @@ mod tests {
     #[test]
     fn the_version_rises_as_far_as_the_oldest_node_speaks_and_not_while_one_is_silent() {
         let all = survey([Ok((ClusterVersion(3), false)), Ok((V2, false))]);
-        assert_eq!((all.common(), all.obstacle(V2), all.held_back()), (Some(V2), None, None));
-        let old = all.obstacle(ClusterVersion(3)).unwrap();
+        let nobody = BTreeSet::new();
+        assert_eq!((all.common(), all.obstacle(V2, &nobody), all.held_back()), (Some(V2), None, None));
+        let old = all.obstacle(ClusterVersion(3), &nobody).unwrap();
         assert_eq!(old, "node 2 speaks version 2: run the new version of ensign on it");
         let silent = survey([Ok((V2, false)), Err("connection refused"), Ok((V1, false))]);
         assert_eq!(silent.common(), None);
         assert_eq!(
-            silent.obstacle(V2).unwrap(),
+            silent.obstacle(V2, &nobody).unwrap(),
             "node 2 does not answer (connection refused): start it, or remove it; node 3 speaks version 1: run the new version of \
              ensign on it"
         );
     }
 
     #[test]
+    fn a_lost_node_need_not_answer_and_one_that_answers_has_to_speak_it() {
+        let silent = survey([Ok((V2, false)), Err("connection refused")]);
+        assert_eq!(silent.obstacle(V2, &[NodeId(2)].into()), None);
+        assert!(silent.obstacle(V2, &[NodeId(1)].into()).is_some());
+        let old = survey([Ok((V2, false)), Ok((V1, false))]);
+        assert!(old.obstacle(V2, &[NodeId(2)].into()).unwrap().contains("node 2 speaks version 1"));
+    }
+
+    #[test]
     fn one_node_is_enough_to_hold_the_version_back() {
         let held = survey([Ok((V2, false)), Ok((V2, true)), Ok((V2, true))]);
-        assert_eq!((held.common(), held.obstacle(V2)), (Some(V2), None));
+        assert_eq!((held.common(), held.obstacle(V2, &BTreeSet::new())), (Some(V2), None));
         let why = held.held_back().unwrap();
         assert!(why.starts_with("cluster.upgrade is \"manual\" on node 2, node 3:"), "{why}");
         assert!(why.contains("`ensign cluster upgrade`"), "{why}");

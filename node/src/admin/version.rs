@@ -1,10 +1,13 @@
 //! The cluster's version as administrators see it.
 
-use ensign_proto::ClusterVersion;
+use std::collections::BTreeSet;
+
 use ensign_proto::pb::admin::v1 as pb;
+use ensign_proto::{ClusterVersion, NodeId};
 use tonic::Status;
 
 use super::Shared;
+use crate::catalog::WriteFailure;
 use crate::upgrade::{RaiseError, Survey, Surveyed};
 
 /// What every node speaks.
@@ -37,16 +40,24 @@ fn obstacle(survey: &Survey, newest: ClusterVersion) -> Option<String> {
     if survey.active >= newest {
         return None;
     }
-    survey.obstacle(newest).or_else(|| survey.held_back())
+    survey.obstacle(newest, &BTreeSet::new()).or_else(|| survey.held_back())
+}
+
+/// A change that some nodes could not read yet: which, and what to do about it.
+pub(super) async fn not_yet(shared: &Shared, failure: &WriteFailure) -> Status {
+    let survey = shared.upgrades.survey().await;
+    let why = obstacle(&survey, shared.upgrades.newest()).map(|why| format!(". Now: {why}")).unwrap_or_default();
+    Status::failed_precondition(format!("{failure}{why}"))
 }
 
 /// Raises the cluster's version.
 ///
 /// # Errors
 /// FAILED_PRECONDITION: not every node speaks it. INVALID_ARGUMENT: there is no such version.
-pub(super) async fn raise(shared: &Shared, to: u32) -> Result<(), Status> {
-    let to = (to > 0).then_some(ClusterVersion(to));
-    match shared.upgrades.raise(to).await {
+pub(super) async fn raise(shared: &Shared, request: &pb::RaiseVersionRequest) -> Result<(), Status> {
+    let to = (request.to > 0).then_some(ClusterVersion(request.to));
+    let lost = request.without.iter().copied().map(NodeId).collect();
+    match shared.upgrades.raise(to, &lost).await {
         Ok(_) => Ok(()),
         Err(RaiseError::Write(failure)) => Err(super::status::write_failed(&failure)),
         Err(error @ (RaiseError::NotAll { .. } | RaiseError::Lower { .. })) => {

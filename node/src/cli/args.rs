@@ -182,12 +182,16 @@ There is no way back: builds that do not speak the version are refused from then
 
 Examples:
   ensign cluster upgrade
-  ensign cluster upgrade --to 2"
+  ensign cluster upgrade --to 2
+  ensign cluster upgrade --without 3    node 3 is lost, and version 1 cannot remove it"
     )]
     Upgrade {
         /// To which version. Default: the newest that the answering node speaks.
         #[arg(long, value_name = "VERSION", value_parser = clap::value_parser!(u32).range(1..))]
         to: Option<u32>,
+        /// A node that is lost and need not answer. It may come back only with a program that speaks the version. May be repeated.
+        #[arg(long, value_name = "NODE", value_parser = clap::value_parser!(u64).range(1..))]
+        without: Vec<u64>,
         /// Connection.
         #[command(flatten)]
         client: ClientArgs,

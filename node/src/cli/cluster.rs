@@ -25,7 +25,7 @@ pub(super) async fn run(command: ClusterCommand) -> anyhow::Result<()> {
         ClusterCommand::Join(args) => join(args).await,
         ClusterCommand::Status(args) => status::run(args).await,
         ClusterCommand::Version { client } => version::show(&client).await,
-        ClusterCommand::Upgrade { to, client } => version::upgrade(to, &client).await,
+        ClusterCommand::Upgrade { to, without, client } => version::upgrade(to, &without, &client).await,
     }
 }
 

@@ -52,8 +52,8 @@ pub(super) async fn show(client: &ClientArgs) -> anyhow::Result<()> {
 }
 
 /// Raises it.
-pub(super) async fn upgrade(to: Option<u32>, client: &ClientArgs) -> anyhow::Result<()> {
-    let reply = connect(client)?.admin()?.raise_cluster_version(to).await?;
+pub(super) async fn upgrade(to: Option<u32>, without: &[u64], client: &ClientArgs) -> anyhow::Result<()> {
+    let reply = connect(client)?.admin()?.raise_cluster_version(to, without).await?;
     print(client.output, &reply.into())
 }
 

@@ -17,6 +17,7 @@ use crate::balancer::Balancer;
 use crate::checker::{Verdict, judge};
 use crate::cluster::{Cluster, Plan};
 use crate::history::History;
+use crate::links::Node;
 use crate::workload::{Finish, Pulse, ours, pyensign};
 
 const TOPIC: &str = "rolling";
@@ -56,6 +57,20 @@ pub async fn run(rolling: Rolling) -> anyhow::Result<()> {
         say(format!("the cluster's directory is kept: {}", cluster.keep().display()));
     }
     outcome
+}
+
+/// The old program once more, and the new one again: while nodes of it are left, every node can be set back.
+async fn put_back(rolling: &Rolling, cluster: &mut Cluster, node: Node) -> anyhow::Result<()> {
+    let Some(old) = &rolling.from else { return Ok(()) };
+    for program in [old, &rolling.plan.binary] {
+        cluster.terminate(node).await?;
+        cluster.run_from_now_on(program);
+        cluster.start_node(node)?;
+        cluster.ready(node).await?;
+        cluster.healthy().await?;
+    }
+    say(format!("node {node} was set back, and upgraded again"));
+    Ok(())
 }
 
 async fn restart_all(rolling: &Rolling, cluster: &mut Cluster) -> anyhow::Result<()> {
@@ -125,6 +140,7 @@ async fn restart_all(rolling: &Rolling, cluster: &mut Cluster) -> anyhow::Result
             let old: Vec<_> = (node + 1..=rolling.plan.nodes).collect();
             if rolling.from.is_some() && round == 1 && !old.is_empty() {
                 mixed::while_mixed(cluster, node, &old).await?;
+                put_back(rolling, cluster, node).await?;
             }
         }
     }

@@ -40,12 +40,13 @@ pub(super) async fn while_mixed(cluster: &Cluster, new: Node, old: &[Node]) -> a
         ensure!(rows.len() == 1, "{} events in {topic}", rows.len());
     }
     let admin = cluster.admin_of(&[new])?;
+    let behind = old.first().map(|node| format!("node {node} speaks version 1")).unwrap_or_default();
     match admin.admin().set_quota(None, ten_thousand_streams()).await {
-        Err(CallError::Precondition { message }) if message.contains("needs version 2 of the cluster") => {}
+        Err(CallError::Precondition { message })
+            if message.contains("needs version 2 of the cluster") && message.contains(&behind) => {}
         other => bail!("a quota while node {old:?} is old: {other:?}"),
     }
-    let behind = old.first().map(|node| format!("node {node} speaks version 1")).unwrap_or_default();
-    match admin.admin().raise_cluster_version(None).await {
+    match admin.admin().raise_cluster_version(None, &[]).await {
         Err(CallError::Precondition { message }) if message.contains(&behind) => {}
         other => bail!("the version was to be raised while node {old:?} is old: {other:?}"),
     }
