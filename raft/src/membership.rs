@@ -230,6 +230,10 @@ impl Replica {
     }
 
     async fn change(&self, raft: &Raft, change: ChangeMembers<u64, ()>, base: &Base) -> Result<(), MembershipError> {
+        // A leader that was removed leads on for a moment, until it has handed over. The next change is not its own to make.
+        if !base.members.contains(self.config.node) {
+            return Err(MembershipError::NotLeader { leader: None });
+        }
         self.rouse().await;
         let unchanged = Precondition::<Types>::LastMembershipLogId { last_membership_log_id: base.at };
         let changing = raft.change_membership_if(change, false, [unchanged]);

@@ -139,6 +139,9 @@ async fn every_voter_can_be_replaced_at_once() {
         add(&cluster, id).await;
     }
     change(&cluster, [1], [2, 3, 4]).await;
+    // Whoever leads by now: the old leader, for the moment that it still may, makes no further change.
+    let answer = cluster.node(NodeId(1)).group.add_learner(NodeId(5)).await;
+    assert!(matches!(answer, Err(MembershipError::NotLeader { .. })), "{answer:?}");
     let new = [2, 3, 4].map(NodeId);
     let leader = cluster.leader_among(&new).await;
     let group = &cluster.node(leader).group;

@@ -403,8 +403,9 @@ impl SimCluster {
         // As long as an older membership could come back, a majority of that one would be needed too.
         let settled = members.voters.iter().all(|node| members_of(node).as_ref() == Some(&members));
         let left = self.nodes.len() - self.lost.len();
-        let victim = self.some_node();
-        if members.is_joint() || !settled || left <= 3 || !members.voters.contains(&victim) {
+        let place = self.below(members.voters.len() as u64) as usize;
+        let Some(victim) = members.voters.iter().copied().nth(place) else { return };
+        if members.is_joint() || !settled || left <= 3 {
             return;
         }
         self.note(&format!("{} is lost for good", name(victim)));
