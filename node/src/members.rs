@@ -26,7 +26,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 pub(crate) use self::plan::voters_wanted;
-use self::plan::{Facts, Pulse, Standing, Stay, Step, next_step};
+use self::plan::{Facts, Pulse, Standing, Stay, Step, in_the_way, next_step};
 use crate::catalog::{NodeRecord, NodeState, View};
 
 /// How often a leader looks, and how long it pauses between two steps.
@@ -86,19 +86,11 @@ impl Steward {
     pub async fn keep(self, stop: Stop) {
         let mut leadership = self.group.leadership();
         let mut said = String::new();
-        let mut watched = BTreeSet::new();
         loop {
             let now = *leadership.borrow_and_update();
             let mut pause = LOOK_EVERY;
             // Nodes of the first version know nothing of members that come and go.
             if now.ready && now.leads(self.runtime.node()) && self.view.cluster_version() >= ClusterVersion::V2 {
-                // A node that has just joined shares no group with this one yet, and its life counts all the same.
-                let listed = self.view.nodes().into_iter().map(|node| node.id);
-                let listed: BTreeSet<NodeId> = listed.filter(|node| !self.view.is_node_revoked(*node)).collect();
-                if listed != watched {
-                    self.runtime.watch_peers(listed.clone());
-                    watched = listed;
-                }
                 match stop.run_until_cancelled(self.step(&mut said)).await {
                     None => return,
                     Some(true) => pause = STEP_PAUSE,
@@ -118,11 +110,17 @@ impl Steward {
         let members = self.group.now();
         let status = self.group.status();
         let facts = Facts { members: &members, matched: &status.matched, last: status.last, nodes: &nodes };
+        let council = self.council;
         let Some(step) = next_step(&facts) else {
-            said.clear();
+            let why = in_the_way(&facts).unwrap_or_default();
+            if *said != why {
+                if !why.is_empty() {
+                    warn!(%council, why, "votes stay with nodes that should not have them");
+                }
+                *said = why;
+            }
             return false;
         };
-        let council = self.council;
         let outcome = match &step {
             Step::Finish => self.group.change_voters(&members.voters, members.voters.clone()).await,
             Step::AddLearner(node) => self.group.add_learner(*node).await,

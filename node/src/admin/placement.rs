@@ -186,6 +186,11 @@ fn check_votes(shared: &Shared, node: NodeId) -> Result<(), Status> {
     let groups = shared.runtime.groups();
     for (id, name) in [(GroupId::CATALOG, "catalog"), (GroupId::VAULT, "vault")] {
         let Some(group) = groups.iter().find(|group| group.id == id) else { continue };
+        if group.voters.is_empty() {
+            return Err(Status::failed_precondition(format!(
+                "this node does not hold the {name} and does not know who votes there: ask a node that has the root key"
+            )));
+        }
         if group.voters.contains(&node) {
             return Err(Status::failed_precondition(format!(
                 "node {node} is one of the {} voters of the {name}, which would lose a vote: a drained node's vote goes to another \

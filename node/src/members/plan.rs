@@ -9,7 +9,8 @@
 //! 4. let go of learners that are no members any more.
 //!
 //! Never is a vote taken away so that a majority of what is left would not be alive, and a lost voter keeps its vote until
-//! another node is ready for it: without a replacement, taking it away only makes the group easier to stop.
+//! another node is ready for it: without a replacement, taking it away only makes the group easier to stop. Two lost votes of five
+//! do go, since three of three survive what three of five do not.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -95,6 +96,23 @@ pub(super) fn next_step(facts: &Facts<'_>) -> Option<Step> {
     extra.copied().map(Step::RemoveLearner)
 }
 
+/// Why a vote stays where it should not be; `None` when all votes are where they should be, or [`next_step`] moves one.
+pub(super) fn in_the_way(facts: &Facts<'_>) -> Option<String> {
+    let listed = facts.members.voters.iter().filter(|id| facts.nodes.contains_key(id));
+    let bad: Vec<&NodeId> = listed.filter(|id| !facts.sound(**id)).collect();
+    let names = |ids: &[&NodeId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let alive = facts.members.voters.iter().filter(|id| facts.alive(**id)).count();
+    match (bad.len(), facts.ready().len()) {
+        (0, _) => None,
+        (_, 0) => Some(format!("no other node is ready to take the votes of {}", names(&bad))),
+        (_, _) => Some(format!(
+            "without the votes of {} too few of those that are left would be alive ({alive} of {} are)",
+            names(&bad),
+            facts.members.voters.len()
+        )),
+    }
+}
+
 impl Standing {
     /// Whether it belongs to the group, with or without a vote.
     fn joins(&self) -> bool {
@@ -110,6 +128,10 @@ impl Standing {
 impl Facts<'_> {
     fn sound(&self, id: NodeId) -> bool {
         self.nodes.get(&id).is_some_and(Standing::sound)
+    }
+
+    fn is_lost(&self, id: NodeId) -> bool {
+        self.nodes.get(&id).is_some_and(|node| node.pulse == Pulse::Lost)
     }
 
     fn alive(&self, id: NodeId) -> bool {
@@ -167,6 +189,12 @@ fn better_voters(facts: &Facts<'_>) -> Option<BTreeSet<NodeId>> {
             voters = kept;
         }
     }
+    let lost: Vec<NodeId> = voters.iter().copied().filter(|id| facts.is_lost(*id)).collect();
+    for pair in lost.chunks_exact(2) {
+        if voters.len() >= VOTERS_FEW + 2 {
+            voters.retain(|id| !pair.contains(id));
+        }
+    }
     let wanted = voters_wanted(facts.nodes.values().filter(|node| node.sound()).count());
     while voters.len() < wanted {
         // One more of an even number only makes a majority larger, so two at a time, unless that makes the number odd.
@@ -183,8 +211,9 @@ fn better_voters(facts: &Facts<'_>) -> Option<BTreeSet<NodeId>> {
     if voters == *now {
         voters = spread(facts, &ready)?;
     }
-    let alive = voters.iter().filter(|id| facts.alive(**id)).count();
-    (alive > voters.len() / 2 && voters != *now).then_some(voters)
+    // It takes both majorities to get there.
+    let lives = |set: &BTreeSet<NodeId>| set.iter().filter(|id| facts.alive(**id)).count() > set.len() / 2;
+    (voters != *now && lives(&voters) && lives(now)).then_some(voters)
 }
 
 /// One voter moved to where none is, from where several are.

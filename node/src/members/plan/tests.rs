@@ -87,6 +87,33 @@ fn a_lost_voter_is_replaced_by_who_has_caught_up_and_not_before() {
 }
 
 #[test]
+fn two_lost_votes_of_five_go_also_without_a_replacement() {
+    let five = || World::new(5, ids([1, 2, 3, 4, 5]));
+    assert_eq!(five().with(5, lost).next(), None, "four of five survive as much as four of four");
+    assert_eq!(five().with(5, lost).with(2, lost).next(), Some(voters([1, 3, 4])));
+    let silent = |node: &mut Standing| node.pulse = Pulse::Silent;
+    assert_eq!(five().with(5, lost).with(2, lost).with(1, silent).next(), None, "the old voters would not agree");
+    let mut back = World::new(5, ids([1, 3, 4]));
+    assert_eq!(back.next(), Some(voters([1, 2, 3, 4, 5])), "they get their votes again when they are back");
+    back = back.with(5, lost).with(2, lost);
+    assert_eq!(back.next(), None);
+}
+
+#[test]
+fn what_is_in_the_way_of_a_lost_vote_is_told() {
+    let why = |world: &World| {
+        let World { members, nodes, matched } = world;
+        in_the_way(&Facts { members, matched, last: LogIndex(1000), nodes })
+    };
+    assert_eq!(why(&World::new(3, ids([1, 2, 3]))), None);
+    let alone = World::new(3, ids([1, 2, 3])).with(2, lost);
+    assert_eq!(why(&alone).as_deref(), Some("no other node is ready to take the votes of 2"));
+    let few = World::new(4, ids([1, 2, 3])).with(2, lost).with(3, lost).with(1, |node| node.pulse = Pulse::Silent);
+    assert_eq!(few.next(), None);
+    assert!(why(&few).is_some_and(|why| why.contains("of 2, 3 too few")), "{:?}", why(&few));
+}
+
+#[test]
 fn no_step_leaves_a_majority_of_dead_voters() {
     // The removed node still votes, and answers; a lost one is all that would be left beside the leader.
     let world = World::new(3, ids([1, 2, 3])).with(2, lost).with(3, |node| node.stay = Stay::Gone);
