@@ -134,7 +134,10 @@ impl Survey {
                 }
                 Err(_) if lost.contains(node) => {}
                 Ok(_) => {}
-                Err(cause) => why.push(format!("node {node} does not answer ({cause}): start it, or remove it")),
+                Err(cause) => why.push(format!(
+                    "node {node} does not answer ({cause}): start it, or remove it, or go on without it with `ensign cluster upgrade \
+                     --without {node}`"
+                )),
             }
         }
         (!why.is_empty()).then(|| why.join("; "))
@@ -327,8 +330,8 @@ mod tests {
         assert_eq!(silent.common(), None);
         assert_eq!(
             silent.obstacle(V2, &nobody).unwrap(),
-            "node 2 does not answer (connection refused): start it, or remove it; node 3 speaks version 1: run the new version of \
-             ensign on it"
+            "node 2 does not answer (connection refused): start it, or remove it, or go on without it with `ensign cluster upgrade \
+             --without 2`; node 3 speaks version 1: run the new version of ensign on it"
         );
     }
 
