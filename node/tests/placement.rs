@@ -306,5 +306,12 @@ async fn a_machine_that_joins_under_load_takes_its_share_and_then_the_place_of_o
     for id in [1, 2, 4] {
         judge(&cluster.client_of(id)?, &acked).await.with_context(|| format!("read at node {id}"))?;
     }
+    // No peer talks to it any more, and it is told why.
+    cluster.kill(3)?;
+    let started = cluster.restart(3);
+    let told = || async { anyhow::Ok(cluster.output(3)) };
+    until("it is not told", told, |log: &String| log.contains("was removed from the cluster"))
+        .await
+        .with_context(|| format!("{started:?}"))?;
     Ok(())
 }
