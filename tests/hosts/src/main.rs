@@ -10,6 +10,7 @@ use ensign_hosts::links::namespaces;
 use ensign_hosts::scenario::Limits;
 use ensign_hosts::scenario::failover::{self, Failover};
 use ensign_hosts::scenario::ledger::{self, Ledger};
+use ensign_hosts::scenario::regions::{self, Regions};
 use ensign_hosts::scenario::rolling::{self, Rolling};
 use ensign_hosts::scenario::{links, live};
 use rand::TryRng as _;
@@ -80,6 +81,24 @@ enum Command {
         #[command(flatten)]
         cluster: ClusterArgs,
     },
+    /// Measure topics of one region and of three, with delays between regions, and lose a region.
+    Regions {
+        /// How many nodes: one in each of two regions, the others in the first.
+        #[arg(long, default_value_t = 5)]
+        nodes: u64,
+        /// The server.
+        #[arg(long, default_value = "target/release/ensign")]
+        binary: PathBuf,
+        /// One way between two regions, in milliseconds.
+        #[arg(long, default_value_t = 80)]
+        delay_ms: u64,
+        /// Events of each measurement, one at a time.
+        #[arg(long, default_value_t = 1000)]
+        events: u64,
+        /// Print figures that are beyond their limits, and do not fail for it: for machines that do other work as well.
+        #[arg(long)]
+        report_only: bool,
+    },
     /// Check that links do what they are told, without a cluster.
     Links {
         /// How links are made.
@@ -141,7 +160,8 @@ impl Command {
             | Self::Failover { cluster, .. }
             | Self::Rolling { cluster, .. } => (cluster.links, cluster.nodes),
             Self::Links { links } => (*links, 2),
-            Self::CanNetns | Self::ProbeAnswer { .. } | Self::ProbeCall { .. } => return None,
+            // Delays need the proxy.
+            Self::Regions { .. } | Self::CanNetns | Self::ProbeAnswer { .. } | Self::ProbeCall { .. } => return None,
         };
         (links == Mechanism::Netns).then_some(nodes)
     }
@@ -175,6 +195,12 @@ async fn run(command: Command) -> anyhow::Result<()> {
             rolling::run(Rolling { plan: cluster.plan(), rounds, rate, python: pyensign.python(), from }).await
         }
         Command::Live { cluster } => live::run(cluster.plan()).await,
+        Command::Regions { nodes, binary, delay_ms, events, report_only } => {
+            let more = regions::settings(nodes);
+            let plan = Plan { binary, nodes, mechanism: Mechanism::Proxy, timing: "wan", more };
+            let limits = if report_only { Limits::Printed } else { Limits::Enforced };
+            regions::run(Regions { plan, delay: Duration::from_millis(delay_ms), events, limits }).await
+        }
         Command::Links { links } => links::run(links).await,
         Command::CanNetns => namespaces::check(),
         Command::ProbeAnswer { listen } => links::answer(listen).await,
