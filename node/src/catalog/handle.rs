@@ -327,17 +327,18 @@ impl Catalog {
     /// # Errors
     /// See [`PutNodeError`].
     pub async fn put_node(&self, node: NodeRecord) -> Result<(), PutNodeError> {
-        let id = node.id;
+        // What it speaks, and not what is left of that in a record for an older cluster, whose version may rise at this moment.
+        let (id, speaks) = (node.id, node.speaks());
         let node = node.for_version(self.cluster_version());
         match self.node(id) {
             Some(known) if known.state == NodeState::Removed => return Err(PutNodeError::Revoked { node: id }),
             Some(known) if *known == (NodeRecord { state: known.state, ..node.clone() }) => return Ok(()),
             // It has custody already.
-            Some(known) if known.incarnation > 0 => return self.write_node(node).await,
+            Some(known) if known.incarnation > 0 => return self.write_node(node, speaks).await,
             Some(_) | None => {}
         }
         self.put_custody_of_all(&[id]).await?;
-        self.write_node(node).await?;
+        self.write_node(node, speaks).await?;
         // Topics that were made meanwhile did not know of the node; from here on, they do.
         Ok(self.put_custody_of_all(&[id]).await?)
     }
@@ -373,8 +374,9 @@ impl Catalog {
         Ok(response)
     }
 
-    async fn write_node(&self, node: NodeRecord) -> Result<(), PutNodeError> {
-        let (id, name, shown, speaks) = (node.id, node.name.clone(), node.incarnation, node.speaks());
+    /// Writes the record, which may be one for an older cluster, of a node that speaks that.
+    pub(super) async fn write_node(&self, node: NodeRecord, speaks: ClusterVersion) -> Result<(), PutNodeError> {
+        let (id, name, shown) = (node.id, node.name.clone(), node.incarnation);
         match self.write(Command::PutNode(node)).await? {
             Err(Refusal::NameTaken) => Err(PutNodeError::NameTaken { name }),
             Err(Refusal::NodeRevoked) => Err(PutNodeError::Revoked { node: id }),

@@ -115,3 +115,14 @@ fn a_state_of_the_first_version_is_written_as_it_always_was() {
         *b"\x08\x10\x12\x1a\x08\x02\x12\x06b:5357\x1a\x06b:5356\x22\x06b:8088\x48\x01\xd0\x02\x03"
     );
 }
+
+#[tokio::test]
+async fn a_node_that_registers_while_the_version_rises_is_told_to_try_again() {
+    let (catalog, _, _) = first_version().await;
+    let for_the_first = full_record().for_version(V1);
+    catalog.raise_version(V2).await.unwrap();
+    let outcome = catalog.write_node(for_the_first.clone(), V2).await;
+    assert!(matches!(outcome, Err(PutNodeError::VersionRaised)), "{outcome:?}");
+    let outcome = catalog.write_node(for_the_first, V1).await;
+    assert!(matches!(outcome, Err(PutNodeError::VersionTooOld { .. })), "{outcome:?}");
+}
