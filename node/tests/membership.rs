@@ -77,15 +77,17 @@ async fn a_machine_that_joins_by_token_takes_the_place_of_a_founder_that_is_lost
     let acked = load.finish().await?;
     judge(&cluster.client_of(4)?, &acked).await?;
     // Topics that are made from now on are held by those that are there.
-    cluster.client_of(4)?.create_topic("after").await?;
+    let client = cluster.client_of(4)?;
+    client.create_topic("after").await?;
+    let publisher = client.publisher("after", PublisherOptions::default()).await?;
+    publisher.publish(Event::new("first").with_mimetype(Mime::TextPlain)).await?.await?;
     // Its vote counts: with another founder away, the two that are left go on.
     cluster.kill(3)?;
     until_written(&newest, "made-with-the-new-vote").await.with_context(|| cluster.output(4))?;
-    let client = cluster.client_of(4)?;
-    let publisher = client.publisher("after", PublisherOptions::default()).await?;
-    publisher.publish(Event::new("still").with_mimetype(Mime::TextPlain)).await?.await?;
+    let stored = publisher.publish(Event::new("still").with_mimetype(Mime::TextPlain)).await?.await;
+    stored.with_context(|| format!("of node 1:\n{}\nof node 4:\n{}", cluster.output(1), cluster.output(4)))?;
     publisher.close().await;
-    ensure!(read_all(&client, "after").await?.len() == 1, "what two of three hold is there");
+    ensure!(read_all(&client, "after").await?.len() == 2, "what two of three hold is there");
     Ok(())
 }
 
