@@ -516,6 +516,10 @@ impl Node {
                 "serving without a lease on any key: publishing and reading are refused until the vault has a leader that is unsealed"
             );
         }
+        // A client that finds all nodes ready may make a topic with a replica on each.
+        if tokio::time::timeout(FIRST_LEASE, self.listed()).await.is_err() {
+            warn!("serving before the catalog lists this node: topics that are made now get no replica here");
+        }
         let listeners = self.client_listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         if let Some((grpc, http)) = listeners {
             let catalog = self.catalog.clone();
@@ -551,6 +555,14 @@ impl Node {
     /// Returns once this node has a lease on its keys.
     async fn leased(&self) {
         while self.holder.lease_left().is_none() {
+            tokio::time::sleep(LEASE_POLL).await;
+        }
+    }
+
+    /// Returns once the catalog lists this node.
+    async fn listed(&self) {
+        let me = self.config.node_id();
+        while !self.catalog.view().nodes().iter().any(|node| node.id == me) {
             tokio::time::sleep(LEASE_POLL).await;
         }
     }

@@ -239,7 +239,8 @@ async fn a_data_directory_in_use_or_of_a_newer_format_or_of_other_nodes_is_refus
 
     let life = dev.data().join("node-3/node.json");
     let known = std::fs::read_to_string(&life)?;
-    let newer = known.replace("\"format\": 2", "\"format\": 9");
+    let newer = known.replace("\"format\": 3", "\"format\": 9");
+    ensure!(newer != known, "node.json has another format: {known}");
     std::fs::write(&life, &newer)?;
     let (code, text) = refused(dev.args())?;
     ensure!(code == Some(1) && text.contains("node.json has format 9"), "{code:?}: {text}");

@@ -108,6 +108,9 @@ fn our_own_fields_are_numbered_from_1001() {
         "Subscription.earliest",
         "Subscription.message_bytes_max",
         "Subscription.consistency",
+        "Topic.replication",
+        "Topic.regions",
+        "Topic.leader_region",
     ];
     let mut found = Vec::new();
     for file in descriptors().file.iter().filter(|file| file.package() == "ensign.v1beta1") {
