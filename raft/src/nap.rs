@@ -18,7 +18,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ensign_proto::{NodeId, Term};
-use openraft::ReadPolicy;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::raft::VoteResponse;
 use tokio::time::{Instant, timeout};
@@ -436,9 +435,8 @@ impl Replica {
         }
         if let Some(raft) = self.raft() {
             let _hurry = self.nap.hurry();
-            let renewed = raft.ensure_linearizable(ReadPolicy::ReadIndex);
             // Without a majority the proposal is refused, with the usual words.
-            let _ = timeout(self.config.timing.election_max, renewed).await;
+            let _ = timeout(self.config.timing.election_max, self.confirmed_by_majority(&raft)).await;
         }
         self.nap.stale.store(false, Ordering::SeqCst);
     }

@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use ensign_proto::{ByteCount, LogIndex, NodeId};
 use ensign_storage::LogError;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use openraft::ReadPolicy;
 use openraft::errors::{LinearizableReadError, RaftError};
 use tokio::time::timeout;
@@ -13,6 +15,7 @@ use crate::errors::ReadError;
 use crate::machine::CommittedEntry;
 use crate::replica::{Absent, Replica};
 use crate::store;
+use crate::types::{Raft, Types};
 
 impl Replica {
     pub(crate) async fn read_index(&self) -> Result<LogIndex, ReadError> {
@@ -24,14 +27,29 @@ impl Replica {
         let _hurry = self.nap.hurry();
         // A quorum that answers does so within a lease; applying may need a little longer.
         let patience = self.config.timing.election_max * 2;
-        match timeout(patience, raft.ensure_linearizable(ReadPolicy::ReadIndex)).await {
+        match timeout(patience, self.confirmed_by_majority(&raft)).await {
             Err(_elapsed) => Err(ReadError::NoQuorum),
-            Ok(Ok(read)) => Ok(LogIndex(read.index())),
+            Ok(Ok(read)) => Ok(read),
             Ok(Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)))) => Err(ReadError::NoQuorum),
             Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)))) => {
                 Err(ReadError::NotLeader { leader: forward.leader_id.map(NodeId) })
             }
             Ok(Err(RaftError::Fatal(_))) => Err(read_error(self.core().err().unwrap_or(Absent::Recovering))),
+        }
+    }
+
+    /// A read index. A majority is asked again as often as the cluster beats: the first question may have met replicas that were
+    /// just starting, and the next heartbeat of a partition is long in coming.
+    pub(crate) async fn confirmed_by_majority(
+        &self,
+        raft: &Raft,
+    ) -> Result<LogIndex, RaftError<Types, LinearizableReadError<Types>>> {
+        let mut rounds = FuturesUnordered::new();
+        loop {
+            rounds.push(raft.ensure_linearizable(ReadPolicy::ReadIndex));
+            if let Ok(Some(read)) = timeout(self.config.timing.heartbeat, rounds.next()).await {
+                return read.map(|read| LogIndex(read.index()));
+            }
         }
     }
 

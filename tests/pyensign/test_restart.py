@@ -29,6 +29,8 @@ class Restart(Case):
         async with Live(reader, "numbers") as live:
             await publish(client, "numbers", first)
             await live.wait_for(len(first))
+            [stream] = reader.client.subscribers.values()
+            before = stream.stream
             self.server.stop()
             self.server.start()
             self.assertEqual(self.server.keys(), keys, "the credentials stay")
@@ -39,7 +41,7 @@ class Restart(Case):
             self.assertEqual([event.id.bytes for event in rows], [event.id.bytes for event in live.events])
 
             # The same clients carry on: the SDK reconnects by itself, at the live tail.
-            await self.reconnected(reader)
+            await self.reconnected(stream, before)
             await publish(client, "numbers", second)
             await live.wait_for(len(first) + len(second))
         self.assertEqual(numbers_of(live.events), list(range(4000)))
@@ -80,14 +82,11 @@ class Restart(Case):
         self.assertEqual(set(acked) - set(rows), set(), "every acked event is there")
         print(f"\n3 kills: {len(acked)} events acked, {len(rows)} stored", flush=True)
 
-    async def reconnected(self, reader):
+    async def reconnected(self, stream, before):
         """Waits for the SDK's own reconnect, which it tries every 750 ms."""
-        [stream] = reader.client.subscribers.values()
-        before = stream.stream
         for _ in range(600):
             if stream.stream is not before and not stream.stream.done():
                 await asyncio.sleep(1)
                 return
             await asyncio.sleep(0.1)
-            before = before if stream.stream is before or not stream.stream.done() else stream.stream
         raise AssertionError("the subscriber did not reconnect in 60 s")
