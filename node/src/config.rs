@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args as _, FromArgMatches as _};
+use ensign_keyvault::LeaseConfig;
 use ensign_proto::{ByteCount, NodeId};
 use figment::Figment;
 use figment::providers::{Format as _, Serialized, Toml};
@@ -23,6 +24,8 @@ use define::settings;
 /// A restart takes seconds, and what is not restarted within a minute may be gone for good.
 const VOTE_LOST_AFTER_MIN: Duration = Duration::from_secs(5);
 const MOVE_RATE_MIN: u64 = 1 << 20;
+/// The lease of a cluster whose elections take as long as `wan` lets them, unless another one is set.
+const LEASE_WAN: Seconds = Seconds::new(25);
 
 /// The prefix of every server variable.
 pub const ENV_PREFIX: &str = "ENSIGN_SERVER_";
@@ -109,7 +112,7 @@ settings! {
 
     /// The key vault's leases.
     vault: VaultSettings, VaultArgs {
-        /// How long a lease on keys lasts without renewal (3 s to 60 s).
+        /// How long a lease on keys lasts without renewal, 5 s to 60 s; 25 s where `cluster.timing` is `wan`, which needs 23 s at least.
         [lease, "vault-lease", "ENSIGN_SERVER_VAULT_LEASE"] Seconds = Seconds::new(10);
     }
 
@@ -171,14 +174,23 @@ impl Config {
     /// [`ConfigError`]: the file is unreadable, a key is unknown, a value is malformed, or settings contradict each other.
     pub fn load(file: Option<&Path>, args: ServerArgs) -> Result<Self, ConfigError> {
         refuse_unknown_variables(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()))?;
-        let mut figment = Figment::from(Serialized::defaults(Self::default()));
+        let mut given = Figment::new();
         if let Some(path) = file {
             let text = std::fs::read_to_string(path)
                 .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
-            figment = figment.merge(Toml::string(&text));
+            given = given.merge(Toml::string(&text));
         }
-        let config: Self = figment
-            .merge(Serialized::defaults(args))
+        Self::over(Self::default(), given.merge(Serialized::defaults(args)), file)
+    }
+
+    /// What was given, over the defaults; checked.
+    fn over(mut defaults: Self, given: Figment, file: Option<&Path>) -> Result<Self, ConfigError> {
+        // A timing that cannot be read is complained about below.
+        if given.extract_inner("cluster.timing").is_ok_and(|timing: Timing| timing == Timing::Wan) {
+            defaults.vault.lease = LEASE_WAN;
+        }
+        let config: Self = Figment::from(Serialized::defaults(defaults))
+            .merge(given)
             .extract()
             .map_err(|error| ConfigError::Invalid { path: file.map(Path::to_owned), message: error.to_string() })?;
         config.check()?;
@@ -199,12 +211,7 @@ impl Config {
         defaults.storage.prefill = Bytes::mib(64);
         defaults.storage.tail_cache = Bytes::mib(64);
         defaults.shutdown.deadline = Seconds::new(5);
-        let config: Self = Figment::from(Serialized::defaults(defaults))
-            .merge(Serialized::defaults(variables))
-            .extract()
-            .map_err(|error| invalid(error.to_string()))?;
-        config.check()?;
-        Ok(config)
+        Self::over(defaults, Figment::from(Serialized::defaults(variables)), None)
     }
 
     /// The settings of a TOML text alone, over the defaults; checked.
@@ -212,12 +219,7 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let config: Self = Figment::from(Serialized::defaults(Self::default()))
-            .merge(Toml::string(text))
-            .extract()
-            .map_err(|error| ConfigError::Invalid { path: None, message: error.to_string() })?;
-        config.check()?;
-        Ok(config)
+        Self::over(Self::default(), Figment::from(Toml::string(text)), None)
     }
 
     /// This node's number.
@@ -228,6 +230,11 @@ impl Config {
     /// This node's name: the one that is set, or one made of its number.
     pub fn node_name(&self) -> String {
         if self.node.name.as_str().is_empty() { format!("node-{}", self.node.id) } else { self.node.name.to_string() }
+    }
+
+    /// The leases that these settings ask for.
+    pub fn lease(&self) -> LeaseConfig {
+        LeaseConfig { length: self.vault.lease.into(), ..LeaseConfig::default() }
     }
 
     /// Refuses settings that contradict each other.
@@ -271,6 +278,15 @@ impl Config {
         let lease = Duration::from(self.vault.lease);
         if !(Duration::from_secs(3)..=Duration::from_mins(1)).contains(&lease) {
             return contradiction(format!("vault.lease is {}: it must lie between 3s and 60s", self.vault.lease));
+        }
+        let outlasts = |lease: LeaseConfig| lease.check(self.cluster.timing.elections().election_max).is_ok();
+        if !outlasts(self.lease()) {
+            let long_enough = |length| outlasts(LeaseConfig { length, ..self.lease() });
+            let needed = (3..=60).find(|seconds| long_enough(Duration::from_secs(*seconds))).unwrap_or(60);
+            return contradiction(format!(
+                "vault.lease is {}: with cluster.timing = \"{}\" it must be {needed}s or more, to outlast an election of the vault",
+                self.vault.lease, self.cluster.timing,
+            ));
         }
         if Duration::from(self.cluster.vote_lost_after) < VOTE_LOST_AFTER_MIN {
             return contradiction(format!(
@@ -424,6 +440,20 @@ mod tests {
         Config::parse(tls).unwrap();
         assert!(refusal("[vault]\nlease = \"1s\"").contains("between 3s and 60s"));
         assert!(refusal("[auth]\nrefresh_ttl = \"1m\"").contains("could never refresh"));
+    }
+
+    #[test]
+    fn a_lease_outlasts_the_elections_of_its_timing() {
+        assert_eq!(Config::parse("").unwrap().vault.lease, Seconds::new(10));
+        assert_eq!(Config::parse("[cluster]\ntiming = \"wan\"").unwrap().vault.lease, LEASE_WAN);
+        let asked = Config::parse("[cluster]\ntiming = \"wan\"\n[vault]\nlease = \"40s\"").unwrap();
+        assert_eq!(asked.vault.lease, Seconds::new(40));
+        assert_eq!(
+            refusal("[cluster]\ntiming = \"wan\"\n[vault]\nlease = \"10s\""),
+            "vault.lease is 10s: with cluster.timing = \"wan\" it must be 23s or more, to outlast an election of the vault"
+        );
+        assert!(refusal("[vault]\nlease = \"3s\"").contains("with cluster.timing = \"lan\" it must be 5s or more"));
+        assert!(refusal("[cluster]\ntiming = \"moon\"").contains("cluster.timing"));
     }
 
     #[test]

@@ -16,9 +16,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use ensign_keyvault::{
-    Entropy, Holder, HolderConfig, LeaseConfig, RootKey, RoutedLink, Vault, VaultClient, VaultConfig,
-};
+use ensign_keyvault::{Entropy, Holder, HolderConfig, RootKey, RoutedLink, Vault, VaultClient, VaultConfig};
 use ensign_proto::{ByteCount, ClusterId, GroupId, NodeId};
 use ensign_raft::env::{Clock, OsRng, Rng, Stop, SystemClock, Tasks};
 use ensign_raft::{Group, GroupSpec, Limits, Members, Mode, Runtime, RuntimeConfig};
@@ -30,7 +28,7 @@ use tracing::{info, warn};
 use crate::admin::{self, AdminParts};
 use crate::catalog::{Catalog, CatalogMachine, CatalogParts, NodeRecord, NodeState, PutNodeError, VaultRings};
 use crate::certificates::{Certificates, ClientTls};
-use crate::config::{Config, Timing, Upgrade};
+use crate::config::{Config, Upgrade};
 use crate::edge;
 use crate::files::{NodeFile, NodeFloor};
 use crate::health::{self, Health, Phase};
@@ -213,10 +211,7 @@ impl Node {
         let memory = PeerMemory::open(dir);
         tasks.spawn("peers", |stop| peers::follow(followed, seeds, catalog_view, memory, stop));
         let voters: std::collections::BTreeSet<NodeId> = config.cluster.peers.iter().map(|peer| peer.id).collect();
-        let timing = match config.cluster.timing {
-            Timing::Lan => ensign_raft::Timing::LAN,
-            Timing::Wan => ensign_raft::Timing::WAN,
-        };
+        let timing = config.cluster.timing.elections();
         let limits = Limits { learners: config.storage.move_rate.into(), ..Limits::default() };
         let raft_config = RuntimeConfig { timing, incarnation: life.incarnation, limits, ..RuntimeConfig::new(me) };
         let transport = Arc::new(PipeTransport::new(peers.clone(), tasks.clone()));
@@ -224,7 +219,7 @@ impl Node {
 
         runtime.set_version(kept_version);
         let calls = VaultCalls::new(peers.clone());
-        let lease = lease_config(&config);
+        let lease = config.lease();
         let root = load_root_key(&config, &health)?;
         let vault_config = VaultConfig {
             cluster,
@@ -605,7 +600,7 @@ impl Node {
             joins: self.joins.clone(),
             upgrades: self.upgrades.clone(),
             vault: self.vault_client.clone(),
-            lease: lease_config(&self.config),
+            lease: self.config.lease(),
             runtime: self.runtime.clone(),
             quotas: self.quotas.clone(),
             reports: self.reports.clone(),
@@ -786,10 +781,6 @@ fn log_config(config: &Config) -> LogConfig {
         cache: config.storage.page_cache.into(),
         ..LogConfig::default()
     }
-}
-
-fn lease_config(config: &Config) -> LeaseConfig {
-    LeaseConfig { length: config.vault.lease.into(), ..LeaseConfig::default() }
 }
 
 /// Whether this node can never register.

@@ -144,6 +144,25 @@ impl FromStr for PeerAddress {
     }
 }
 
+impl Timing {
+    /// What it stands for.
+    pub fn elections(self) -> ensign_raft::Timing {
+        match self {
+            Self::Lan => ensign_raft::Timing::LAN,
+            Self::Wan => ensign_raft::Timing::WAN,
+        }
+    }
+}
+
+impl fmt::Display for Timing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Lan => "lan",
+            Self::Wan => "wan",
+        })
+    }
+}
+
 impl fmt::Display for Seconds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         humantime::format_duration(self.0).fmt(f)
