@@ -6,6 +6,7 @@ const GROUPS_LED: &str = "ensign_raft_groups_led";
 const RESTARTS: &str = "ensign_raft_group_restarts_total";
 const FENCED: &str = "ensign_raft_groups_fenced_total";
 const SENT: &str = "ensign_raft_peer_sent_bytes_total";
+const COPIED: &str = "ensign_raft_learner_sent_bytes_total";
 const CONNECTS: &str = "ensign_raft_peer_connects_total";
 const BROKEN: &str = "ensign_raft_peer_pipes_broken_total";
 const ALIVE: &str = "ensign_raft_peers_alive";
@@ -20,6 +21,11 @@ pub(crate) fn describe() {
     describe_counter!(RESTARTS, "Replicas that were re-created from storage after a failure");
     describe_counter!(FENCED, "Replicas that were taken out of service after a storage or state machine failure");
     describe_counter!(SENT, Unit::Bytes, "Raft messages handed to the transport");
+    describe_counter!(
+        COPIED,
+        Unit::Bytes,
+        "Entries and snapshots sent to replicas that do not vote, which `storage.move_rate` limits"
+    );
     describe_counter!(CONNECTS, "Pipes opened to peers");
     describe_counter!(BROKEN, "Pipes to or from peers that broke");
     describe_gauge!(ALIVE, "Peers that answer this node's pings");
@@ -52,6 +58,11 @@ pub(crate) fn fenced() {
 /// Bytes went out to a peer.
 pub(crate) fn sent(bytes: usize) {
     counter!(SENT).increment(bytes as u64);
+}
+
+/// Bytes of entries or snapshots go to a learner.
+pub(crate) fn copied(bytes: u64) {
+    counter!(COPIED).increment(bytes);
 }
 
 /// A pipe was opened.

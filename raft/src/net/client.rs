@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::codec;
 use crate::env::Lane;
+use crate::metrics;
 use crate::net::conn::{Broken, Conn, Peers, Urgency};
 use crate::net::message::{Answer, Refusal, Request, SnapshotPart};
 use crate::replica::Replica;
@@ -166,6 +167,7 @@ impl Client {
             };
             if self.replica.is_learner(self.target) {
                 self.peers.throttle.take(part.data.len() as u64).await;
+                metrics::copied(part.data.len() as u64);
             }
             let patience = if last { SNAPSHOT_INSTALL_DEADLINE } else { SNAPSHOT_PART_DEADLINE };
             let call = conn.call(self.group, Request::Snapshot(part)).await.map_err(unreachable)?;
@@ -353,6 +355,7 @@ impl Pace {
     async fn admit(&self, bytes: u64) {
         if bytes > 0 && self.replica.is_learner(self.target) {
             self.peers.throttle.take(bytes).await;
+            metrics::copied(bytes);
         }
     }
 }

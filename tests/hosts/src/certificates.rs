@@ -38,6 +38,11 @@ impl Authority {
         &self.certificate
     }
 
+    /// Its private key, PEM.
+    pub fn private_key(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
     /// A certificate for `node` and its private key, PEM.
     ///
     /// # Errors

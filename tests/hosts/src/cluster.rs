@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::ops::Range;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::certificates::Authority;
 use crate::links::{Links, Namespaces, Network, Node, Proxy, namespaces, patterns};
-use crate::process::Process;
+use crate::process::{Process, cpu_of};
 
 /// How the links between nodes are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -37,6 +38,25 @@ pub struct Plan {
     pub timing: &'static str,
     /// More settings of each node: lines of TOML for its section `[node]`.
     pub more: BTreeMap<Node, String>,
+    /// More settings of all: lines of TOML for the sections `[cluster]` and `[storage]`.
+    pub all: Settings,
+    /// How many machines may join later, numbered after the nodes; see [`Cluster::join`].
+    pub joining: Node,
+}
+
+/// Settings that every node has.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Lines of its section `[cluster]`.
+    pub cluster: String,
+    /// Lines of its section `[storage]`.
+    pub storage: String,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { cluster: String::new(), storage: "prefill = \"64MiB\"\ntail_cache = \"64MiB\"\n".to_owned() }
+    }
 }
 
 /// Where a node listens.
@@ -65,6 +85,9 @@ pub struct Cluster {
     /// The links between its nodes. Those of clients are sound.
     pub network: Network,
 }
+
+/// The private key of the cluster's own authority: made known to it where machines join later.
+const AUTHORITY_KEY: &str = "ca.key";
 
 /// Below the ports that the system gives to outgoing connections (32768 and up): one of those may carry a connection by the time that the
 /// server gets to it, and again whenever a node that was killed comes back.
@@ -104,7 +127,7 @@ impl Cluster {
         );
         let dir = tempfile::Builder::new().prefix("ensign-hosts-").tempdir()?;
         let root = dir.path().to_owned();
-        let nodes: BTreeSet<Node> = (1..=plan.nodes).collect();
+        let nodes: BTreeSet<Node> = (1..=plan.nodes + plan.joining).collect();
         let addresses: BTreeMap<Node, Addresses> = match plan.mechanism {
             Mechanism::Netns => {
                 nodes.iter().map(|node| (*node, Addresses::of_host(namespaces::address(*node)))).collect()
@@ -124,16 +147,24 @@ impl Cluster {
         };
         let authority = Authority::generate()?;
         std::fs::write(root.join("ca.pem"), authority.certificate())?;
+        std::fs::write(root.join(AUTHORITY_KEY), authority.private_key())?;
+        std::fs::set_permissions(root.join(AUTHORITY_KEY), std::fs::Permissions::from_mode(0o600))?;
         for (node, own) in &addresses {
             let folder = root.join(format!("node-{node}"));
             std::fs::create_dir_all(&folder)?;
-            let (certificate, private_key) = authority.issue(*node)?;
-            std::fs::write(folder.join("node.pem"), certificate)?;
-            std::fs::write(folder.join("node.key"), private_key)?;
+            let joins = *node > plan.nodes;
+            if !joins {
+                let (certificate, private_key) = authority.issue(*node)?;
+                std::fs::write(folder.join("node.pem"), certificate)?;
+                std::fs::write(folder.join("node.key"), private_key)?;
+            }
             let peers: Vec<String> = addresses
                 .iter()
+                .filter(|(to, _)| **to <= plan.nodes || *to == node)
                 .map(|(to, real)| match (plan.mechanism, seen_from.get(&(*node, *to))) {
                     (_, Some(through)) => format!("\"{to}={through}\""),
+                    // The others know a machine that joins by what it says of itself alone.
+                    (Mechanism::Proxy, None) if joins => format!("\"{to}={}\"", real.peers),
                     // What a node says of itself is told to all, and tried first; what each has in its own settings comes after. Nobody
                     // listens here, so that everybody goes through the proxy.
                     (Mechanism::Proxy, None) => format!("\"{to}=127.213.0.{to}:9\""),
@@ -147,13 +178,89 @@ impl Cluster {
         let network = Network::new(nodes.clone(), links);
         let mut cluster =
             Self { plan, dir: Some(dir), root, addresses, running: BTreeMap::new(), namespaces, http, network };
-        for node in &nodes {
-            cluster.spawn(*node, *node == 1)?;
+        for node in 1..=cluster.plan.nodes {
+            cluster.spawn(node, node == 1)?;
         }
-        for node in &nodes {
-            cluster.ready(*node).await?;
+        for node in 1..=cluster.plan.nodes {
+            cluster.ready(node).await?;
         }
         Ok(cluster)
+    }
+
+    /// Lets a machine in as an operator would, with a token, and returns once it serves.
+    ///
+    /// # Errors
+    /// It is refused, gets another number, or does not start.
+    pub async fn join(&mut self, node: Node) -> anyhow::Result<()> {
+        let token = self.admin()?.admin().create_join_token(Duration::from_mins(10), 1).await?.secret;
+        let folder = self.root.join(format!("node-{node}"));
+        std::fs::write(folder.join("token"), token)?;
+        // The settings that it writes are those of a machine of its own; ours are kept.
+        let certificates = folder.join("joined");
+        let mut command = self.namespaces.as_ref().map(|it| it.command(node)).unwrap_or_default();
+        command.push(self.plan.binary.display().to_string());
+        command.extend(["cluster", "join", "--output", "json"].map(str::to_owned));
+        for (option, value) in [
+            ("--token-file", folder.join("token").display().to_string()),
+            ("--seed", self.addresses[&1].peers.to_string()),
+            ("--address", self.addresses[&node].peers.to_string()),
+            ("--name", format!("node-{node}")),
+            ("--dir", certificates.display().to_string()),
+            ("--data-dir", folder.join("data").display().to_string()),
+            ("--root-key", self.root.join("root.key").display().to_string()),
+        ] {
+            command.extend([option.to_owned(), value]);
+        }
+        let joined: serde_json::Value = serde_json::from_str(&output_of(&command)?)?;
+        ensure!(joined["node"] == node, "the cluster gave it another number than {node}: {joined}");
+        for name in ["node.pem", "node.key"] {
+            std::fs::rename(certificates.join(name), folder.join(name))?;
+        }
+        self.spawn(node, false)?;
+        self.ready(node).await
+    }
+
+    /// What an `ensign` command says, with the operator's credentials, asked of the first node that runs.
+    ///
+    /// # Errors
+    /// It failed, and what it said.
+    pub fn ensign(&self, args: &[&str]) -> anyhow::Result<String> {
+        let node = self.running.keys().next().context("no node runs")?;
+        let Addresses { grpc, http, .. } = self.addresses[node];
+        let mut command = vec![self.plan.binary.display().to_string()];
+        command.extend(args.iter().map(|arg| (*arg).to_owned()));
+        for (option, value) in [
+            ("--endpoint", grpc.to_string()),
+            ("--auth-url", format!("http://{http}")),
+            ("--credentials", self.credentials().display().to_string()),
+        ] {
+            command.extend([option.to_owned(), value]);
+        }
+        output_of(&command)
+    }
+
+    /// The processor time that this process and all nodes that run have used.
+    ///
+    /// # Errors
+    /// A node has ended.
+    pub fn cpu(&self) -> anyhow::Result<Duration> {
+        let mut all = cpu_of("self")?;
+        for process in self.running.values() {
+            all += process.cpu()?;
+        }
+        Ok(all)
+    }
+
+    /// A number of the node's `/metrics`, added up over its labels.
+    ///
+    /// # Errors
+    /// The node does not answer.
+    pub async fn metric(&self, node: Node, name: &str) -> anyhow::Result<f64> {
+        let url = format!("http://{}/metrics", self.addresses[&node].metrics);
+        let page = self.http.get(url).send().await?.error_for_status()?.text().await?;
+        let of_name = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+        let values = page.lines().filter(of_name).filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
+        Ok(values.sum())
     }
 
     /// Nodes that are started from now on run this program.
@@ -191,6 +298,9 @@ impl Cluster {
         if bootstrap {
             command.push("--bootstrap".to_owned());
             command.push(format!("--credentials={}", self.credentials().display()));
+            if self.plan.joining > 0 {
+                command.push(format!("--authority-key={}", self.root.join(AUTHORITY_KEY).display()));
+            }
         }
         let process = Process::start(format!("node {node}"), &command, &self.log(node))?;
         self.running.insert(node, process);
@@ -360,6 +470,14 @@ impl Cluster {
     }
 }
 
+fn output_of(command: &[String]) -> anyhow::Result<String> {
+    let (program, args) = command.split_first().context("a command has a program")?;
+    let output = std::process::Command::new(program).args(args).output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "`{}` failed: {said}", command.join(" "));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
 fn settings(node: Node, root: &Path, own: &Addresses, peers: &str, plan: &Plan) -> String {
     let folder = root.join(format!("node-{node}"));
     let plaintext = IpAddr::is_loopback(&own.grpc.ip());
@@ -367,8 +485,8 @@ fn settings(node: Node, root: &Path, own: &Addresses, peers: &str, plan: &Plan) 
         "[node]\nid = {node}\ndata_dir = \"{folder}/data\"\nroot_key = \"{root}/root.key\"\n{more}\
          [listen]\ngrpc = \"{}\"\nhttp = \"{}\"\nmetrics = \"{}\"\npeers = \"{}\"\nplaintext = {}\n\
          [cluster]\npeers = [{peers}]\ncertificate = \"{folder}/node.pem\"\nprivate_key = \"{folder}/node.key\"\n\
-         authority = \"{root}/ca.pem\"\ntiming = \"{}\"\n\
-         [storage]\nprefill = \"64MiB\"\ntail_cache = \"64MiB\"\n",
+         authority = \"{root}/ca.pem\"\ntiming = \"{}\"\n{cluster}\
+         [storage]\n{storage}",
         own.grpc,
         own.http,
         own.metrics,
@@ -376,6 +494,8 @@ fn settings(node: Node, root: &Path, own: &Addresses, peers: &str, plan: &Plan) 
         !plaintext,
         plan.timing,
         more = plan.more.get(&node).map_or("", String::as_str),
+        cluster = plan.all.cluster,
+        storage = plan.all.storage,
         folder = folder.display(),
         root = root.display(),
     )

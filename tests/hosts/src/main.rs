@@ -1,15 +1,17 @@
 //! `hosts`: clusters of real processes under faults, and what became of the promises. See `hosts --help`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use ensign_hosts::cluster::{Mechanism, Plan};
+use ensign_hosts::cluster::{Mechanism, Plan, Settings};
 use ensign_hosts::links::namespaces;
 use ensign_hosts::scenario::Limits;
 use ensign_hosts::scenario::failover::{self, Failover};
 use ensign_hosts::scenario::ledger::{self, Ledger};
+use ensign_hosts::scenario::rebuild::{self, Rebuild};
 use ensign_hosts::scenario::regions::{self, Regions};
 use ensign_hosts::scenario::rolling::{self, Rolling};
 use ensign_hosts::scenario::{links, live};
@@ -21,6 +23,7 @@ use rand::TryRng as _;
   cargo run --release -p ensign-hosts -- ledger --minutes 20 --nodes 5
   cargo run --release -p ensign-hosts -- ledger --minutes 2 --seed 42 --links netns
   cargo run --release -p ensign-hosts -- failover --rounds 5
+  cargo run --release -p ensign-hosts -- rebuild --topics 48 --links netns
 
 The server is target/release/ensign, unless --binary names another: build it with `cargo build --release`.")]
 struct Cli {
@@ -99,6 +102,35 @@ enum Command {
         #[arg(long)]
         report_only: bool,
     },
+    /// Measure what publishers notice when a node joins and takes its share, and when a dead node's replicas are made anew.
+    Rebuild {
+        #[command(flatten)]
+        cluster: ClusterArgs,
+        /// How many topics, of three replicas each.
+        #[arg(long, default_value_t = 48)]
+        topics: usize,
+        /// Bytes of an event.
+        #[arg(long, default_value_t = 512)]
+        size: usize,
+        /// Events of a topic that wait for their acks.
+        #[arg(long, default_value_t = 64)]
+        window: usize,
+        /// MiB that are published before anything is measured.
+        #[arg(long, default_value_t = 384)]
+        preload_mib: u64,
+        /// Seconds that the throughput of quiet times is measured.
+        #[arg(long, default_value_t = 15)]
+        measure: u64,
+        /// `storage.prefill` of every node: room for all that the run stores, since a log that grows is slower.
+        #[arg(long, default_value = "2GiB")]
+        prefill: String,
+        /// `storage.move_rate` of every node; the server's default unless it is given.
+        #[arg(long)]
+        move_rate: Option<String>,
+        /// Print figures that are beyond their limits, and do not fail for it: for machines that do other work as well.
+        #[arg(long)]
+        report_only: bool,
+    },
     /// Check that links do what they are told, without a cluster.
     Links {
         /// How links are made.
@@ -131,7 +163,15 @@ struct ClusterArgs {
 impl ClusterArgs {
     fn plan(self) -> Plan {
         let Self { nodes, links, binary } = self;
-        Plan { binary, nodes, mechanism: links, timing: "lan", more: std::collections::BTreeMap::new() }
+        Plan {
+            binary,
+            nodes,
+            mechanism: links,
+            timing: "lan",
+            more: BTreeMap::new(),
+            all: Settings::default(),
+            joining: 0,
+        }
     }
 }
 
@@ -159,6 +199,8 @@ impl Command {
             | Self::Ledger { cluster, .. }
             | Self::Failover { cluster, .. }
             | Self::Rolling { cluster, .. } => (cluster.links, cluster.nodes),
+            // And the machine that joins.
+            Self::Rebuild { cluster, .. } => (cluster.links, cluster.nodes + 1),
             Self::Links { links } => (*links, 2),
             // Delays need the proxy.
             Self::Regions { .. } | Self::CanNetns | Self::ProbeAnswer { .. } | Self::ProbeCall { .. } => return None,
@@ -197,9 +239,17 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Live { cluster } => live::run(cluster.plan()).await,
         Command::Regions { nodes, binary, delay_ms, events, report_only } => {
             let more = regions::settings(nodes);
-            let plan = Plan { binary, nodes, mechanism: Mechanism::Proxy, timing: "wan", more };
+            let (mechanism, all) = (Mechanism::Proxy, Settings::default());
+            let plan = Plan { binary, nodes, mechanism, timing: "wan", more, all, joining: 0 };
             let limits = if report_only { Limits::Printed } else { Limits::Enforced };
             regions::run(Regions { plan, delay: Duration::from_millis(delay_ms), events, limits }).await
+        }
+        Command::Rebuild { cluster, topics, size, window, preload_mib, measure, prefill, move_rate, report_only } => {
+            let all = rebuild::settings(&prefill, move_rate.as_deref());
+            let plan = Plan { all, joining: 1, ..cluster.plan() };
+            let limits = if report_only { Limits::Printed } else { Limits::Enforced };
+            let (preload, measure) = (preload_mib << 20, Duration::from_secs(measure));
+            rebuild::run(Rebuild { plan, topics, size, window, preload, measure, limits }).await
         }
         Command::Links { links } => links::run(links).await,
         Command::CanNetns => namespaces::check(),

@@ -11,6 +11,9 @@ use tokio::time::{Instant, sleep};
 /// How long a process may take to say `ready`: a loaded two-core machine, not a promise.
 const READY: Duration = Duration::from_mins(2);
 
+/// In which the kernel tells processes of time (`USER_HZ`): the same on every architecture that we run on.
+const TICKS_PER_SECOND: f64 = 100.0;
+
 /// A process that dies with its owner.
 #[derive(Debug)]
 pub struct Process {
@@ -60,6 +63,14 @@ impl Process {
     fn signal(&self, signal: Signal) -> anyhow::Result<()> {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("a process has an id")?;
         kill_process(pid, signal).with_context(|| format!("cannot signal {}", self.name))
+    }
+
+    /// The processor time that it has used.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn cpu(&self) -> anyhow::Result<Duration> {
+        cpu_of(&self.child.id().to_string())
     }
 
     /// `kill -9`.
@@ -126,6 +137,23 @@ impl Drop for Process {
     }
 }
 
+/// The processor time that a process has used, all its threads together; `self` is this one.
+///
+/// # Errors
+/// There is none, or it is gone.
+pub fn cpu_of(process: &str) -> anyhow::Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+    ticks(&stat)
+        .map(|ticks| Duration::from_secs_f64(ticks as f64 / TICKS_PER_SECOND))
+        .with_context(|| format!("/proc/{process}/stat is not understood: {stat}"))
+}
+
+/// In user and in kernel mode: fields 14 and 15 (proc_pid_stat(5)). The name before them may hold anything.
+fn ticks(stat: &str) -> Option<u64> {
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
+    Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
+}
+
 fn ready_lines(log: &Path) -> usize {
     std::fs::read_to_string(log).unwrap_or_default().lines().filter(|line| *line == "ready").count()
 }
@@ -135,4 +163,22 @@ pub fn tail(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(40)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processor_time_is_read_behind_any_name() {
+        let stat = "7 (a) b (c)) S 1 7 7 0 -1 4194560 900 0 0 0 120 30 0 0 20 0 1 0 5 1 2 3";
+        assert_eq!(ticks(stat), Some(150));
+        assert_eq!(ticks("7 (short) S 1"), None);
+    }
+
+    #[test]
+    fn this_process_has_used_some() {
+        assert!(cpu_of("self").unwrap() < Duration::from_hours(24));
+        assert!(cpu_of("none").is_err());
+    }
 }

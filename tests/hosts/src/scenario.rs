@@ -4,6 +4,7 @@ pub mod failover;
 pub mod ledger;
 pub mod links;
 pub mod live;
+pub mod rebuild;
 pub mod regions;
 pub mod rolling;
 

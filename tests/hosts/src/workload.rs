@@ -1,5 +1,6 @@
 //! Publishers and subscribers at work, and what they see.
 
+pub mod load;
 pub mod ours;
 pub mod pyensign;
 
