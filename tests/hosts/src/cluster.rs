@@ -251,6 +251,14 @@ impl Cluster {
         Ok(all)
     }
 
+    /// The processor time that a node has used.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn cpu_of(&self, node: Node) -> anyhow::Result<Duration> {
+        self.running.get(&node).with_context(|| format!("node {node} does not run"))?.cpu()
+    }
+
     /// A number of the node's `/metrics`, added up over its labels.
     ///
     /// # Errors

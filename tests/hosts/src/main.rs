@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use ensign_hosts::cluster::{Mechanism, Plan, Settings};
 use ensign_hosts::links::namespaces;
 use ensign_hosts::scenario::Limits;
+use ensign_hosts::scenario::drain::{self, Drain};
 use ensign_hosts::scenario::failover::{self, Failover};
 use ensign_hosts::scenario::ledger::{self, Ledger};
 use ensign_hosts::scenario::rebuild::{self, Rebuild};
@@ -110,19 +111,19 @@ enum Command {
         #[arg(long, default_value_t = 48)]
         topics: usize,
         /// Bytes of an event.
-        #[arg(long, default_value_t = 512)]
+        #[arg(long, default_value_t = 128)]
         size: usize,
         /// Events of a topic that wait for their acks.
-        #[arg(long, default_value_t = 64)]
+        #[arg(long, default_value_t = 512)]
         window: usize,
         /// MiB that are published before anything is measured.
-        #[arg(long, default_value_t = 384)]
+        #[arg(long, default_value_t = 128)]
         preload_mib: u64,
         /// Seconds that the throughput of quiet times is measured.
-        #[arg(long, default_value_t = 15)]
+        #[arg(long, default_value_t = 10)]
         measure: u64,
-        /// `storage.prefill` of every node: room for all that the run stores, since a log that grows is slower.
-        #[arg(long, default_value = "2GiB")]
+        /// `storage.prefill` of every node: room for all that the run stores, since a log that grows is slower. On disk at once.
+        #[arg(long, default_value = "3GiB")]
         prefill: String,
         /// `storage.move_rate` of every node; the server's default unless it is given.
         #[arg(long)]
@@ -130,6 +131,24 @@ enum Command {
         /// Print figures that are beyond their limits, and do not fail for it: for machines that do other work as well.
         #[arg(long)]
         report_only: bool,
+    },
+    /// Drain a node that has its share of many partitions, without load: how long that takes, and what nodes use at rest.
+    Drain {
+        /// How many nodes; the last one is drained.
+        #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(4..))]
+        nodes: u64,
+        /// How the links between nodes are made.
+        #[arg(long, value_enum, default_value = "proxy")]
+        links: Mechanism,
+        /// The server.
+        #[arg(long, default_value = "target/release/ensign")]
+        binary: PathBuf,
+        /// How many topics, of three replicas each.
+        #[arg(long, default_value_t = 1000)]
+        topics: usize,
+        /// Seconds that nodes at rest are measured, after as long a rest.
+        #[arg(long, default_value_t = 20)]
+        rest: u64,
     },
     /// Check that links do what they are told, without a cluster.
     Links {
@@ -201,6 +220,7 @@ impl Command {
             | Self::Rolling { cluster, .. } => (cluster.links, cluster.nodes),
             // And the machine that joins.
             Self::Rebuild { cluster, .. } => (cluster.links, cluster.nodes + 1),
+            Self::Drain { nodes, links, .. } => (*links, *nodes),
             Self::Links { links } => (*links, 2),
             // Delays need the proxy.
             Self::Regions { .. } | Self::CanNetns | Self::ProbeAnswer { .. } | Self::ProbeCall { .. } => return None,
@@ -250,6 +270,11 @@ async fn run(command: Command) -> anyhow::Result<()> {
             let limits = if report_only { Limits::Printed } else { Limits::Enforced };
             let (preload, measure) = (preload_mib << 20, Duration::from_secs(measure));
             rebuild::run(Rebuild { plan, topics, size, window, preload, measure, limits }).await
+        }
+        Command::Drain { nodes, links, binary, topics, rest } => {
+            let all = Settings { storage: "prefill = \"256MiB\"\n".to_owned(), ..Settings::default() };
+            let plan = Plan { binary, nodes, mechanism: links, timing: "lan", more: BTreeMap::new(), all, joining: 0 };
+            drain::run(Drain { plan, topics, rest: Duration::from_secs(rest) }).await
         }
         Command::Links { links } => links::run(links).await,
         Command::CanNetns => namespaces::check(),
