@@ -100,6 +100,7 @@ async fn measure(rebuild: &Rebuild, cluster: &mut Cluster) -> anyhow::Result<()>
     let copied = copied.until_now(cluster).await;
     let after = quiet(rebuild, cluster, &work, "after").await?;
     let added = change.cost("a node that joins receives its share", copied, (before, after));
+    say(added.to_string());
     work.goes_on()?;
 
     say(format!("\nnode {DIES} is killed for good"));
