@@ -238,6 +238,16 @@ impl<S: StateMachine> Group<S> {
         self.replica.membership()
     }
 
+    /// On the leader: who belongs to the group, once that is committed and a majority of those who vote by it has confirmed that nobody
+    /// else leads. What [`Group::members`] shows may have been overtaken on a leader that was deposed and does not know; what others
+    /// give up for good, they may give up by this alone.
+    ///
+    /// # Errors
+    /// [`ReadError::NotLeader`]: ask the leader, or again: the members have just changed. [`ReadError::NoQuorum`]: retry.
+    pub async fn confirmed_members(&self) -> Result<Members, ReadError> {
+        self.replica.confirmed_members().await
+    }
+
     /// The group's members alone, for who cares for many kinds of groups.
     pub fn membership(&self) -> GroupMembers {
         GroupMembers::new(Arc::clone(&self.replica))

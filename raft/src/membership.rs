@@ -24,10 +24,12 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::info;
 
-use crate::errors::MembershipError;
+use crate::apply::index_or_zero;
+use crate::errors::{MembershipError, ReadError};
 #[cfg(doc)]
 use crate::group::Group;
 use crate::group::{GroupStatus, Leadership};
+use crate::read::read_error;
 use crate::replica::{Absent, Replica, matched};
 use crate::types::{LogId, Raft, StoredMembership, Types};
 
@@ -201,6 +203,25 @@ impl Replica {
         self.change(&raft, ChangeMembers::ReplaceAllVoters(next), &base).await?;
         info!(group = %self.id, from = ?expected, to = ?voters, "the voters were changed");
         Ok(())
+    }
+
+    pub(crate) async fn confirmed_members(&self) -> Result<Members, ReadError> {
+        let raft = self.core().map_err(read_error)?;
+        let seen = Base::of(&raft);
+        let written = index_or_zero(seen.at.as_ref());
+        let mut applied = self.applied();
+        let waited = timeout(PATIENCE, applied.wait_for(|applied| *applied >= written)).await;
+        // The replica that is borrowed here holds the other end.
+        drop(waited.map_err(|_elapsed| ReadError::NoQuorum)?);
+        // Whoever was deposed and has not heard of it has applied all that it knows, and so has nothing to wait for: only its voters
+        // can tell it.
+        self.read_index().await?;
+        let now = Base::of(&raft);
+        if now.at == seen.at && self.leads() {
+            Ok(now.members)
+        } else {
+            Err(ReadError::NotLeader { leader: self.leader() })
+        }
     }
 
     /// The core, if this node leads, and the right to change its members.

@@ -102,7 +102,7 @@ impl Replica {
     }
 }
 
-fn read_error(absent: Absent) -> ReadError {
+pub(crate) fn read_error(absent: Absent) -> ReadError {
     match absent {
         Absent::Fenced(cause) => ReadError::Fenced { cause },
         Absent::Stopped => ReadError::Stopped,

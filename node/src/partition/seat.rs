@@ -48,18 +48,8 @@ impl Seat for GroupSeat {
 
     fn settle(&self) -> BoxFuture<'static, Result<(), String>> {
         let group = self.group.clone();
-        async move {
-            let term = group.leadership().borrow().term;
-            let last = group.status().last;
-            // A leader that cannot commit loses its lead, and with it this wait.
-            let mut leadership = group.leadership();
-            let mut applied = group.applied();
-            tokio::select! {
-                applied = applied.wait_for(|applied| *applied >= last) => applied.map(drop).map_err(|_| "the group stopped".to_owned()),
-                _ = leadership.wait_for(|now| now.term != term || !now.ready) => Err("leadership was lost".to_owned()),
-            }
-        }
-        .boxed()
+        // A leader that was deposed and does not know it may see the group as it once was, with nothing left to commit.
+        async move { group.confirmed_members().await.map(drop).map_err(|error| error.to_string()) }.boxed()
     }
 
     fn add_learner(&self, node: NodeId) -> BoxFuture<'static, Result<(), String>> {

@@ -43,7 +43,7 @@ pub trait Seat: Send + Sync + 'static {
     fn leads(&self) -> bool;
     /// Who belongs to the group, and how far each is.
     fn seen(&self) -> Seen;
-    /// Returns once everything that is in the log now is committed and applied here.
+    /// Returns once the group's membership is committed, and a majority of those who vote by it has confirmed that this node leads.
     fn settle(&self) -> BoxFuture<'static, Result<(), String>>;
     /// Lets a node receive the log.
     fn add_learner(&self, node: NodeId) -> BoxFuture<'static, Result<(), String>>;
@@ -192,7 +192,8 @@ impl Mover {
                 seat.change_voters(seen.voters.clone(), voters).await
             }
             Step::Finish => {
-                // What the log says may not be committed yet, and nodes remove what they have once the catalog says so.
+                // What the log says may not be committed yet, or not be true any more, and nodes remove what they have once the catalog
+                // says so.
                 seat.settle().await?;
                 let now = seat.seen();
                 if !seat.leads() || (&now.voters, &now.outgoing) != (&seen.voters, &seen.outgoing) {
