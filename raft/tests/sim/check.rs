@@ -26,7 +26,7 @@ fn broken<T>(what: String) -> Result<T, Violation> {
 /// How much of a node was looked at.
 #[derive(Default)]
 struct Seen {
-    incarnation: u64,
+    life: u64,
     term: Term,
     applied: LogIndex,
     journal: usize,
@@ -61,19 +61,16 @@ impl Checker {
             if let Some(what) = state.broken.take() {
                 return broken(what);
             }
-            let running: Vec<_> = state
-                .nodes
-                .iter()
-                .filter_map(|(id, slot)| Some((*id, slot.incarnation, slot.running.clone()?)))
-                .collect();
+            let running: Vec<_> =
+                state.nodes.iter().filter_map(|(id, slot)| Some((*id, slot.running.clone()?))).collect();
             (running, state.outcomes[self.outcomes..].to_vec())
         };
-        for (node, incarnation, running) in running {
+        for (node, running) in running {
             if let Some(panic) = running.tasks.panicked() {
                 return broken(format!("node {node}: {panic}"));
             }
             self.leadership(node, *running.group.leadership().borrow())?;
-            self.node(node, incarnation, &running)?;
+            self.node(node, &running)?;
         }
         self.outcomes += outcomes.len();
         for (payload, outcome) in outcomes {
@@ -112,10 +109,10 @@ impl Checker {
         Ok(())
     }
 
-    fn node(&mut self, node: NodeId, incarnation: u64, running: &crate::world::Running) -> Result<(), Violation> {
+    fn node(&mut self, node: NodeId, running: &crate::world::Running) -> Result<(), Violation> {
         let seen = self.seen.entry(node).or_default();
-        if seen.incarnation != incarnation {
-            *seen = Seen { incarnation, ..Seen::default() };
+        if seen.life != running.life {
+            *seen = Seen { life: running.life, ..Seen::default() };
         }
         let status = running.group.status();
         let floor = seen.term.max(self.led.get(&node).copied().unwrap_or_default());

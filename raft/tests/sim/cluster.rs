@@ -11,7 +11,7 @@ use turmoil::{Builder, Sim};
 
 use crate::check::{Checker, Violation};
 use crate::host::{self, Plants, name};
-use crate::world::World;
+use crate::world::{Plan, World};
 
 /// How long anything that must happen may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -41,6 +41,12 @@ pub(crate) struct Report {
     pub(crate) changes: u64,
     /// Nodes that are gone for good.
     pub(crate) lost: usize,
+    /// Replicas that left the group and came back.
+    pub(crate) returns: u64,
+    /// How often two that were moved away from were alone with each other.
+    pub(crate) ambushes: usize,
+    /// How often a leader that was cut off saw its group called back.
+    pub(crate) turns: usize,
     /// Every event with its time, and each disk's digest: equal for equal seeds.
     pub(crate) trace: String,
 }
@@ -68,6 +74,8 @@ pub(crate) struct SimCluster {
     disturbances: usize,
     /// Nodes that never come back.
     lost: BTreeSet<NodeId>,
+    ambushes: usize,
+    turns: usize,
 }
 
 impl SimCluster {
@@ -83,6 +91,8 @@ impl SimCluster {
         let world = World::default();
         world.lock().busy = true;
         let founders: Vec<_> = [1, 2, 3].map(NodeId).to_vec();
+        let founding: BTreeSet<_> = founders.iter().copied().collect();
+        world.lock().plan = Plan { wanted: founding.clone(), holders: founding, ..Plan::default() };
         let nodes: Vec<_> = (1..=3 + options.spares).map(NodeId).collect();
         for node in nodes.clone() {
             let (world, voters) = (world.clone(), founders.clone());
@@ -101,7 +111,14 @@ impl SimCluster {
             looked: Duration::ZERO,
             disturbances: 0,
             lost: BTreeSet::new(),
+            ambushes: 0,
+            turns: 0,
         }
+    }
+
+    /// What the hosts and the test share; its trace survives the run.
+    pub(crate) fn world(&self) -> World {
+        self.world.clone()
     }
 
     fn note(&self, line: &str) {
@@ -272,6 +289,11 @@ impl SimCluster {
         self.world.lock().nodes.entry(node).or_default().held = held;
     }
 
+    fn blind(&mut self, node: NodeId, blind: bool) {
+        self.note(&format!("{} blind: {blind}", name(node)));
+        self.world.lock().nodes.entry(node).or_default().blind = blind;
+    }
+
     fn limit_disk(&mut self, node: NodeId, capacity: Option<ByteCount>) {
         self.note(&format!("{} disk limited: {capacity:?}", name(node)));
         self.world.lock().nodes.entry(node).or_default().disk.set_capacity(capacity);
@@ -388,8 +410,13 @@ impl SimCluster {
             let out = self.below(left.len() as u64) as usize;
             left.remove(out);
         }
-        self.note(&format!("wanted: {left:?}"));
-        self.world.lock().wanted = left.into_iter().collect();
+        self.want(left);
+    }
+
+    fn want(&mut self, voters: impl IntoIterator<Item = NodeId>) {
+        let voters: BTreeSet<_> = voters.into_iter().collect();
+        self.note(&format!("wanted: {voters:?}"));
+        self.world.lock().plan.want(voters);
     }
 
     /// A voter goes and never comes back, if the group can go on without it and another node is left for its place.
@@ -418,17 +445,136 @@ impl SimCluster {
     /// change would ever get through.
     pub(crate) fn migration(&mut self, length: Duration) -> Result<(), Violation> {
         self.run_to_leader()?;
+        // Enough that who has nothing is not taken for one who has caught up.
+        self.run_until_acked(100)?;
+        self.ambush()?;
+        self.run_until("the wanted members", |this| this.is_settled().then_some(()))?;
+        self.run_to_leader()?;
+        self.turn_round()?;
         let end = self.sim.elapsed() + length;
         while self.sim.elapsed() < end {
-            match self.below(6) {
+            match self.below(8) {
                 0 => self.lose_one(),
                 1..=3 => self.want_others(),
+                4 => self.ambush()?,
+                5 => self.turn_round()?,
                 _ => self.disturb(),
             }
             let pause = self.millis(300, 1500);
             self.run(pause)?;
         }
+        // Whether somebody could be spared was a matter of luck so far.
+        if self.lost.is_empty() {
+            self.run_until("an end of what was disturbed", |this| this.undo.is_empty().then_some(()))?;
+            self.run_until("the wanted members", |this| this.is_settled().then_some(()))?;
+            self.run_to_leader()?;
+            self.lose_one();
+        }
         Ok(())
+    }
+
+    /// Whether all is as it is wanted: who shall hold a replica runs it, who shall not has given it up.
+    fn is_settled(&self) -> bool {
+        let state = self.world.lock();
+        let is_so = |node: &NodeId| match (state.plan.holders.contains(node), state.nodes.get(node)) {
+            (true, slot) => slot.is_some_and(|slot| slot.running.is_some()),
+            (false, slot) => slot.is_none_or(|slot| slot.running.is_none() && (slot.gone || slot.lives == 0)),
+        };
+        state.plan.is_settled() && self.nodes.iter().filter(|node| !self.lost.contains(node)).all(is_so)
+    }
+
+    /// Two voters of a group of three that was moved away from both: one that slept meanwhile, and one that left, and was asked back.
+    /// By what the first one knows they are a majority, and nobody else is near to tell it better.
+    fn ambush(&mut self) -> Result<(), Violation> {
+        let now: Vec<_> = self.world.lock().plan.wanted.iter().copied().collect();
+        let others = self.nodes.iter().copied().filter(|node| !self.lost.contains(node) && !now.contains(node));
+        let others: Vec<_> = others.collect();
+        if !self.undo.is_empty() || !self.is_settled() || others.len() < 2 {
+            return Ok(());
+        }
+        // More often than not the leader: who follows would have to be elected first.
+        let leader = self.leader().filter(|_| self.below(3) > 0);
+        let sleeper = leader.filter(|leader| now.contains(leader)).unwrap_or(now[self.below(3) as usize]);
+        let mut rest: Vec<_> = now.into_iter().filter(|node| *node != sleeper).collect();
+        let leaver = rest.remove(self.below(2) as usize);
+        self.note(&format!("{} sleeps, and {} leaves", name(sleeper), name(leaver)));
+        self.blind(sleeper, true);
+        if self.below(2) == 0 {
+            self.isolate(sleeper);
+        } else {
+            self.crash(sleeper, Crash::DropAll);
+        }
+        self.want([rest[0], others[0], others[1]]);
+        self.run_until("a move away from two", |this| this.has_left(leaver).then_some(()))?;
+        // When it is alone it may have got nothing of the log yet, or all.
+        let early = self.below(2) == 0;
+        if early {
+            self.leave_alone(sleeper, leaver);
+        }
+        self.want([rest[0], others[0], leaver]);
+        self.run_until("a return", |this| this.world.lock().nodes.get(&leaver)?.running.as_ref().map(drop))?;
+        if !early {
+            let late = self.millis(0, 150);
+            self.run(late)?;
+            self.leave_alone(sleeper, leaver);
+        }
+        let alone = self.millis(2000, 5000);
+        self.run(alone)?;
+        self.blind(sleeper, false);
+        self.heal();
+        self.ambushes += 1;
+        Ok(())
+    }
+
+    /// A group moves away from a leader that is cut off, and is called back when it is there. As far as the old leader knows all is as it
+    /// shall be; if anybody believed it, those who hold the group now would go.
+    fn turn_round(&mut self) -> Result<(), Violation> {
+        let Some(leader) = self.leader() else { return Ok(()) };
+        let now: Vec<_> = self.world.lock().plan.wanted.iter().copied().collect();
+        let others = self.nodes.iter().copied().filter(|node| !self.lost.contains(node) && !now.contains(node));
+        let others: Vec<_> = others.collect();
+        if !self.undo.is_empty() || !self.is_settled() || !now.contains(&leader) || others.len() < 2 {
+            return Ok(());
+        }
+        self.note(&format!("{} sees the group called back", name(leader)));
+        self.blind(leader, true);
+        self.isolate(leader);
+        let stays = now.iter().copied().find(|node| *node != leader);
+        let away: BTreeSet<_> = others.into_iter().take(2).chain(stays).collect();
+        self.want(away.clone());
+        self.run_until("a move away", |this| {
+            let state = this.world.lock();
+            let moved = state.nodes.values().filter_map(|slot| slot.running.as_ref()).any(|running| {
+                let members = running.group.members();
+                members.voters == away && !members.is_joint() && running.group.leadership().borrow().ready
+            });
+            moved.then_some(())
+        })?;
+        self.want(now);
+        self.blind(leader, false);
+        let alone = self.millis(300, 1500);
+        self.run(alone)?;
+        self.heal();
+        self.turns += 1;
+        Ok(())
+    }
+
+    /// Nobody reaches anybody but these two each other.
+    fn leave_alone(&mut self, sleeper: NodeId, leaver: NodeId) {
+        self.note(&format!("{} and {} are alone", name(sleeper), name(leaver)));
+        self.heal();
+        for other in self.nodes.clone().into_iter().filter(|other| ![sleeper, leaver].contains(other)) {
+            for one in [sleeper, leaver] {
+                self.cut(one, other);
+                self.cut(other, one);
+            }
+        }
+        self.restart(sleeper);
+    }
+
+    fn has_left(&self, node: NodeId) -> bool {
+        let state = self.world.lock();
+        state.nodes.get(&node).is_some_and(|slot| slot.gone && slot.running.is_none())
     }
 
     /// Who belongs to the group, as its leader has it.
@@ -461,13 +607,11 @@ impl SimCluster {
         }
         self.propose(true);
         self.run_to_leader()?;
-        let wanted = self.world.lock().wanted.clone();
-        if !wanted.is_empty() {
-            self.run_until("the wanted members", |this| {
-                let wanted: Vec<_> = wanted.iter().copied().collect();
-                (this.members_now()? == wanted).then_some(())
-            })?;
-        }
+        self.run_until("the wanted members", |this| {
+            let wanted: Vec<_> = this.world.lock().plan.wanted.iter().copied().collect();
+            (this.members_now()? == wanted).then_some(())
+        })?;
+        self.run_until("the leaving of all others", |this| this.is_settled().then_some(()))?;
         let acked = self.acked();
         self.run_until_acked(acked + 5)?;
         // Whatever the run has done to it, the group still falls asleep, and wakes for a proposal.
@@ -495,9 +639,15 @@ impl SimCluster {
             self.note(&format!("{} disk {digest:016x}", name(node)));
         }
         let trace = std::mem::take(&mut self.world.lock().trace);
-        let changes = self.world.lock().changes;
+        let (changes, returns) = {
+            let state = self.world.lock();
+            (state.changes, state.returns)
+        };
         Ok(Report {
             changes,
+            returns,
+            ambushes: self.ambushes,
+            turns: self.turns,
             lost: self.lost.len(),
             acked: self.checker.acked.len(),
             unknown: self.checker.unknown,

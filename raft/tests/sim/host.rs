@@ -9,17 +9,19 @@ use bytes::Bytes;
 use ensign_proto::{ClusterVersion, GroupId, NodeId};
 use ensign_raft::env::{BootTime, Clock, Lane, Pipe, Rng, SeededRng, Tasks, Transport, TransportError, UnixNanos};
 use ensign_raft::testing::Journal;
-use ensign_raft::{DiskReads, Group, GroupSpec, Limits, MembershipError, Mode, Runtime, RuntimeConfig, Timing};
+use ensign_raft::{
+    DiskReads, Group, GroupSpec, Limits, MembershipError, Mode, Runtime, RuntimeConfig, Timing, parting,
+};
 use ensign_storage::frame::Plant;
-use ensign_storage::{FaultDisk, FrameLog, LogConfig, LogError, NodeLog as _, OpenError, Writer};
+use ensign_storage::{Done, FaultDisk, FrameLog, LogConfig, LogError, NodeLog as _, OpenError, Writer};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep;
 use turmoil::net::{TcpListener, TcpStream};
 
-use crate::world::{Running, World};
+use crate::world::{Plan, Running, World};
 
 pub(crate) const GROUP: GroupId = GroupId(16);
 pub(crate) const TIMING: Timing = Timing {
@@ -33,11 +35,16 @@ const PORT: u16 = 5357;
 
 /// Bugs to find.
 #[derive(Debug, Clone, Copy, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a bug of its own, there or not")]
 pub(crate) struct Plants {
     pub(crate) leader_restore: bool,
     pub(crate) deep_sleep: bool,
     /// A node that is no founder founds a group of its own instead of waiting to be added.
     pub(crate) refound: bool,
+    /// A replica that leaves keeps nothing of what it promised.
+    pub(crate) forgetful: bool,
+    /// A leader takes its own word for who belongs to the group when it tells others that they may go.
+    pub(crate) hearsay: bool,
     pub(crate) log: Option<Plant>,
 }
 
@@ -98,24 +105,75 @@ pub(crate) async fn run(world: World, node: NodeId, voters: Vec<NodeId>, seed: u
         }
     });
 
-    let voters: BTreeSet<NodeId> = voters.into_iter().collect();
-    let spec = if voters.contains(&node) {
-        GroupSpec { id: GROUP, voters, mode: Mode::Found }
-    } else if plants.refound {
-        GroupSpec { id: GROUP, voters: [node].into(), mode: Mode::Found }
-    } else {
-        GroupSpec { id: GROUP, voters: BTreeSet::new(), mode: Mode::Member }
-    };
-    let group = match runtime.start(spec, log.group(GROUP), Journal::with_checkpoints()).await {
-        Ok(group) => group,
-        Err(error) => return failed_start(&disk, error).await,
-    };
-    world.note(&format!("{} started", name(node)));
-    let running = Running { group: group.clone(), log: log.group(GROUP), tasks: tasks.clone() };
-    if let Some(slot) = world.lock().nodes.get_mut(&node) {
-        slot.running = Some(running);
+    let founders: BTreeSet<NodeId> = voters.into_iter().collect();
+    loop {
+        if world.plan(node).holders.contains(&node) {
+            let spec = spec(&world, node, &founders, plants);
+            let group = match runtime.start(spec, log.group(GROUP), Journal::with_checkpoints()).await {
+                Ok(group) => group,
+                Err(error) => return failed_start(&disk, error).await,
+            };
+            started(&world, node, &group, &log, &tasks);
+            client(&world, node, group, &tasks, &*rng, plants).await;
+            runtime.stop(GROUP).await;
+            if let Some(slot) = world.lock().nodes.get_mut(&node) {
+                slot.running = None;
+            }
+        } else if let Err(error) = leave(&world, node, &log, plants).await {
+            world.note(&format!("{} left and kept its log: {error}", name(node)));
+        }
+        sleep(Duration::from_millis(2 + rng.next_u64() % 30)).await;
     }
-    client(world, node, group, tasks, rng).await;
+}
+
+/// How the replica starts. As in a cluster, only who belonged to the group from the first may create it, and only when it is sure that
+/// nobody can have moved it.
+fn spec(world: &World, node: NodeId, founders: &BTreeSet<NodeId>, plants: Plants) -> GroupSpec {
+    if plants.refound && !founders.contains(&node) {
+        return GroupSpec { id: GROUP, voters: [node].into(), mode: Mode::Found };
+    }
+    let is_first = world.confirmed_plan(node).is_some_and(|plan| plan.settled == 0);
+    if founders.contains(&node) && is_first {
+        return GroupSpec { id: GROUP, voters: founders.clone(), mode: Mode::Found };
+    }
+    GroupSpec { id: GROUP, voters: world.plan(node).wanted, mode: Mode::Member }
+}
+
+fn started(world: &World, node: NodeId, group: &Group<Journal>, log: &FrameLog, tasks: &Tasks) {
+    let back = {
+        let mut state = world.lock();
+        let Some(slot) = state.nodes.get_mut(&node) else { return };
+        slot.lives += 1;
+        let back = std::mem::take(&mut slot.gone);
+        let (group, log, tasks) = (group.clone(), log.group(GROUP), tasks.clone());
+        slot.running = Some(Running { life: slot.lives, group, log, tasks });
+        state.returns += u64::from(back);
+        back
+    };
+    world.note(&format!("{} {}", name(node), if back { "is back" } else { "started" }));
+}
+
+/// Gives up the log of a replica that runs no more, but for what it promised. Asks only now whether it is really not wanted.
+async fn leave(world: &World, node: NodeId, log: &FrameLog, plants: Plants) -> Result<(), LogError> {
+    let state = log.group(GROUP).state();
+    let is_unwanted = world.confirmed_plan(node).is_some_and(|plan| !plan.holders.contains(&node));
+    if !is_unwanted {
+        return Ok(());
+    }
+    if state.last.is_some() {
+        let kept = parting(&state).expect("the simulation's disks lose writes, and change none");
+        let (sender, done) = oneshot::channel();
+        let told: Done = Box::new(|outcome| drop(sender.send(outcome)));
+        match kept {
+            Some(vote) if !plants.forgetful => log.forget(GROUP, vote, told),
+            _ => log.remove(GROUP, told),
+        }
+        done.await.unwrap_or(Err(LogError::Closed))?;
+        world.note(&format!("{} left", name(node)));
+    }
+    if let Some(slot) = world.lock().nodes.get_mut(&node) {
+        slot.gone = slot.lives > 0;
+    }
     Ok(())
 }
 
@@ -145,10 +203,13 @@ async fn commit(world: World, node: NodeId, mut writer: Writer, rng: Arc<dyn Rng
     }
 }
 
-/// Proposes, and reads, as long as this node leads.
-async fn client(world: World, node: NodeId, group: Group<Journal>, tasks: Tasks, rng: Arc<dyn Rng>) {
+/// Proposes, and reads, as long as this node leads; returns once its replica's place is elsewhere.
+async fn client(world: &World, node: NodeId, group: Group<Journal>, tasks: &Tasks, rng: &dyn Rng, plants: Plants) {
     loop {
         sleep(Duration::from_millis(2 + rng.next_u64() % 14)).await;
+        if !world.plan(node).holders.contains(&node) {
+            return;
+        }
         let (busy, compact) = {
             let mut state = world.lock();
             let busy = state.busy;
@@ -162,7 +223,7 @@ async fn client(world: World, node: NodeId, group: Group<Journal>, tasks: Tasks,
         let leadership = *group.leadership().borrow();
         if leadership.ready && leadership.leads(node) && rng.next_u64().is_multiple_of(4) {
             let (world, group) = (world.clone(), group.clone());
-            tasks.spawn("members", move |_stop| change_members(world, group));
+            tasks.spawn("members", move |_stop| change_members(world, node, group, plants));
         }
         if !busy || !leadership.ready || !leadership.leads(node) {
             continue;
@@ -188,11 +249,9 @@ async fn client(world: World, node: NodeId, group: Group<Journal>, tasks: Tasks,
 }
 
 /// One step towards the members that the test wants. A crash may cut it short anywhere.
-async fn change_members(world: World, group: Group<Journal>) {
-    let wanted = world.lock().wanted.clone();
-    if wanted.is_empty() {
-        return;
-    }
+async fn change_members(world: World, node: NodeId, group: Group<Journal>, plants: Plants) {
+    let plan = world.plan(node);
+    let Plan { ref wanted, number, .. } = plan;
     let members = group.members();
     let missing = wanted.iter().copied().find(|node| !members.contains(*node));
     let extra = members.learners.iter().copied().find(|node| !wanted.contains(node));
@@ -200,11 +259,14 @@ async fn change_members(world: World, group: Group<Journal>) {
         ("finish", group.change_voters(&members.voters, members.voters.clone()).await)
     } else if let Some(node) = missing {
         ("add", group.add_learner(node).await)
-    } else if members.voters != wanted {
-        ("change", group.change_voters(&members.voters, wanted).await)
+    } else if members.voters != *wanted {
+        ("change", group.change_voters(&members.voters, wanted.clone()).await)
     } else if let Some(node) = extra {
         ("remove", group.remove_learner(node).await)
     } else {
+        if !plan.is_settled() {
+            settle(&world, node, &group, number, plants).await;
+        }
         return;
     };
     if !matches!(outcome, Err(MembershipError::InProgress | MembershipError::Behind { .. })) {
@@ -212,6 +274,20 @@ async fn change_members(world: World, group: Group<Journal>) {
     }
     if outcome.is_ok() && matches!(what, "change" | "finish") {
         world.lock().changes += 1;
+    }
+}
+
+/// The group looks as plan `number` wants it: says so to all others, if it is true.
+async fn settle(world: &World, node: NodeId, group: &Group<Journal>, number: u64, plants: Plants) {
+    let confirmed = if plants.hearsay { Ok(group.members()) } else { group.confirmed_members().await };
+    let Ok(members) = confirmed else { return };
+    let news = world.confirmed_plan(node).is_some() && {
+        let plan = &mut world.lock().plan;
+        let is_so = members.voters == plan.wanted && members.outgoing.is_empty() && members.learners.is_empty();
+        is_so && plan.settle(number)
+    };
+    if news {
+        world.note(&format!("settled: {members:?}"));
     }
 }
 

@@ -1,5 +1,5 @@
 //! A cluster of three in simulated time: turmoil's network, the frame log on a disk that loses what was not synced, and
-//! everything from one seed. `SEED=… cargo test -p ensign-raft --test sim` replays one.
+//! everything from one seed. `SEED=… cargo test --workspace --test sim` replays one.
 
 #[cfg(not(tokio_unstable))]
 compile_error!("a simulation replays only under `--cfg tokio_unstable`; .cargo/config.toml sets it");
@@ -16,6 +16,7 @@ use ensign_storage::frame::Plant;
 
 use crate::check::Violation;
 use crate::cluster::{Options, Report, SimCluster};
+use crate::host::Plants;
 
 /// The seeds of a test: the one that `SEED` names, else these.
 fn seeds(usual: &[u64]) -> Vec<u64> {
@@ -96,39 +97,65 @@ fn planted_leader_restore_forks_the_log_and_is_caught() {
 }
 
 /// Voters come and go, some of them for good, while nodes crash and networks are cut.
-fn migration(seed: u64, length: Duration, refound: bool) -> Result<Report, Violation> {
+fn migration(seed: u64, length: Duration, plants: Plants) -> Result<Report, Violation> {
     let mut options = Options::new(seed);
     options.spares = 4;
-    options.plants.refound = refound;
+    options.plants = plants;
     let mut cluster = SimCluster::new(options);
-    cluster.migration(length)?;
-    cluster.finish()
+    let world = cluster.world();
+    let report = cluster.migration(length).and_then(|()| cluster.finish());
+    if let (Err(_), Ok(folder)) = (&report, std::env::var("TRACES")) {
+        std::fs::write(format!("{folder}/{seed}"), &world.lock().trace).expect("written");
+    }
+    report
 }
 
 #[test]
 fn a_cluster_keeps_its_promises_while_its_members_change() {
     for seed in seeds(&[21, 22, 23, 24]) {
-        let report =
-            migration(seed, Duration::from_secs(15), false).unwrap_or_else(|found| panic!("SEED={seed}: {found}"));
+        let report = migration(seed, Duration::from_secs(15), Plants::default())
+            .unwrap_or_else(|found| panic!("SEED={seed}: {found}"));
         assert!(report.acked >= 100, "SEED={seed}: only {} entries were acknowledged", report.acked);
         assert!(report.changes >= 3, "SEED={seed}: only {} changes of the voters", report.changes);
         assert!(report.lost >= 1, "SEED={seed}: no node was lost");
+        assert!(report.returns >= 2, "SEED={seed}: only {} replicas left and came back", report.returns);
+        assert!(report.ambushes >= 1, "SEED={seed}: nobody who slept met one who left");
+        assert!(report.turns >= 1, "SEED={seed}: no leader that was cut off saw its group called back");
     }
 }
 
 #[test]
 fn a_change_of_members_replays_from_its_seed() {
     let [first, second] =
-        [(); 2].map(|()| migration(25, Duration::from_secs(6), false).expect("the run is clean").trace);
+        [(); 2].map(|()| migration(25, Duration::from_secs(6), Plants::default()).expect("the run is clean").trace);
     assert!(first.contains("change from"), "no change of voters was tried");
     assert_eq!(first, second);
 }
 
 #[test]
 fn a_planted_second_founding_gives_a_term_two_leaders_and_is_caught() {
-    let found = migration(26, Duration::from_secs(3), true).err();
+    let found = migration(26, Duration::from_secs(3), Plants { refound: true, ..Plants::default() }).err();
     let Some(Violation(what)) = found else { panic!("the planted bug was not found") };
     assert!(what.contains("two leaders") || what.contains("two entries"), "found something else: {what}");
+}
+
+#[test]
+fn planted_forgetting_of_promises_by_who_leaves_makes_a_second_history_and_is_caught() {
+    for seed in seeds(&[3]) {
+        let found = migration(seed, Duration::from_secs(3), Plants { forgetful: true, ..Plants::default() }).err();
+        let Some(Violation(what)) = found else { panic!("SEED={seed}: the planted bug was not found") };
+        assert!(what.contains("two leaders") || what.contains("two entries"), "found something else: {what}");
+    }
+}
+
+#[test]
+fn planted_hearsay_of_who_belongs_to_a_group_is_caught() {
+    for seed in seeds(&[6]) {
+        let found = migration(seed, Duration::from_secs(3), Plants { hearsay: true, ..Plants::default() }).err();
+        let Some(Violation(what)) = found else { panic!("SEED={seed}: the planted bug was not found") };
+        // Those who held the group have given it up.
+        assert!(what.contains("did not happen"), "found something else: {what}");
+    }
 }
 
 /// A whole cluster loses power again and again, and keeps only what was synced.
