@@ -95,7 +95,7 @@ settings! {
         /// Memory for redb's own page cache of the log.
         [page_cache, "page-cache", "ENSIGN_SERVER_STORAGE_PAGE_CACHE"] Bytes = Bytes::mib(16);
         /// Bytes a second that this node sends to replicas that are being made or do not vote, over all partitions.
-        [move_rate, "move-rate", "ENSIGN_SERVER_STORAGE_MOVE_RATE"] Bytes = Bytes::mib(64);
+        [move_rate, "move-rate", "ENSIGN_SERVER_STORAGE_MOVE_RATE"] Bytes = Bytes::mib(16);
     }
 
     /// Tokens and logins.
