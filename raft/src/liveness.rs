@@ -7,9 +7,14 @@
 //!
 //! A peer is alive while a ping and its answer get through, so a link that is cut one way counts as silence on both sides.
 //! It is dead after [`MISSED_MAX`] heartbeats without an answer and at least `election_min` of silence: what a follower takes
-//! its leader for, but for all groups of the peer together, and also while these sleep. A ping carries the incarnation, which
+//! its leader for, but for all groups of the peer together, and also while these sleep. A peer whose answers have lately been slow
+//! is given more time, within a bound: one with much to do is not dead, and to elect other leaders for all of its groups would only give the
+//! rest as much to do. It is given none where its connection breaks, as it does when a process dies.
+//!
+//! A ping carries the incarnation, which
 //! a node raises with each start: a peer that restarted within a heartbeat has died all the same, with whatever it knew only
-//! in memory. A peer of the first version answers a plain ping and tells no incarnation. Liveness is a hint that says when to act; no promise rests on it.
+//! in memory. A peer of the first version answers a plain ping and tells no incarnation. Liveness is a hint that says when to act; no
+//! promise rests on it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -31,8 +36,11 @@ use crate::net::{Answer, Broken, NO_GROUP, Peers, Request};
 
 /// Heartbeats without an answer after which a peer may be dead.
 const MISSED_MAX: u32 = 3;
-/// Pings of one peer that may be unanswered. A slow answer still counts.
-const PINGS_MAX: usize = 8;
+/// Pings of one peer that may be unanswered.
+const PINGS_MAX: usize = 32;
+/// How many times `election_min` a peer may be silent whose answers are slow, and how many a ping is waited for: a slow answer counts.
+const SLOW_MAX: u32 = 4;
+const ANSWER_MAX: u32 = 8;
 /// The incarnation of a peer that answers and does not tell it: it is older, and does not know groups that sleep.
 pub(crate) const UNTOLD: u64 = 0;
 
@@ -83,7 +91,20 @@ struct Watched {
     incarnation: u64,
     heard: Instant,
     missed: u32,
+    /// How long answers have lately taken at most.
+    slowest: Duration,
     stop: CancellationToken,
+}
+
+/// What came of a ping.
+enum Pinged {
+    Answered {
+        incarnation: u64,
+        took: Duration,
+    },
+    Unanswered,
+    /// There is no connection, or it broke.
+    Broken,
 }
 
 impl fmt::Debug for Liveness {
@@ -192,33 +213,50 @@ impl Liveness {
                         pings.push(self.ping(net, peer));
                     }
                 }
-                Some(answer) = pings.next(), if !pings.is_empty() => {
-                    if let Some(incarnation) = answer {
+                Some(pinged) = pings.next(), if !pings.is_empty() => match pinged {
+                    Pinged::Answered { incarnation, took } => {
+                        self.took(peer, took);
                         self.answered(peer, incarnation);
                     }
+                    Pinged::Broken => self.broke(peer),
+                    Pinged::Unanswered => {}
                 }
             }
         }
     }
 
-    /// The incarnation that answers, if any does within an election's time.
-    async fn ping(&self, net: &Arc<Peers>, peer: NodeId) -> Option<u64> {
+    async fn ping(&self, net: &Arc<Peers>, peer: NodeId) -> Pinged {
+        let begin = Instant::now();
         let asking = async {
             let link = net.link(peer, Lane::Control);
-            let conn = net.conn(&link).await.ok()?;
+            let conn = net.conn(&link).await?;
             let request = Request::Alive { incarnation: self.inner.incarnation };
             let call = match conn.call(NO_GROUP, request).await {
                 Err(Broken::Older) => conn.call(NO_GROUP, Request::Ping).await,
                 called => called,
             };
-            match call.ok()?.await.ok()? {
-                Answer::Alive { incarnation } => Some(incarnation),
-                Answer::Pong => Some(UNTOLD),
-                _ => None,
-            }
+            call?.await
         };
-        let patience = self.inner.timing.election_max.max(Duration::from_secs(1));
-        timeout(patience, asking).await.ok().flatten()
+        let patience = (self.inner.timing.election_min * ANSWER_MAX).max(Duration::from_secs(1));
+        let answered = |incarnation| Pinged::Answered { incarnation, took: begin.elapsed() };
+        match timeout(patience, asking).await {
+            Ok(Ok(Answer::Alive { incarnation })) => answered(incarnation),
+            Ok(Ok(Answer::Pong)) => answered(UNTOLD),
+            Ok(Err(_)) => Pinged::Broken,
+            Ok(Ok(_)) | Err(_) => Pinged::Unanswered,
+        }
+    }
+
+    fn took(&self, peer: NodeId, took: Duration) {
+        if let Some(watched) = self.lock().get_mut(&peer) {
+            watched.took(took);
+        }
+    }
+
+    fn broke(&self, peer: NodeId) {
+        if let Some(watched) = self.lock().get_mut(&peer) {
+            watched.broke();
+        }
     }
 
     /// Another heartbeat has passed.
@@ -282,7 +320,15 @@ enum News {
 
 impl Watched {
     fn new(now: Instant, stop: CancellationToken) -> Self {
-        Self { state: PeerState::Unknown, since: now, incarnation: 0, heard: now, missed: 0, stop }
+        Self {
+            state: PeerState::Unknown,
+            since: now,
+            incarnation: 0,
+            heard: now,
+            missed: 0,
+            slowest: Duration::ZERO,
+            stop,
+        }
     }
 
     fn liveness(&self, node: NodeId) -> PeerLiveness {
@@ -290,9 +336,19 @@ impl Watched {
         PeerLiveness { node, state, alive: state == PeerState::Alive, since, incarnation }
     }
 
+    /// An answer took this long. What was slow once is forgotten within some twenty answers.
+    fn took(&mut self, took: Duration) {
+        self.slowest = took.max(self.slowest * 7 / 8);
+    }
+
+    fn broke(&mut self) {
+        self.slowest = Duration::ZERO;
+    }
+
     /// Whether the peer has died by this.
     fn beat(&mut self, now: Instant, silence_min: Duration) -> bool {
-        let silent = self.missed >= MISSED_MAX && now.duration_since(self.heard) >= silence_min;
+        let patience = (self.slowest * 2).clamp(silence_min, silence_min * SLOW_MAX);
+        let silent = self.missed >= MISSED_MAX && now.duration_since(self.heard) >= patience;
         self.missed = self.missed.saturating_add(1);
         let died = silent && self.state != PeerState::Dead;
         if died {
@@ -360,6 +416,34 @@ mod tests {
         let (mut peer, now) = watched();
         let died = (1..=20).any(|beat| peer.beat(now + Duration::from_millis(beat * 10), MIN));
         assert!(!died);
+    }
+
+    #[test]
+    fn a_peer_that_answers_slowly_is_waited_for_within_a_bound() {
+        let died_after = |slow: Duration, broke: bool| {
+            let (mut peer, now) = watched();
+            peer.took(slow);
+            peer.answered(now, 7);
+            if broke {
+                peer.broke();
+            }
+            (1..=20).find(|beat| peer.beat(now + BEAT * *beat, MIN)).map(|beat| BEAT * beat)
+        };
+        assert_eq!(died_after(Duration::from_millis(5), false), Some(BEAT * 4));
+        assert_eq!(died_after(Duration::from_millis(700), false), Some(BEAT * 7));
+        assert_eq!(died_after(Duration::from_mins(1), false), Some(MIN * SLOW_MAX), "for so long and no longer");
+        assert_eq!(died_after(Duration::from_mins(1), true), Some(BEAT * 4), "its process is gone");
+    }
+
+    #[test]
+    fn slowness_is_forgotten() {
+        let (mut peer, now) = watched();
+        peer.took(Duration::from_secs(3));
+        for _ in 0..20 {
+            peer.took(Duration::from_millis(5));
+        }
+        peer.answered(now, 7);
+        assert!((1..=4).any(|beat| peer.beat(now + BEAT * beat, MIN)));
     }
 
     #[test]
