@@ -176,7 +176,7 @@ pub struct GroupSpec {
 /// same number; so [`Mode::Found`] is only for a replica that is certain never to have held anything of this group before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Creates the group if no other voter does. Every first voter may, as long as all name the same voters.
+    /// Writes the group's first entry and may stand for election. Every first voter does, and all name the same voters.
     Found,
     /// Waits until a leader adds it, and never creates anything.
     Member,

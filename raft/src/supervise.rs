@@ -5,14 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use ensign_proto::{ClusterVersion, GroupId, LogIndex, NodeId, Term};
+use ensign_proto::{ClusterVersion, LogIndex, NodeId, Term};
+use ensign_storage::{Entry, EntryId};
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::{Config, ServerState, SnapshotPolicy};
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use crate::apply::Applier;
+use crate::codec;
 use crate::config::{GroupSpec, Mode, RuntimeConfig};
 use crate::errors::StartError;
 use crate::group::Leadership;
@@ -20,7 +22,8 @@ use crate::metrics;
 use crate::net::{Factory, Peers};
 use crate::replica::Replica;
 use crate::store::{self, Store};
-use crate::types::Raft;
+use crate::sweep::rank;
+use crate::types::{Membership, Raft, RaftPayload};
 
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
@@ -86,7 +89,8 @@ pub(crate) async fn run(
                 if let Some(started) = started.take() {
                     let _ = started.send(Ok(()));
                 }
-                observe(&replica, &raft, &spec).await;
+                open_elections(&replica, &raft, &spec).await;
+                observe(&replica, &raft).await;
                 let term = replica.leadership().borrow().term;
                 replica.publish_leadership(Leadership { term, leader: None, ready: false });
                 replica.set_raft(None);
@@ -123,12 +127,16 @@ pub(crate) async fn run(
 async fn start_core(replica: &Arc<Replica>, peers: &Arc<Peers>, spec: &GroupSpec) -> Result<Raft, StartError> {
     let failed = |cause: String| StartError::Storage { group: spec.id, cause: cause.into() };
     let settings = Arc::new(settings(&replica.config, spec, peers.version())?);
-    // A core takes what it finds for durable. After a core's death the tail, or a vote, may still be on its way to the disk,
-    // so let it arrive first: a truncation of nothing is a barrier. An empty log needs it too, for the vote's sake.
-    let past = replica.log.state().last.map_or(LogIndex(0), |last| last.index.next());
-    store::durable(replica, move |log, done| log.truncate(past, done))
-        .await
-        .map_err(|error| failed(replica.storage_failed(&error).to_string()))?;
+    let ready = if founds(replica, spec) {
+        let first = first_entry(spec);
+        store::durable(replica, move |log, done| log.append(vec![first.clone()], done)).await
+    } else {
+        // A core takes what it finds for durable. After a core's death the tail, or a vote, may still be on its way to the disk,
+        // so let it arrive first: a truncation of nothing is a barrier. An empty log needs it too, for the vote's sake.
+        let past = replica.log.state().last.map_or(LogIndex(0), |last| last.index.next());
+        store::durable(replica, move |log, done| log.truncate(past, done)).await
+    };
+    ready.map_err(|error| failed(replica.storage_failed(&error).to_string()))?;
     let applier = Applier::take_over(Arc::clone(replica));
     applier.recover().await.map_err(|error| failed(replica.storage_failed(&error).to_string()))?;
     let factory = Factory::new(Arc::clone(peers), Arc::clone(replica));
@@ -138,28 +146,42 @@ async fn start_core(replica: &Arc<Replica>, peers: &Arc<Peers>, spec: &GroupSpec
     raft.map_err(|fatal| failed(fatal.to_string()))
 }
 
-/// When this node creates the group if nobody else did: one voter at once, so that the others do not stand for election
-/// against it; each other one in turn, in case those before it are down.
-fn initialize_at(replica: &Replica, spec: &GroupSpec) -> Option<Instant> {
-    let rank = founding_rank(spec, replica.config.node)?;
-    (spec.mode == Mode::Found).then(|| Instant::now() + replica.config.timing.election_max * 2 * rank)
+/// Whether this replica writes the group's first entry. One that has been here before and left has made promises.
+fn founds(replica: &Replica, spec: &GroupSpec) -> bool {
+    spec.mode == Mode::Found && replica.floor.is_none() && replica.log.state().last.is_none()
 }
 
-/// This node's turn in creating the group, from 0. Who creates a group leads it first, so partitions take turns, and their
-/// leaders spread over the nodes; the lowest voter is the first for the groups that every cluster has.
-fn founding_rank(spec: &GroupSpec, node: NodeId) -> Option<u32> {
-    let at = spec.voters.iter().position(|voter| *voter == node)? as u64;
-    let voters = spec.voters.len() as u64;
-    let first = spec.id.0.saturating_sub(GroupId::FIRST_PARTITION.0) % voters;
-    Some(((at + voters - first) % voters) as u32)
+/// The entry that every log of the group begins with, the same wherever it is written: its first voters.
+///
+/// Every founder writes it, and does so before it votes. Did only one of them, and it died when the others had elected it and held
+/// nothing yet, they would know of a term and of no voters: nobody could stand for election, nor found the group again.
+fn first_entry(spec: &GroupSpec) -> Entry {
+    let voters: BTreeSet<u64> = spec.voters.iter().map(|voter| voter.0).collect();
+    let membership = Membership::new_with_defaults(vec![voters.clone()], voters);
+    Entry {
+        id: EntryId { term: Term(0), index: LogIndex(0) },
+        payload: codec::stored(&RaftPayload::Membership(membership)),
+    }
+}
+
+/// Has the first in turn stand for the group's first election at once. The others would stand later, see `sweep`.
+async fn open_elections(replica: &Replica, raft: &Raft, spec: &GroupSpec) {
+    // A core that has just started may not tell its vote yet.
+    let first = spec.mode == Mode::Found && replica.log.state().vote.is_none();
+    let voters: Vec<NodeId> = spec.voters.iter().copied().collect();
+    if first && rank(spec.id, &voters, replica.config.node) == Some(0) {
+        replica.stir();
+        info!(group = %spec.id, "stands for the group's first election");
+        // A core that has died is noticed where it is watched.
+        let _ = raft.trigger().elect(false).await;
+    }
 }
 
 /// Publishes who leads until the core ends or shall end.
-async fn observe(replica: &Arc<Replica>, raft: &Raft, spec: &GroupSpec) {
+async fn observe(replica: &Arc<Replica>, raft: &Raft) {
     let node = replica.config.node;
     let mut server = raft.server_metrics();
     let mut applied = replica.applied();
-    let mut initialize = initialize_at(replica, spec);
     loop {
         let (term, leader) = {
             let now = server.borrow_and_update();
@@ -173,12 +195,6 @@ async fn observe(replica: &Arc<Replica>, raft: &Raft, spec: &GroupSpec) {
         let now = Leadership { term: Term(term), leader: leader.map(NodeId), ready };
         replica.publish_leadership(now);
         replica.observed(now);
-        let create = async {
-            match initialize {
-                Some(at) => sleep_until(at).await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
             biased;
             () = replica.stop.cancelled() => return,
@@ -189,39 +205,6 @@ async fn observe(replica: &Arc<Replica>, raft: &Raft, spec: &GroupSpec) {
                 }
             }
             _ = applied.changed(), if leads && !ready => {}
-            () = create => {
-                initialize = None;
-                if matches!(raft.is_initialized().await, Ok(false)) {
-                    replica.stir();
-                    let voters: BTreeSet<u64> = spec.voters.iter().map(|voter| voter.0).collect();
-                    match raft.initialize(voters).await {
-                        Ok(()) => info!(group = %spec.id, "created"),
-                        Err(error) => info!(group = %spec.id, %error, "not created here"),
-                    }
-                }
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn ranks(group: GroupId) -> [Option<u32>; 4] {
-        let spec = GroupSpec { id: group, voters: [2, 5, 9].map(NodeId).into(), mode: Mode::Found };
-        [2, 5, 9, 7].map(|node| founding_rank(&spec, NodeId(node)))
-    }
-
-    #[test]
-    fn the_voters_take_turns_in_creating_partitions() {
-        let first = GroupId::FIRST_PARTITION.0;
-        assert_eq!(ranks(GroupId(first)), [Some(0), Some(1), Some(2), None]);
-        assert_eq!(ranks(GroupId(first + 1)), [Some(2), Some(0), Some(1), None]);
-        assert_eq!(ranks(GroupId(first + 2)), [Some(1), Some(2), Some(0), None]);
-        assert_eq!(ranks(GroupId(first + 300)), ranks(GroupId(first)));
-        for group in [GroupId::CATALOG, GroupId::VAULT] {
-            assert_eq!(ranks(group), [Some(0), Some(1), Some(2), None]);
         }
     }
 }

@@ -64,6 +64,8 @@ pub(crate) struct Sweeper {
     lost: BTreeMap<GroupId, BTreeSet<NodeId>>,
     /// The incarnation in which the last sweep saw each peer alive.
     lives: BTreeMap<NodeId, u64>,
+    /// Who lived at the last sweep.
+    seen: Lives,
     rewatch_at: Instant,
 }
 
@@ -103,12 +105,13 @@ enum Event {
     Done,
 }
 
+type Lives = BTreeMap<NodeId, (PeerState, u64)>;
 type Work = FuturesUnordered<BoxFuture<'static, Event>>;
 
 /// Who lives, at one moment.
 struct View {
     me: NodeId,
-    peers: BTreeMap<NodeId, (PeerState, u64)>,
+    peers: Lives,
 }
 
 impl View {
@@ -138,6 +141,7 @@ impl Sweeper {
             cared_for: BTreeMap::new(),
             lost: BTreeMap::new(),
             lives: BTreeMap::new(),
+            seen: Lives::new(),
             rewatch_at: now,
         }
     }
@@ -188,12 +192,16 @@ impl Sweeper {
     /// Looks at every replica once.
     fn sweep(&mut self, work: &Work) {
         let now = Instant::now();
-        if now >= self.rewatch_at {
+        let rewatches = now >= self.rewatch_at;
+        if rewatches {
             self.rewatch_at = now + REWATCH;
             self.local.rewatch(&self.peers);
         }
         self.cared_for.retain(|_, until| *until > now);
         let view = self.view();
+        // What wakes a leader's sleeping replica follows from who lives: where that is as it was, to look now and then is enough.
+        let closely = rewatches || self.seen != view.peers;
+        self.seen.clone_from(&view.peers);
         let (reborn, back) = self.news(&view);
         let mut candidates = Vec::new();
         let mut questions: BTreeMap<NodeId, Asked> = BTreeMap::new();
@@ -217,7 +225,11 @@ impl Sweeper {
             match replica.nap.state() {
                 NapState::Awake | NapState::Dozing => {}
                 NapState::Waiting { until, asks } => self.wait(&replica, until, asks, &view, &mut questions),
-                NapState::Asleep(under) if under.leader == view.me => watch_over(&replica, &under, &view),
+                NapState::Asleep(under) if under.leader == view.me => {
+                    if closely {
+                        watch_over(&replica, &under, &view);
+                    }
+                }
                 NapState::Asleep(under) => {
                     if !view.lives_as(under.leader, under.incarnation) {
                         if !planted_deep_sleep(&self.config) {
@@ -360,7 +372,7 @@ impl Sweeper {
         let now = Instant::now();
         let patience = now + self.config.timing.election_max * 2;
         if replica.voters_now().is_empty() {
-            // Nobody has created the group yet, or let this node in; whoever does will send something.
+            // Nobody has let this node in yet; whoever does will send something.
             if now >= until {
                 replica.keep_waiting(patience, Asks::Due);
             }
@@ -555,9 +567,9 @@ fn has_majority(voters: &BTreeSet<NodeId>, view: &View) -> bool {
     alive * 2 > voters.len()
 }
 
-/// A node's turn among those that can stand, from 0: another one for each group, so that leaders spread. With all voters able,
-/// the first is the one that founds the group.
-fn rank(group: GroupId, able: &[NodeId], node: NodeId) -> Option<usize> {
+/// A node's turn among those that can stand, from 0: another one for each partition, so that leaders spread, and the lowest node first
+/// for the groups that every cluster has.
+pub(crate) fn rank(group: GroupId, able: &[NodeId], node: NodeId) -> Option<usize> {
     let at = able.iter().position(|voter| *voter == node)?;
     let first = (group.0.saturating_sub(GroupId::FIRST_PARTITION.0) % able.len() as u64) as usize;
     Some((at + able.len() - first) % able.len())
@@ -596,5 +608,8 @@ mod tests {
             assert_eq!(ranks, [Some(0), Some(1), Some(2)]);
         }
         assert_eq!(rank(GroupId(16), &able, NodeId(7)), None, "who is no voter has no turn");
+        for group in [GroupId::CATALOG, GroupId::VAULT] {
+            assert_eq!(rank(group, &able, NodeId(2)), Some(0));
+        }
     }
 }

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::{Cluster, GROUP, within};
-use ensign_proto::{ByteCount, LogIndex, NodeId};
+use ensign_proto::{ByteCount, LogIndex, NodeId, Term};
 use ensign_raft::testing::Journal;
 use ensign_raft::{Group, GroupSpec, Members, MembershipError, Mode, ProposeError, StartError};
-use ensign_storage::{MemoryLog, NodeLog as _};
+use ensign_storage::{EntryId, MemoryLog, NodeLog as _};
 
 fn nodes<const N: usize>(ids: [u64; N]) -> BTreeSet<NodeId> {
     ids.map(NodeId).into()
@@ -205,6 +205,38 @@ async fn one_change_at_a_time() {
     // Whether it was committed after all is for the members to tell.
     let outcome = within("an outcome", first).await;
     assert!(matches!(outcome, Ok(()) | Err(MembershipError::OutcomeUnknown)), "{outcome:?}");
+}
+
+/// The logs of all founders begin alike, whoever of them lives and is elected first.
+#[tokio::test]
+async fn a_founder_holds_the_first_entry_before_it_hears_of_anyone() {
+    let mut cluster = Cluster::start(0).await;
+    let spec = GroupSpec { id: GROUP, voters: nodes([1, 2, 3]), mode: Mode::Found };
+    cluster.start_node(NodeId(2), MemoryLog::new()).await;
+    let node = cluster.node(NodeId(2));
+    node.runtime.stop(GROUP).await;
+    let log = MemoryLog::new();
+    let group = node.runtime.start(spec, log.group(GROUP), Journal::default()).await.expect("it starts");
+    let state = log.crash().group(GROUP).state();
+    assert_eq!(state.last, Some(EntryId { term: Term(0), index: LogIndex(0) }));
+    poll("membership", || group.members().voters == nodes([1, 2, 3])).await;
+}
+
+/// What is left of a first leader that dies as soon as it is elected: the others have voted, and nobody sent them anything.
+#[tokio::test]
+async fn voters_that_have_only_voted_elect_another_leader() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.leader().await;
+    let mut votes = Vec::new();
+    for node in [1, 2, 3].map(NodeId) {
+        votes.push((node, cluster.crash(node).await.group(GROUP).state().vote.expect("it has voted")));
+    }
+    for (node, vote) in votes.into_iter().skip(1) {
+        let log = MemoryLog::new();
+        log.group(GROUP).save_vote(vote, Box::new(|done| done.expect("durable")));
+        cluster.start_node(node, log).await;
+    }
+    cluster.propose("a").await;
 }
 
 #[tokio::test]

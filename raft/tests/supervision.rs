@@ -228,8 +228,10 @@ async fn a_group_on_a_failed_log_does_not_start() {
 async fn a_core_does_not_start_before_what_its_log_holds_is_durable() {
     let (runtime, _tasks) = alone();
     let (held, mut truncations) = mpsc::unbounded_channel();
-    // Empty as it is, a vote may be on its way to the disk.
-    let log = Tampered { held: Some(held), ..Tampered::new(MemoryLog::new().group(GROUP)) };
+    let first = MemoryLog::new();
+    ready(&runtime.start(spec(), first.group(GROUP), Journal::default()).await.unwrap()).await;
+    runtime.stop(GROUP).await;
+    let log = Tampered { held: Some(held), ..Tampered::new(first.group(GROUP)) };
     let mut starting = std::pin::pin!(runtime.start(spec(), Arc::new(log), Journal::default()));
     let barrier = tokio::select! {
         _ = &mut starting => panic!("a core was started over a vote that may be lost"),
