@@ -32,7 +32,8 @@ const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(500);
 /// How often the catalog hears of a move that goes on in the same phase.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
 /// How often leaderships are looked through, and how many move in one look.
-const BALANCE_EVERY: Duration = Duration::from_secs(1);
+const BALANCE_EVERY: Duration = Duration::from_secs(5);
+const BALANCE_AGAIN: Duration = Duration::from_secs(1);
 const TRANSFERS_MAX: usize = 8;
 /// How long another node must have been the better leader before it leads: longer than a node takes to stop.
 const FIT_FOR: Duration = Duration::from_secs(30);
@@ -241,8 +242,9 @@ impl Mover {
     /// Lets better leaders lead, a few at a time.
     async fn balance(&self) {
         let mut better: BTreeMap<TopicId, (NodeId, Instant)> = BTreeMap::new();
+        let mut pause = BALANCE_EVERY;
         loop {
-            sleep(BALANCE_EVERY).await;
+            sleep(pause).await;
             let catalog = &self.parts.catalog;
             let facts = catalog.node_facts();
             let mut wanted = BTreeMap::new();
@@ -272,6 +274,7 @@ impl Mover {
                     Err(error) => warn!(%topic, %to, error, "a partition was not handed to its preferred leader"),
                 }
             }
+            pause = if tried.is_empty() { BALANCE_EVERY } else { BALANCE_AGAIN };
             for topic in tried {
                 better.remove(&topic);
             }
