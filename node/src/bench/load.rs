@@ -1,13 +1,14 @@
 //! Publishers that keep their windows full, and what they see.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use ensign_client::{Client, Event, PublishError, Publisher, PublisherOptions, Receipt};
+use ensign_client::{Client, Event, PublishError, Publisher, PublisherOptions};
 use ensign_raft::env::{OsRng, Rng as _};
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use hdrhistogram::Histogram;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -107,7 +108,8 @@ async fn fill(
     fill_all(std::slice::from_ref(publisher), events, window, payload, done).await
 }
 
-/// Publishes `events` to these topics in turn, with at most `window` of them unacknowledged, and waits for every acknowledgement.
+/// Publishes `events` to these topics in turn, with at most `window` of them unacknowledged, whichever these are: one topic that is slow
+/// holds up no other until it has taken up the window. Waits for every acknowledgement.
 ///
 /// # Errors
 /// The first event that was not stored.
@@ -119,30 +121,24 @@ pub(super) async fn fill_all(
     done: &AtomicU64,
 ) -> anyhow::Result<Histogram<u64>> {
     let mut latency = microseconds()?;
-    let mut waiting: VecDeque<(Receipt, Instant)> = VecDeque::with_capacity(window);
+    let mut settle = |settled: Result<Duration, PublishError>| -> Result<(), PublishError> {
+        latency.saturating_record(settled?.as_micros() as u64);
+        done.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    };
+    let mut waiting = FuturesUnordered::new();
     for publisher in publishers.iter().cycle().take(events as usize) {
-        if waiting.len() >= window {
-            settle(&mut waiting, &mut latency, done).await?;
+        while waiting.len() >= window
+            && let Some(settled) = waiting.next().await
+        {
+            settle(settled)?;
         }
-        let event = Event::new(payload.clone());
-        let receipt = publisher.publish(event).await?;
-        waiting.push_back((receipt, Instant::now()));
+        let receipt = publisher.publish(Event::new(payload.clone())).await?;
+        let since = Instant::now();
+        waiting.push(async move { receipt.await.map(|_| since.elapsed()) });
     }
-    while !waiting.is_empty() {
-        settle(&mut waiting, &mut latency, done).await?;
+    while let Some(settled) = waiting.next().await {
+        settle(settled)?;
     }
     Ok(latency)
-}
-
-async fn settle(
-    waiting: &mut VecDeque<(Receipt, Instant)>,
-    latency: &mut Histogram<u64>,
-    done: &AtomicU64,
-) -> Result<(), PublishError> {
-    let Some((receipt, since)) = waiting.front_mut() else { return Ok(()) };
-    receipt.await?;
-    latency.saturating_record(since.elapsed().as_micros() as u64);
-    waiting.pop_front();
-    done.fetch_add(1, Ordering::Relaxed);
-    Ok(())
 }
