@@ -8,6 +8,7 @@ pub mod catalog;
 pub mod certificates;
 pub mod cli;
 pub mod config;
+mod control;
 pub mod dev;
 mod door;
 mod edge;

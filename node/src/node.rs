@@ -29,6 +29,7 @@ use crate::admin::{self, AdminParts};
 use crate::catalog::{Catalog, CatalogMachine, CatalogParts, NodeRecord, NodeState, PutNodeError, VaultRings};
 use crate::certificates::{Certificates, ClientTls};
 use crate::config::{Config, Upgrade};
+use crate::control::ControlThread;
 use crate::edge;
 use crate::files::{NodeFile, NodeFloor};
 use crate::health::{self, Health, Phase};
@@ -149,6 +150,7 @@ pub struct Node {
     rng: Arc<dyn Rng>,
     client_listeners: std::sync::Mutex<Option<(TcpListener, TcpListener)>>,
     logs: Vec<OpenLog>,
+    _control: ControlThread,
     // Last: the directory is free only once everything above is closed.
     _data_dir: DataDir,
 }
@@ -169,7 +171,8 @@ impl Node {
         let NodeSpec { config, cluster, listeners, tls, initialize } = spec;
         let me = config.node_id();
         let health = Health::default();
-        let tasks = Tasks::new();
+        let control = ControlThread::start()?;
+        let tasks = Tasks::new().with_control(control.runtime());
         let edge = tasks.child();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let rng: Arc<dyn Rng> = Arc::new(OsRng);
@@ -203,7 +206,14 @@ impl Node {
         let floor = Arc::new(NodeFloor::new(dir, life.clone()));
         let kept_version = life.cluster_version();
         let life = Life { incarnation: life.incarnation, process: u64::from_le_bytes(process) };
-        let peers = Peers::speaking(speaks, me, Some(Membership { cluster, life }), &config.cluster.peers, &tls);
+        let peers = Peers::speaking(
+            speaks,
+            me,
+            Some(Membership { cluster, life }),
+            &config.cluster.peers,
+            &tls,
+            tasks.control().cloned(),
+        );
         peers.require(kept_version);
         let (machine, view) = CatalogMachine::speaking(speaks.newest);
         // Before a word is exchanged with anyone: what was known of the peers holds until the catalog can be read.
@@ -386,6 +396,7 @@ impl Node {
             rng,
             client_listeners,
             logs: vec![log, vault_log],
+            _control: control,
             _data_dir: data_dir,
         })
     }

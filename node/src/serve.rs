@@ -185,7 +185,7 @@ fn fresh_cluster() -> ClusterId {
 /// Asks every peer, again and again, until one knows the cluster.
 async fn ask_peers(config: &Config, tls: &PeerTls, stop: &Stop) -> anyhow::Result<ClusterId> {
     let speaks = Speaks { newest: plant::newest_version()?, ..Speaks::NEWEST };
-    let peers = Peers::speaking(speaks, config.node_id(), None, &config.cluster.peers, tls);
+    let peers = Peers::speaking(speaks, config.node_id(), None, &config.cluster.peers, tls, None);
     info!("new data directory: asking the peers which cluster this is (or start one node with --bootstrap)");
     let mut asked = 0_u64;
     while !stop.is_cancelled() {

@@ -174,7 +174,7 @@ impl Liveness {
                 stop
             };
             let (liveness, net) = (self.clone(), Arc::clone(net));
-            self.inner.tasks.spawn("raft-liveness", move |ending| async move {
+            self.inner.tasks.for_lane(Lane::Control).spawn("raft-liveness", move |ending| async move {
                 tokio::select! {
                     () = ending.cancelled() => {}
                     () = stop.cancelled() => {}

@@ -127,7 +127,7 @@ impl Runtime {
     pub fn accept(&self, peer: NodeId, lane: Lane, pipe: Pipe) {
         let local = Arc::clone(&self.inner.local);
         let seed = self.inner.rng.next_u64();
-        self.inner.tasks.spawn("raft-accept", move |stop| {
+        self.inner.tasks.for_lane(lane).spawn("raft-accept", move |stop| {
             AsyncRuntime::scope(seed, async move {
                 let serving = net::serve(&local, peer, lane, pipe);
                 stop.run_until_cancelled(serving).await;

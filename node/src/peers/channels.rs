@@ -12,8 +12,10 @@ use std::time::Duration;
 use ensign_proto::{ClusterVersion, NodeId};
 use ensign_raft::env::Lane;
 use http::Uri;
+use hyper::rt::Executor;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
@@ -57,6 +59,8 @@ struct Inner {
     tls: PeerTls,
     ways: Mutex<BTreeMap<NodeId, Way>>,
     gate: Arc<Gate>,
+    /// Where the control connections live, if not with everything else.
+    control: Option<Handle>,
 }
 
 /// The way to one peer.
@@ -76,13 +80,20 @@ impl Peers {
     /// Prepares connections to these nodes; opens none yet. Call it within a tokio runtime. A node without a cluster may only
     /// say hello.
     pub fn new(me: NodeId, own: Option<Membership>, seeds: &[PeerAddress], tls: &PeerTls) -> Self {
-        Self::speaking(Speaks::NEWEST, me, own, seeds, tls)
+        Self::speaking(Speaks::NEWEST, me, own, seeds, tls, None)
     }
 
-    /// The same, of a node that says this of itself.
-    pub fn speaking(speaks: Speaks, me: NodeId, own: Option<Membership>, seeds: &[PeerAddress], tls: &PeerTls) -> Self {
+    /// The same, of a node that says this of itself, with control connections on a runtime of their own.
+    pub fn speaking(
+        speaks: Speaks,
+        me: NodeId,
+        own: Option<Membership>,
+        seeds: &[PeerAddress],
+        tls: &PeerTls,
+        control: Option<Handle>,
+    ) -> Self {
         let gate = Arc::new(Gate::new(me, own, speaks));
-        let peers = Self { inner: Arc::new(Inner { me, tls: tls.clone(), ways: Mutex::default(), gate }) };
+        let peers = Self { inner: Arc::new(Inner { me, tls: tls.clone(), ways: Mutex::default(), gate, control }) };
         peers.update(&seeds.iter().map(PeerEntry::from).collect::<Vec<_>>());
         peers
     }
@@ -113,11 +124,12 @@ impl Peers {
 
     fn way(&self, peer: NodeId) -> Way {
         let addresses = Arc::<Mutex<Vec<String>>>::default();
-        let channel = || {
-            let dialer = Dialer { peer, addresses: Arc::clone(&addresses), tls: self.inner.tls.clone() };
-            PeerChannel::new(connect_lazily(dialer), peer, Arc::clone(&self.inner.gate))
+        let channel = |lane| {
+            let dialer = Dialer { peer, lane, addresses: Arc::clone(&addresses), tls: self.inner.tls.clone() };
+            let runtime = self.inner.control.clone().filter(|_| lane == Lane::Control);
+            PeerChannel::new(connect_lazily(dialer, runtime), peer, Arc::clone(&self.inner.gate))
         };
-        Way { bulk: channel(), control: channel(), addresses }
+        Way { bulk: channel(Lane::Bulk), control: channel(Lane::Control), addresses }
     }
 
     /// Refuses who does not speak this version of the cluster, from here on.
@@ -167,6 +179,7 @@ impl Peers {
 #[derive(Clone)]
 struct Dialer {
     peer: NodeId,
+    lane: Lane,
     addresses: Arc<Mutex<Vec<String>>>,
     tls: PeerTls,
 }
@@ -195,14 +208,30 @@ impl Dialer {
     async fn connect(&self, address: &str) -> io::Result<TlsStream<TcpStream>> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        TlsConnector::from(self.tls.client()).connect(server_name(self.peer), stream).await
+        TlsConnector::from(self.tls.client(self.lane)).connect(server_name(self.peer), stream).await
     }
 }
 
-fn connect_lazily(dialer: Dialer) -> Channel {
+/// Runs a connection's tasks on the runtime of the control lane.
+#[derive(Clone)]
+struct On(Handle);
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for On {
+    fn execute(&self, task: F) {
+        // hyper's own tasks, which end with their connection.
+        self.0.spawn(task);
+    }
+}
+
+fn connect_lazily(dialer: Dialer, runtime: Option<Handle>) -> Channel {
     // Letters, digits and hyphens: always an authority. The scheme is http because the dialer speaks TLS by itself.
     let uri = Uri::builder().scheme("http").authority(super::node_name(dialer.peer)).path_and_query("/").build();
-    Endpoint::from(uri.expect("a node's name is an authority"))
+    let endpoint = Endpoint::from(uri.expect("a node's name is an authority"));
+    let endpoint = match runtime {
+        Some(runtime) => endpoint.executor(On(runtime)),
+        None => endpoint,
+    };
+    endpoint
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         // A dead peer is noticed by its silence, long before TCP gives up.

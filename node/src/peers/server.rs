@@ -14,7 +14,7 @@ use ensign_proto::pb::vault::v1::keyholder_server::{Keyholder, KeyholderServer};
 use ensign_proto::pb::vault::v1::vault_server::{Vault, VaultServer};
 use ensign_proto::{ClusterId, GroupId, NodeId};
 use ensign_raft::Runtime;
-use ensign_raft::env::Tasks;
+use ensign_raft::env::{Lane, Tasks};
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
@@ -30,7 +30,7 @@ use tracing::{error, warn};
 
 use super::gate::{CallingNode, GateLayer, Speaks};
 use super::propose::{propose_refusal, read_refusal};
-use super::tls::{JOIN_ALPN, PeerTls};
+use super::tls::{CONTROL_ALPN, JOIN_ALPN, PeerTls};
 use super::transport::{LANE, MESSAGE_MAX, accept, lane_of};
 use crate::catalog::Catalog;
 use crate::door::{Door, Guest};
@@ -114,15 +114,19 @@ pub fn serve(listener: TcpListener, tls: &PeerTls, services: Services) {
         .max_connection_age(JOIN_TIME)
         .timeout(JOIN_TIME)
         .add_routes(join);
-    let (peers_tx, peers_rx) = mpsc::channel(READY);
+    let (bulk_tx, bulk_rx) = mpsc::channel(READY);
+    let (control_tx, control_rx) = mpsc::channel(READY);
     let (join_tx, join_rx) = mpsc::channel(READY);
-    split(listener, tls, (peers_tx, join_tx), &tasks);
-    let incoming = ReceiverStream::new(peers_rx).map(Ok::<_, std::io::Error>);
-    tasks.spawn("peer-server", |stop| async move {
-        if let Err(error) = server.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await {
-            error!(%error, "the peer listener failed");
-        }
-    });
+    split(listener, tls, Doors { bulk: bulk_tx, control: control_tx, join: join_tx }, &tasks);
+    for (lane, connections) in [(Lane::Bulk, bulk_rx), (Lane::Control, control_rx)] {
+        let server = server.clone();
+        let incoming = ReceiverStream::new(connections).map(Ok::<_, std::io::Error>);
+        tasks.for_lane(lane).spawn("peer-server", |stop| async move {
+            if let Err(error) = server.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await {
+                error!(%error, "the peer listener failed");
+            }
+        });
+    }
     let incoming = ReceiverStream::new(join_rx).map(Ok::<_, std::io::Error>);
     tasks.spawn("join-server", |stop| async move {
         if let Err(error) = joiners.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await {
@@ -133,8 +137,15 @@ pub fn serve(listener: TcpListener, tls: &PeerTls, services: Services) {
 
 type Ready = mpsc::Sender<TlsStream<Guest>>;
 
-/// Parts who shows a certificate of the cluster from who asks to join, by what the handshake was about.
-fn split(listener: TcpListener, tls: &PeerTls, (peers, joiners): (Ready, Ready), tasks: &Tasks) {
+/// Where connections go.
+struct Doors {
+    bulk: Ready,
+    control: Ready,
+    join: Ready,
+}
+
+/// Parts who shows a certificate of the cluster from who asks to join, and the two lanes of peers, by what the handshake was about.
+fn split(listener: TcpListener, tls: &PeerTls, doors: Doors, tasks: &Tasks) {
     let tls = tls.clone();
     let choose: Choose = Arc::new(move |hello: &ClientHello<'_>| {
         let joins = hello.alpn().is_some_and(|mut names| names.any(|name| name == JOIN_ALPN));
@@ -145,12 +156,14 @@ fn split(listener: TcpListener, tls: &PeerTls, (peers, joiners): (Ready, Ready),
     tasks.spawn("peer-entrance", |stop| async move {
         while let Some(Some((stream, address))) = stop.run_until_cancelled(entrance.next()).await {
             let Stream::Secure(mut stream) = stream else { continue };
-            if stream.get_ref().1.alpn_protocol() != Some(JOIN_ALPN) {
-                // Fails when the server is gone: then so is everything.
-                let _ = peers.send(*stream).await;
+            // Sending fails when the server is gone: then so is everything.
+            if stream.get_ref().1.alpn_protocol() == Some(CONTROL_ALPN) {
+                let _ = doors.control.send(*stream).await;
+            } else if stream.get_ref().1.alpn_protocol() != Some(JOIN_ALPN) {
+                let _ = doors.bulk.send(*stream).await;
             } else if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
                 stream.get_mut().0.hold(place);
-                let _ = joiners.send(*stream).await;
+                let _ = doors.join.send(*stream).await;
             } else {
                 warn!(%address, "too many machines want to join at once: one was turned away, and may try again");
             }
@@ -210,7 +223,7 @@ impl Peer for Shared {
         // A pipe outlives the call that opened it: it ends with its peer's being one.
         let gone = self.0.peers.gate().gone(peer);
         let version = Speaks::of(request.metadata().as_ref()).newest;
-        let (pipe, replies) = accept(&self.0.tasks, request.into_inner(), gone.clone(), version);
+        let (pipe, replies) = accept(&self.0.tasks.for_lane(lane), request.into_inner(), gone.clone(), version);
         self.0.runtime.accept(peer, lane, pipe);
         // Open pipes must not keep a stopping server waiting.
         let stop = self.0.tasks.stop_token().clone();

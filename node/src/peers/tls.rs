@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use ensign_proto::{ClusterId, NodeId};
-use ensign_raft::env::UnixNanos;
+use ensign_raft::env::{Lane, UnixNanos};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
@@ -20,6 +20,9 @@ use thiserror::Error;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 const H2: &[u8] = b"h2";
+/// What a peer's control connection says that it is: it is HTTP/2 like the other one, and is served by threads of its own. A node that
+/// does not know this name takes it for the other.
+pub(super) const CONTROL_ALPN: &[u8] = b"ensign-control";
 /// What a machine without a certificate says that it wants; it is given nothing else.
 pub(crate) const JOIN_ALPN: &[u8] = b"ensign-join";
 const CERTIFICATE: &str = "the node's certificate";
@@ -40,6 +43,7 @@ pub struct PeerTls {
 /// Both sides of a handshake, ready for use.
 struct Material {
     client: Arc<ClientConfig>,
+    control: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
     /// For machines that have no certificate yet.
     join: Arc<ServerConfig>,
@@ -173,9 +177,13 @@ impl PeerTls {
         Arc::clone(&self.now.load().server)
     }
 
-    /// The client's side; the callee must be named as [`server_name`] says.
-    pub(super) fn client(&self) -> Arc<ClientConfig> {
-        Arc::clone(&self.now.load().client)
+    /// The client's side of a connection for `lane`; the callee must be named as [`server_name`] says.
+    pub(super) fn client(&self, lane: Lane) -> Arc<ClientConfig> {
+        let now = self.now.load();
+        Arc::clone(match lane {
+            Lane::Bulk => &now.client,
+            Lane::Control => &now.control,
+        })
     }
 }
 
@@ -214,6 +222,8 @@ impl Material {
         client.alpn_protocols = vec![H2.to_vec()];
         // What was proven in an earlier handshake may have been revoked since: every connection shows its certificate anew.
         client.resumption = rustls::client::Resumption::disabled();
+        let mut control = client.clone();
+        control.alpn_protocols.insert(0, CONTROL_ALPN.to_vec());
         let verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider))
             .build()
             .map_err(|error| unusable(&error))?;
@@ -231,9 +241,16 @@ impl Material {
             .with_client_cert_verifier(verifier)
             .with_single_cert(chain, key)
             .map_err(|error| unusable(&error))?;
-        server.alpn_protocols = vec![H2.to_vec()];
+        server.alpn_protocols = vec![CONTROL_ALPN.to_vec(), H2.to_vec()];
         server.send_tls13_tickets = 0;
-        Ok(Self { client: Arc::new(client), server: Arc::new(server), join: Arc::new(join), own, expires })
+        Ok(Self {
+            client: Arc::new(client),
+            control: Arc::new(control),
+            server: Arc::new(server),
+            join: Arc::new(join),
+            own,
+            expires,
+        })
     }
 }
 

@@ -47,7 +47,7 @@ impl PipeTransport {
 impl Transport for PipeTransport {
     fn connect(&self, peer: NodeId, lane: Lane) -> BoxFuture<'static, Result<Pipe, TransportError>> {
         let channel = self.peers.lane(peer, lane);
-        let (tasks, gone) = (self.tasks.clone(), self.peers.gate().gone(peer));
+        let (tasks, gone) = (self.tasks.for_lane(lane), self.peers.gate().gone(peer));
         Box::pin(async move {
             let failed = |cause: String| TransportError { peer, cause };
             let channel = channel.ok_or_else(|| failed("it is no node of this cluster".to_owned()))?;

@@ -7,9 +7,12 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use futures::FutureExt as _;
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, error, error_span};
+
+use super::Lane;
 
 /// Asks a task to end. Clones ask the same.
 pub type Stop = CancellationToken;
@@ -23,6 +26,10 @@ pub struct Tasks {
     stop: Stop,
     panicked: Arc<Mutex<Option<String>>>,
     root: Stop,
+    /// Threads for the control lane alone.
+    control: Option<Handle>,
+    /// Where this clone spawns, if not where it is called.
+    on: Option<Handle>,
 }
 
 impl Default for Tasks {
@@ -35,7 +42,36 @@ impl Tasks {
     /// An empty set.
     pub fn new() -> Self {
         let stop = Stop::new();
-        Self { tracker: TaskTracker::new(), stop: stop.clone(), panicked: Arc::default(), root: stop }
+        Self {
+            tracker: TaskTracker::new(),
+            stop: stop.clone(),
+            panicked: Arc::default(),
+            root: stop,
+            control: None,
+            on: None,
+        }
+    }
+
+    /// With a runtime of its own for what serves the control lane; see [`Tasks::for_lane`]. Children made from here on have it too.
+    #[must_use]
+    pub fn with_control(self, runtime: Handle) -> Self {
+        Self { control: Some(runtime), ..self }
+    }
+
+    /// The runtime of the control lane, if it has one of its own.
+    pub fn control(&self) -> Option<&Handle> {
+        self.control.as_ref()
+    }
+
+    /// The same set, for tasks that serve `lane`. A node with all cores taken has thousands of tasks in line; those of the
+    /// control lane do not stand in that line, so that the node's peers do not take it for dead.
+    #[must_use]
+    pub fn for_lane(&self, lane: Lane) -> Self {
+        let on = match lane {
+            Lane::Bulk => None,
+            Lane::Control => self.control.clone(),
+        };
+        Self { on, ..self.clone() }
     }
 
     /// A set that stops when this one does.
@@ -45,6 +81,8 @@ impl Tasks {
             stop: self.stop.child_token(),
             panicked: Arc::clone(&self.panicked),
             root: self.root.clone(),
+            control: self.control.clone(),
+            on: self.on.clone(),
         }
     }
 
@@ -66,7 +104,10 @@ impl Tasks {
             }
         };
         #[allow(clippy::disallowed_methods, reason = "this is the one place that spawns")]
-        self.tracker.spawn(guarded);
+        match &self.on {
+            Some(runtime) => self.tracker.spawn_on(guarded, runtime),
+            None => self.tracker.spawn(guarded),
+        };
     }
 
     /// The token that this set's tasks watch.

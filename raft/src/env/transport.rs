@@ -6,12 +6,13 @@ use futures::future::BoxFuture;
 use thiserror::Error;
 use tokio::sync::mpsc;
 
-/// Which of a peer's two connections a pipe uses, so that votes never wait behind bulk data.
+/// Which of a peer's two connections a pipe uses, so that votes and signs of life never wait behind bulk data; see also
+/// [`Tasks::for_lane`](super::Tasks::for_lane).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Lane {
     /// Log entries.
     Bulk,
-    /// Votes, heartbeats, leader transfer, snapshots.
+    /// Pings, votes, heartbeats, leader transfer, snapshots.
     Control,
 }
 

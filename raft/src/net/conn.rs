@@ -125,7 +125,7 @@ impl Peers {
                     info!(peer = %link.peer, "a peer can be reached again");
                 }
                 *slot = Slot::default();
-                let conn = Conn::open(pipe, self.config.timing, &self.tasks);
+                let conn = Conn::open(pipe, self.config.timing, &self.tasks.for_lane(link.lane));
                 slot.conn = Some(Arc::clone(&conn));
                 Ok(conn)
             }

@@ -66,7 +66,7 @@ impl Local {
 pub(crate) async fn serve(local: &Local, peer: NodeId, lane: Lane, pipe: Pipe) {
     let (answers, queued) = mpsc::channel(ANSWERS);
     let (outgoing, mut incoming) = (pipe.outgoing, pipe.incoming);
-    local.tasks.spawn("raft-pipe-answer", move |stop| async move {
+    local.tasks.for_lane(lane).spawn("raft-pipe-answer", move |stop| async move {
         stop.run_until_cancelled(conn::send(queued, None, outgoing)).await;
     });
     let mut server = Server {
