@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use ensign_proto::pb::peer::v1::HelloRequest;
@@ -24,6 +25,7 @@ use super::*;
 use crate::authority::{Authority, Subject};
 use crate::catalog::{Catalog, testing};
 use crate::config::PeerAddress;
+use crate::control::ControlThread;
 use crate::identity::MemorySecrets;
 use crate::join::{JoinParts, JoinSpec, Joins, Token, join};
 use crate::partition::forward::ForwardService;
@@ -79,6 +81,7 @@ struct Fixture {
     authority: Authority,
     address: String,
     tasks: Tasks,
+    control: ControlThread,
     memory: tempfile::TempDir,
     inside: Option<(Peers, Joins, Catalog)>,
 }
@@ -88,8 +91,9 @@ impl Fixture {
         let authority = Authority::generate("test").unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let fixture =
-            Self { authority, address, tasks: Tasks::new(), memory: tempfile::tempdir().unwrap(), inside: None };
+        let control = ControlThread::start().unwrap();
+        let tasks = Tasks::new().with_control(control.runtime());
+        let fixture = Self { authority, address, tasks, control, memory: tempfile::tempdir().unwrap(), inside: None };
         let (clock, rng, tasks) = (Arc::new(SystemClock), Arc::new(OsRng), fixture.tasks.clone());
         let net = MemoryNet::new();
         let runtime = Runtime::new(quick(ME), net.transport(ME), clock.clone(), rng.clone(), tasks.clone());
@@ -314,6 +318,35 @@ async fn a_peer_that_moved_is_found_at_its_new_address() {
     assert!(call(&peers, HELLO).await.is_err());
     peers.update(&[PeerEntry { id: ME, addresses: vec![gone, fixture.address.clone()], life: None }]);
     call(&peers, HELLO).await.unwrap();
+    fixture.tasks.shut_down(std::time::Duration::from_secs(5)).await;
+}
+
+/// Both ends of this test's connections live on the control thread; everything else has no thread to run on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn control_calls_are_answered_while_every_other_thread_is_taken() {
+    const WORKERS: usize = 2;
+    let fixture = Fixture::start().await;
+    let runtime = Some(fixture.control.runtime());
+    let (own, tls) = (Some(member(7, 1)), fixture.tls(NodeId(2)));
+    let peers = Peers::speaking(Speaks::NEWEST, NodeId(2), own, &fixture.addresses(), &tls, runtime);
+    call(&peers, HELLO).await.unwrap();
+    let all_taken = Arc::new(std::sync::Barrier::new(WORKERS + 1));
+    let free = Arc::new(AtomicBool::new(false));
+    for _ in 0..WORKERS {
+        let (all_taken, free) = (Arc::clone(&all_taken), Arc::clone(&free));
+        fixture.tasks.spawn("takes a thread", |_stop| async move {
+            all_taken.wait();
+            let begin = tokio::time::Instant::now();
+            while !free.load(Ordering::SeqCst) && begin.elapsed() < std::time::Duration::from_secs(30) {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            free.store(true, Ordering::SeqCst);
+        });
+    }
+    all_taken.wait();
+    call(&peers, HELLO).await.unwrap();
+    let freed = free.swap(true, Ordering::SeqCst);
+    assert!(!freed, "the call was answered only when the other threads were free again");
     fixture.tasks.shut_down(std::time::Duration::from_secs(5)).await;
 }
 

@@ -135,3 +135,35 @@ fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("no message")
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::runtime::Builder;
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    async fn thread_of(tasks: &Tasks) -> Option<String> {
+        let (tell, told) = oneshot::channel();
+        tasks.spawn("says where it runs", |_stop| async move {
+            let _ = tell.send(std::thread::current().name().map(str::to_owned));
+        });
+        told.await.expect("the task runs")
+    }
+
+    #[tokio::test]
+    async fn what_serves_the_control_lane_runs_apart_and_ends_with_the_rest() {
+        let control = Builder::new_multi_thread().worker_threads(1).thread_name("apart").build().expect("a runtime");
+        let tasks = Tasks::new().with_control(control.handle().clone());
+        let apart = Some("apart".to_owned());
+        assert_eq!(thread_of(&tasks.for_lane(Lane::Control)).await, apart);
+        assert_eq!(thread_of(&tasks.child().for_lane(Lane::Control)).await, apart);
+        for here in [tasks.clone(), tasks.for_lane(Lane::Bulk), tasks.for_lane(Lane::Control).for_lane(Lane::Bulk)] {
+            assert_ne!(thread_of(&here).await, apart);
+        }
+        assert_ne!(thread_of(&Tasks::new().for_lane(Lane::Control)).await, apart, "without one, all run together");
+        tasks.for_lane(Lane::Control).spawn("waits", tokio_util::sync::CancellationToken::cancelled_owned);
+        assert!(tasks.shut_down(Duration::from_secs(5)).await, "it was waited for");
+        control.shutdown_background();
+    }
+}
