@@ -41,6 +41,15 @@ struct Sizes {
     logical: u64,
 }
 
+/// How a file gets longer. The room is the disk's to give in either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fill {
+    /// Written with zeros: costs as much as data does, once, and then syncs are as fast as can be.
+    Zeros,
+    /// Reserved: costs nothing now. The first sync after each piece is written waits for the file system's journal.
+    Reserved,
+}
+
 /// The file below a redb database. Cheap clone; all clones are one file.
 #[derive(Clone)]
 pub(crate) struct Space {
@@ -98,7 +107,7 @@ impl Space {
         };
         // A fresh file only: zeros past the end of one that must be repaired would all be walked.
         if fresh {
-            space.extend(prefill.div_ceil(PAGE) * PAGE)?;
+            space.extend(prefill.div_ceil(PAGE) * PAGE, Fill::Zeros)?;
             space.file.sync_data()?;
         }
         Ok(space)
@@ -113,7 +122,7 @@ impl Space {
         if let Some(trial) = trial.take() {
             trial.accept(&*self.file, |len| {
                 let there = self.file.len()?;
-                if there < len { self.fill(there, len) } else { Ok(()) }
+                if there < len { self.fill(there, len, Fill::Zeros) } else { Ok(()) }
             })?;
         }
         self.on_trial.store(false, Ordering::Release);
@@ -132,11 +141,11 @@ impl Space {
         self.trial().as_mut().map(run)
     }
 
-    /// Writes zeros up to `len`; the next commit syncs them. Does nothing when the file is that long.
+    /// Lengthens the file to `len`; the next commit syncs that. Does nothing when the file is that long.
     ///
     /// # Errors
     /// Out of space: the file is as long as before, and nothing else has failed.
-    pub(crate) fn extend(&self, len: u64) -> io::Result<()> {
+    pub(crate) fn extend(&self, len: u64, how: Fill) -> io::Result<()> {
         let (before, len) = (self.physical(), len.div_ceil(PAGE) * PAGE);
         if len <= before {
             return Ok(());
@@ -145,11 +154,19 @@ impl Space {
             self.sizes().physical = len;
             return Ok(());
         }
-        self.fill(before, len)
+        self.fill(before, len, how)
     }
 
-    /// Writes zeros from `before`, the file's end, to `len`.
-    fn fill(&self, before: u64, len: u64) -> io::Result<()> {
+    /// Lengthens the file from `before`, its end, to `len`.
+    fn fill(&self, before: u64, len: u64, how: Fill) -> io::Result<()> {
+        if how == Fill::Reserved {
+            if let Err(error) = self.file.reserve(before, len) {
+                self.file.set_len(before)?;
+                return Err(error);
+            }
+            self.sizes().physical = len;
+            return Ok(());
+        }
         let zeros = vec![0; FILL.min((len - before) as usize)];
         let mut at = before;
         while at < len {
@@ -252,7 +269,7 @@ impl StorageBackend for Space {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.extend(len).inspect_err(|error| {
+        self.extend(len, Fill::Zeros).inspect_err(|error| {
             if is_full(error) {
                 self.growth_refused.store(true, Ordering::Release);
             }

@@ -11,6 +11,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use ensign_proto::ByteCount;
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 use tracing::debug;
 
 /// An open file. All calls take `&self`; the caller keeps its own writes apart.
@@ -32,8 +34,28 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
     /// Cuts or lengthens the file; new bytes are zero, and may not have room on the disk yet.
     fn set_len(&self, len: u64) -> io::Result<()>;
 
+    /// Lengthens the file from `end`, where it ends, to `len`, with room on the disk. The new bytes read as zeros. An error may leave
+    /// any part of that done.
+    fn reserve(&self, end: u64, len: u64) -> io::Result<()> {
+        write_zeros(self, end, len)
+    }
+
     /// Returns when everything written, and the length, is on stable storage. After an error nothing may be assumed.
     fn sync_data(&self) -> io::Result<()>;
+}
+
+/// Zeros are written in pieces of this size.
+const ZEROS: usize = 1 << 20;
+
+fn write_zeros(file: &(impl DiskFile + ?Sized), end: u64, len: u64) -> io::Result<()> {
+    let zeros = vec![0; ZEROS.min(len.saturating_sub(end) as usize)];
+    let mut at = end;
+    while at < len {
+        let piece = zeros.len().min((len - at) as usize);
+        file.write_at(at, &zeros[..piece])?;
+        at += piece as u64;
+    }
+    Ok(())
 }
 
 /// Holds an exclusive lock for as long as it lives.
@@ -169,6 +191,13 @@ impl DiskFile for RealFile {
         self.0.set_len(len)
     }
 
+    fn reserve(&self, end: u64, len: u64) -> io::Result<()> {
+        match rustix::fs::fallocate(&self.0, FallocateFlags::empty(), end, len.saturating_sub(end)) {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => write_zeros(self, end, len),
+            reserved => Ok(reserved?),
+        }
+    }
+
     fn sync_data(&self) -> io::Result<()> {
         self.0.sync_data()
     }
@@ -187,6 +216,25 @@ mod tests {
         assert!(FileDisk.lock(&path).unwrap().is_none());
         drop(guard);
         assert!(FileDisk.lock(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn reserved_room_is_there_and_reads_as_zeros() {
+        use std::os::unix::fs::MetadataExt as _;
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let file = FileDisk.open(&path).unwrap();
+        file.write_at(0, b"data").unwrap();
+        file.reserve(4, 3 << 20).unwrap();
+        assert_eq!(file.len().unwrap(), 3 << 20);
+        let mut end = [1; 8];
+        file.read_at((3 << 20) - 8, &mut end).unwrap();
+        assert_eq!(end, [0; 8]);
+        file.read_at(0, &mut end[..4]).unwrap();
+        assert_eq!(&end[..4], b"data");
+        let on_disk = fs::metadata(&path).unwrap().blocks() * 512;
+        assert!(on_disk >= 3 << 20, "{on_disk} bytes are on the disk");
     }
 
     #[test]

@@ -6,19 +6,22 @@
 //! ```
 //!
 //! Zeros cost more than data: their pages are fresh ones. So they are written as late as can be: all that redb may need for
-//! what may be queued now, and the rest bit by bit, so that it is there when redb asks for it.
+//! what may be queued now, and the rest bit by bit, so that it is there when redb asks for it. And while much is queued none are written.
 
 use std::sync::atomic::Ordering;
 
 use tracing::{info, warn};
 
-use crate::backend::{grown, is_full};
+use crate::backend::{Fill, grown, is_full};
 use crate::frame::RESERVE;
 use crate::frame::queue::full;
 use crate::frame::writer::Writer;
 use crate::log::LogError;
 use crate::metrics;
 
+/// With more than this in the queue, room is only reserved: what waits for the disk needs the time that zeros would take, and a sync
+/// of so much hides what the file system does besides.
+const BUSY: u64 = 256 << 10;
 /// What redb needs for itself in an empty file.
 const OVERHEAD: u64 = 512 << 10;
 /// Bytes of zeros for each byte that is committed, once it is time for them.
@@ -55,7 +58,8 @@ impl Writer {
         let mut room = None;
         let missing = if space.physical() < lengths.needed { lengths.needed } else { lengths.paced };
         if space.physical() < missing {
-            match space.extend(missing) {
+            let how = if self.shared.queue.bytes() < BUSY { Fill::Zeros } else { Fill::Reserved };
+            match space.extend(missing, how) {
                 Ok(()) => {}
                 Err(error) if is_full(&error) && space.physical() >= lengths.needed => {}
                 Err(error) if is_full(&error) => room = Some(self.room_left(used)),

@@ -100,3 +100,22 @@ fn room_is_written_ahead_in_proportion_to_what_is_committed() {
     assert!(worst <= 2 << 20, "one commit of 30 KB had to wait for {worst} bytes of zeros");
     assert!(stats.room < 5 * stats.bytes / 2, "{stats:?}");
 }
+
+#[test]
+fn room_is_only_reserved_while_much_is_queued() {
+    let config = LogConfig { commit: LogConfig::default().commit, queue: ByteCount(64 << 20), ..LogConfig::tiny() };
+    let (log, mut writer) = open(config);
+    let group = log.group(GroupId(16));
+    let mut index = 1;
+    let before = log.stats().room;
+    while log.stats().bytes < 32 << 20 {
+        for _ in 0..20 {
+            group.append(vec![sized(index, 30_000)], outcome().0);
+            index += 1;
+        }
+        commit(&mut writer);
+    }
+    assert_eq!(log.stats().room, before, "the events had to wait for zeros");
+    let reserved = log.shared.store.space.physical();
+    assert!(reserved >= log.stats().bytes, "{reserved} bytes are there");
+}
