@@ -9,7 +9,6 @@ mod stretch;
 mod task;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ensign_proto::{ByteCount, NodeId, PartitionContext, RingId};
 use ensign_raft::Group;
@@ -37,34 +36,6 @@ pub struct BatchLimits {
 impl Default for BatchLimits {
     fn default() -> Self {
         Self { target: ByteCount(256 << 10), in_flight: 8, queue: ByteCount(16 << 20) }
-    }
-}
-
-/// How many batches all partitions of a node have in flight. Clones share it.
-#[derive(Debug, Clone, Default)]
-pub struct Crowd(Arc<AtomicUsize>);
-
-/// One batch in flight.
-struct InFlight(Crowd);
-
-impl Crowd {
-    /// With so many in flight it is the node that a batch waits for, and not its own predecessor: each one costs the same, however
-    /// few events it carries.
-    const LARGE: usize = 64;
-
-    fn enter(&self) -> InFlight {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        InFlight(self.clone())
-    }
-
-    fn is_large(&self) -> bool {
-        self.0.load(Ordering::Relaxed) >= Self::LARGE
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -196,8 +167,6 @@ pub struct BatcherParts {
     pub admission: watch::Receiver<Admission>,
     /// Bounds.
     pub limits: BatchLimits,
-    /// Of the node's partitions.
-    pub crowd: Crowd,
 }
 
 impl BatcherParts {

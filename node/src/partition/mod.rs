@@ -37,7 +37,7 @@ mod types;
 
 pub use append::{AppendError, Appended, AppendedRun, Chunk, Outcome};
 pub use appender::{Appender, Numbering, PublishError, Submission};
-pub use batcher::{Admission, BatchLimits, Batcher, BatcherParts, Crowd, Slot};
+pub use batcher::{Admission, BatchLimits, Batcher, BatcherParts, Slot};
 pub use block::{BodyShape, Envelope, MalformedBlock};
 pub use elsewhere::{Counting, Page, Pages, Place, ReadLink, Stand, Unread, Wanted};
 pub use freshness::{Freshness, STALENESS_MAX};

@@ -18,7 +18,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use super::batcher::{Admission, BatchLimits, BatcherParts, Crowd};
+use super::batcher::{Admission, BatchLimits, BatcherParts};
 use super::elsewhere::{Counting, Elsewhere, ReadLink};
 use super::freshness::Freshness;
 use super::handle::{BarrierLink, PartitionHandle, Parts};
@@ -95,7 +95,6 @@ struct Inner {
     parts: PartitionsParts,
     budget: Arc<TailBudget>,
     elsewhere: Elsewhere,
-    crowd: Crowd,
     running: RwLock<HashMap<TopicId, Running>>,
     /// Topics whose replica here does not start.
     damaged: RwLock<BTreeSet<TopicId>>,
@@ -134,7 +133,6 @@ impl Partitions {
             parts,
             budget,
             elsewhere,
-            crowd: Crowd::default(),
             running: RwLock::default(),
             damaged: RwLock::default(),
             finishing: Mutex::default(),
@@ -399,7 +397,6 @@ impl Partitions {
             clock: Arc::clone(&parts.clock),
             admission: admitted.clone(),
             limits: parts.limits,
-            crowd: self.inner.crowd.clone(),
         }
         .start();
         let tasks = parts.tasks.child();

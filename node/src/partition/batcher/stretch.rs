@@ -169,7 +169,7 @@ impl<'a> Stretch<'a> {
     }
 
     /// With nothing in flight, whatever there is goes at once. The more is in flight, the more a batch waits to gather: its
-    /// events would wait for the disk in any case. In a crowd of partitions, it waits until it is full or the one before it is done.
+    /// events would wait for the disk in any case.
     fn should_cut(&self) -> bool {
         const GATHER: [u64; 4] = [1, 8 << 10, 32 << 10, 128 << 10];
         let in_flight = self.in_flight.len();
@@ -180,7 +180,7 @@ impl<'a> Stretch<'a> {
             return true;
         }
         let enough = GATHER.get(in_flight).copied().unwrap_or(u64::MAX).min(self.parts.limits.target.0);
-        self.pending_bytes >= enough && (in_flight == 0 || !self.parts.crowd.is_large())
+        self.pending_bytes >= enough
     }
 
     /// Decides what becomes of a chunk: append it, answer it, or refuse it.
@@ -278,7 +278,6 @@ impl<'a> Stretch<'a> {
         self.pending_bytes = 0;
         metrics::observe_batch(events, draft.bytes);
         let (serial, jobs) = (self.serial, std::mem::take(&mut self.pending));
-        let in_flight = self.parts.crowd.enter();
         self.in_flight.push_back(Box::pin(async move {
             // The use lasts until the proposal is resolved: no event is acked under a key that was reported dead before. A
             // revoke is not kept waiting by a quorum that is away.
@@ -287,7 +286,7 @@ impl<'a> Stretch<'a> {
                 outcome = pending => outcome.map(|committed| committed.response).map_err(Unresolved::Failed),
                 () = in_use.severed() => Err(Unresolved::Severed),
             };
-            drop((in_use, in_flight));
+            drop(in_use);
             (serial, Cargo::Batch(jobs), outcome)
         }));
         Ok(())
