@@ -36,7 +36,7 @@ pub use errors::{
     ApiKeyError, ChangeTopicError, CreateOrganizationError, CreateProjectError, CreateTopicError, JoinError,
     PlaceError, PutNodeError, ReconcileError, RefreshError, SetQuotaError, VaultFailure, WriteFailure,
 };
-pub use handle::{Catalog, CatalogParts};
+pub use handle::{Catalog, CatalogParts, WhyNotYet};
 pub use link::{AllAlive, Custody, Liveness, ProposeLink, ProposeLinkError, Replica, VaultHas, VaultWrites};
 pub use machine::CatalogMachine;
 pub use moves::{

@@ -115,7 +115,7 @@ impl Joins {
     /// # Errors
     /// The cluster has another authority, or one of the two cannot be written.
     pub async fn import(&self, authority: &Authority) -> anyhow::Result<()> {
-        self.parts.catalog.require(ClusterVersion::V2)?;
+        self.parts.catalog.require(ClusterVersion::V2).await?;
         let secret = Secret::new(authority.private_key().as_bytes().to_vec());
         let place = *self.parts.cluster.as_bytes();
         match self.parts.secrets.put(SecretKind::Authority, place, secret.clone()).await {

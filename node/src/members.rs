@@ -207,3 +207,43 @@ fn vault_nodes(group: &GroupMembers, view: &View, founders: &BTreeSet<NodeId>) -
     nodes.extend(listed.iter().filter(|node| node.vault && !view.is_node_revoked(node.id)).map(|node| node.id));
     if nodes.is_empty() { founders.clone() } else { nodes }
 }
+
+/// Returns once the catalog lists this node: only then does a topic that is made get a replica here.
+pub async fn listed(view: &View, me: NodeId) {
+    let mut changes = view.changes();
+    loop {
+        changes.mark_unchanged();
+        // The catalog ends only with the node.
+        if view.node(me).is_some() || changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ensign_raft::env::{OsRng, SystemClock};
+    use futures::FutureExt as _;
+
+    use super::*;
+    use crate::catalog::testing;
+
+    #[tokio::test]
+    async fn a_node_is_listed_once_it_has_registered_and_not_because_another_has() {
+        let catalog = testing::solo(Arc::new(SystemClock), Arc::new(OsRng));
+        let record = |id| NodeRecord {
+            id: NodeId(id),
+            name: format!("node-{id}"),
+            peer: format!("host-{id}:5357"),
+            version: ClusterVersion::NEWEST,
+            incarnation: 1,
+            ..NodeRecord::default()
+        };
+        let mut waiting = Box::pin(listed(catalog.view(), NodeId(2)));
+        assert!(waiting.as_mut().now_or_never().is_none(), "nobody has registered");
+        catalog.put_node(record(1)).await.unwrap();
+        assert!(waiting.as_mut().now_or_never().is_none(), "only node 1 has");
+        catalog.put_node(record(2)).await.unwrap();
+        waiting.await;
+    }
+}

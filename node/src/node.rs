@@ -291,6 +291,7 @@ impl Node {
             floor,
         };
         let (upgrades, fatal) = (Upgrades::new(parts), Arc::<OnceLock<String>>::default());
+        catalog.explain_not_yet(upgrades.why_not_yet());
         let (followed, reason) = (upgrades.clone(), Arc::clone(&fatal));
         tasks.spawn("cluster-version", |stop| followed.follow(reason, stop));
         let mut identity_config = IdentityConfig::new(cluster);
@@ -338,7 +339,7 @@ impl Node {
             link: Arc::new(PeerQuota::new(Arc::new(peers.clone()))),
             stored: Arc::new(move || stored.stored_by_project()),
         });
-        let certificate = tls.clone();
+        let (certificate, version_shown) = (tls.clone(), catalog.view().clone());
         let reporter = Reporter::new(ReporterParts {
             me,
             data_dir: dir.clone(),
@@ -348,6 +349,8 @@ impl Node {
             holder: holder.clone(),
             health: health.clone(),
             certificate_expires: Arc::new(move || certificate.expires()),
+            speaks,
+            cluster_version: Arc::new(move || version_shown.cluster_version()),
             clock: Arc::clone(&clock),
         });
         let asked = PeerReports::new(cluster, reporter.clone(), catalog.clone(), Arc::new(peers.clone()));
@@ -523,7 +526,8 @@ impl Node {
             );
         }
         // A client that finds all nodes ready may make a topic with a replica on each.
-        if tokio::time::timeout(FIRST_LEASE, self.listed()).await.is_err() {
+        if tokio::time::timeout(FIRST_LEASE, members::listed(self.catalog.view(), self.config.node_id())).await.is_err()
+        {
             warn!("serving before the catalog lists this node: topics that are made now get no replica here");
         }
         let listeners = self.client_listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
@@ -561,14 +565,6 @@ impl Node {
     /// Returns once this node has a lease on its keys.
     async fn leased(&self) {
         while self.holder.lease_left().is_none() {
-            tokio::time::sleep(LEASE_POLL).await;
-        }
-    }
-
-    /// Returns once the catalog lists this node.
-    async fn listed(&self) {
-        let me = self.config.node_id();
-        while !self.catalog.view().nodes().iter().any(|node| node.id == me) {
             tokio::time::sleep(LEASE_POLL).await;
         }
     }

@@ -17,12 +17,12 @@ use ensign_proto::pb::peer::v1::peer_client::PeerClient;
 use ensign_proto::{ClusterVersion, NodeId};
 use ensign_raft::Runtime;
 use ensign_raft::env::Stop;
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use thiserror::Error;
 use tokio::time::sleep;
 use tracing::{error, info, warn};
 
-use crate::catalog::{Catalog, WriteFailure};
+use crate::catalog::{Catalog, WhyNotYet, WriteFailure};
 use crate::files::NodeFloor;
 use crate::peers::{Peers, Speaks};
 
@@ -143,6 +143,15 @@ impl Survey {
         (!why.is_empty()).then(|| why.join("; "))
     }
 
+    /// What keeps the cluster from rising to `to`, and what to do about it: nodes that do not speak it, else those that hold it back.
+    /// None if nothing does, or it is there.
+    pub fn in_the_way(&self, to: ClusterVersion) -> Option<String> {
+        if self.active >= to {
+            return None;
+        }
+        self.obstacle(to, &BTreeSet::new()).or_else(|| self.held_back())
+    }
+
     /// Which nodes want the version to be raised by command only, and how that is done; none if no node does.
     pub fn held_back(&self) -> Option<String> {
         let holds = |it: &&Surveyed| it.says.as_ref().is_ok_and(|said| said.speaks.held);
@@ -164,6 +173,20 @@ impl Upgrades {
     /// The newest version that this node speaks.
     pub fn newest(&self) -> ClusterVersion {
         self.parts.speaks.newest
+    }
+
+    /// Answers, for a change that needs a version that the cluster has not, what is in the way. It does not keep these alive.
+    pub fn why_not_yet(&self) -> Arc<WhyNotYet> {
+        let parts = Arc::downgrade(&self.parts);
+        Arc::new(move |needs| {
+            let parts = parts.upgrade();
+            let asking = async move {
+                let survey = Self { parts: parts? }.survey().await;
+                let soon = || "every node speaks it, and the version rises within seconds: try again".to_owned();
+                Some(survey.in_the_way(needs).unwrap_or_else(soon))
+            };
+            asking.boxed()
+        })
     }
 
     /// Asks every node what it speaks.

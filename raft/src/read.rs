@@ -1,6 +1,7 @@
 //! Linearizable reads, and reads of the log itself.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use ensign_proto::{ByteCount, LogIndex, NodeId};
 use ensign_storage::LogError;
@@ -44,13 +45,9 @@ impl Replica {
         &self,
         raft: &Raft,
     ) -> Result<LogIndex, RaftError<Types, LinearizableReadError<Types>>> {
-        let mut rounds = FuturesUnordered::new();
-        loop {
-            rounds.push(raft.ensure_linearizable(ReadPolicy::ReadIndex));
-            if let Ok(Some(read)) = timeout(self.config.timing.heartbeat, rounds.next()).await {
-                return read.map(|read| LogIndex(read.index()));
-            }
-        }
+        let ask = || raft.ensure_linearizable(ReadPolicy::ReadIndex);
+        let read = until_answered(self.config.timing.heartbeat, ask).await;
+        read.map(|read| LogIndex(read.index()))
     }
 
     pub(crate) async fn read_log(
@@ -102,10 +99,61 @@ impl Replica {
     }
 }
 
+/// Asks, and again every `pause`, until any of the questions is answered.
+async fn until_answered<A: Future>(pause: Duration, ask: impl Fn() -> A) -> A::Output {
+    let mut asked = FuturesUnordered::new();
+    loop {
+        asked.push(ask());
+        if let Ok(Some(answer)) = timeout(pause, asked.next()).await {
+            return answer;
+        }
+    }
+}
+
 pub(crate) fn read_error(absent: Absent) -> ReadError {
     match absent {
         Absent::Fenced(cause) => ReadError::Fenced { cause },
         Absent::Stopped => ReadError::Stopped,
         Absent::Recovering => ReadError::NotLeader { leader: None },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_waits_for_an_answer_asks_again_and_takes_whichever_comes_first() {
+        let asked = Cell::new(0);
+        // The first two questions are lost: nobody answers them, nor says that nobody will.
+        let ask = || {
+            asked.set(asked.get() + 1);
+            let question = asked.get();
+            async move { if question < 3 { std::future::pending().await } else { question } }
+        };
+        let answer = timeout(Duration::from_secs(20), until_answered(Duration::from_millis(1), ask)).await;
+        assert_eq!(answer, Ok(3), "it asked {} times", asked.get());
+        // A question that was asked before may still be answered after the next one was put.
+        let (slow, late) = (Cell::new(0), tokio::sync::Notify::new());
+        let ask = || {
+            slow.set(slow.get() + 1);
+            let question = slow.get();
+            if question == 2 {
+                late.notify_one();
+            }
+            let late = &late;
+            async move {
+                if question == 1 {
+                    late.notified().await;
+                } else {
+                    std::future::pending::<()>().await;
+                }
+                question
+            }
+        };
+        let answer = timeout(Duration::from_secs(20), until_answered(Duration::from_millis(1), ask)).await;
+        assert_eq!(answer, Ok(1));
     }
 }

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use common::{Cluster, GROUP, within};
 use ensign_proto::{NodeId, Term};
 use ensign_raft::testing::QUICK;
-use ensign_raft::{Leadership, MembershipError};
+use ensign_raft::{Leadership, MembershipError, ReadError};
 use ensign_storage::{EntryId, MemoryLog, NodeLog as _};
 use tokio::time::{sleep, timeout};
 
@@ -164,4 +164,33 @@ async fn a_deposed_leader_gets_nothing_committed_by_a_replica_that_left_and_came
         () = within("an answer", told) => {}
     }
     moved.meet().await;
+}
+
+#[tokio::test]
+async fn a_deposed_leader_does_not_say_for_certain_who_belongs_to_its_group() {
+    let moved = moved(async |cluster, leader| cluster.net.isolate(leader)).await;
+    let group = moved.cluster.node(moved.slept).group.clone();
+    assert!(
+        moved.leadership(moved.slept).leads(moved.slept) && group.members().votes(moved.left),
+        "it noticed nothing"
+    );
+    let alone = group.confirmed_members().await;
+    assert!(matches!(alone, Err(ReadError::NoQuorum)), "{alone:?}");
+    // Two of its three voters, by what it knows. The other one has left, and keeps its word.
+    moved.leave_alone(moved.slept, moved.left);
+    let with_another = group.confirmed_members().await;
+    assert!(with_another.is_err(), "{with_another:?}");
+    moved.meet().await;
+}
+
+#[tokio::test]
+async fn a_leader_says_for_certain_who_belongs_to_its_group() {
+    let cluster = Cluster::start(3).await;
+    cluster.propose("a").await;
+    let leader = cluster.leader().await;
+    let members = cluster.node(leader).group.confirmed_members().await.expect("all are there");
+    assert_eq!(members.voters, (1..=3).map(NodeId).collect());
+    let follower = (1..=3).map(NodeId).find(|node| *node != leader).expect("there are three");
+    let refused = cluster.node(follower).group.confirmed_members().await;
+    assert!(matches!(refused, Err(ReadError::NotLeader { .. })), "{refused:?}");
 }

@@ -24,7 +24,7 @@ use ensign_raft::env::{Clock, UnixNanos};
 use tonic::{Request, Response, Status};
 use tracing::info;
 
-use crate::catalog::{ApiKey, Catalog, SetQuotaError, WriteFailure};
+use crate::catalog::{ApiKey, Catalog};
 use crate::identity::{Identity, NewApiKey};
 use crate::join::Joins;
 use crate::partition::Partitions;
@@ -332,13 +332,8 @@ impl Admin for Service {
         quota::check_operator(&caller)?;
         let change = quota::change(request.change)?;
         let whose = quota::whose(&caller, &self.0, request.whose.as_ref())?;
-        match self.0.catalog.set_quota(whose, change).await {
-            Ok(()) => {}
-            Err(SetQuotaError::Write(failure @ WriteFailure::NotYet { .. })) => {
-                return Err(version::not_yet(&self.0, &failure).await);
-            }
-            Err(error) => return Err(status::set_quota(&error)),
-        }
+        let set = self.0.catalog.set_quota(whose, change).await;
+        set.map_err(|error| status::set_quota(&error))?;
         info!(project = ?whose.map(|id| id.to_string()), ?change, by = %caller.claims.subject, "a quota was changed");
         let after = match whose.and_then(|project| self.0.catalog.view().project(project)) {
             Some(project) => quota::projects(&self.0, &[project]).await.pop().unwrap_or_default(),

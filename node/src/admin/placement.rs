@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ensign_proto::pb::admin::v1 as pb;
 use ensign_proto::{GroupId, NodeId, TopicId};
+use ensign_raft::GroupStatus;
 use tonic::Status;
 use tracing::info;
 
@@ -172,7 +173,7 @@ pub(super) async fn set_node_state(
         pb::NodeState::Unspecified => return Err(Status::invalid_argument("state: say what the node shall be")),
     };
     if state == NodeState::Removed && node.state != NodeState::Removed {
-        check_votes(shared, node.id)?;
+        check_votes(&shared.runtime.groups(), node.id)?;
     }
     let changed = shared.catalog.set_node_state(node.id, state).await;
     changed.map_err(|error| node_refused(shared, node.id, &error))?;
@@ -182,8 +183,7 @@ pub(super) async fn set_node_state(
 }
 
 /// A node that votes in the cluster's own groups cannot go: they would lose a vote, in the end their majority.
-fn check_votes(shared: &Shared, node: NodeId) -> Result<(), Status> {
-    let groups = shared.runtime.groups();
+fn check_votes(groups: &[GroupStatus], node: NodeId) -> Result<(), Status> {
     for (id, name) in [(GroupId::CATALOG, "catalog"), (GroupId::VAULT, "vault")] {
         let Some(group) = groups.iter().find(|group| group.id == id) else { continue };
         if group.voters.is_empty() {
@@ -345,4 +345,64 @@ pub(super) async fn alter_topic(
     let altered = shared.catalog.alter_topic(topic.id, placement).await.map_err(|error| status::place(&error))?;
     info!(topic = %topic.id, placement = ?altered.placement, by = %caller.claims.subject, "a topic's placement was altered");
     Ok(shown(shared, &altered))
+}
+
+#[cfg(test)]
+mod tests {
+    use ensign_proto::LogIndex;
+    use ensign_raft::{Health, Leadership};
+
+    use super::*;
+
+    fn group(id: GroupId, voters: &[u64]) -> GroupStatus {
+        let none = LogIndex(0);
+        GroupStatus {
+            id,
+            health: Health::Running,
+            leadership: Leadership::default(),
+            last: none,
+            committed: none,
+            applied: none,
+            snapshot: none,
+            purged: none,
+            voters: voters.iter().copied().map(NodeId).collect(),
+            matched: BTreeMap::new(),
+            restarts: 0,
+            asleep: false,
+        }
+    }
+
+    fn refused(groups: &[GroupStatus], node: u64) -> String {
+        let status = check_votes(groups, NodeId(node)).expect_err("it has a vote");
+        assert_eq!(status.code(), tonic::Code::FailedPrecondition);
+        status.message().to_owned()
+    }
+
+    #[test]
+    fn a_node_that_votes_in_the_catalog_or_the_vault_is_not_removed_and_the_reason_is_said() {
+        // The vault may have other voters than the catalog: only some nodes hold the root key.
+        let groups = [group(GroupId::CATALOG, &[1, 2, 3]), group(GroupId::VAULT, &[1, 2, 4])];
+        let catalog = refused(&groups, 3);
+        assert!(
+            catalog.starts_with("node 3 is one of the 3 voters of the catalog, which would lose a vote"),
+            "{catalog}"
+        );
+        let vault = refused(&groups, 4);
+        assert!(vault.starts_with("node 4 is one of the 3 voters of the vault, which would lose a vote"), "{vault}");
+        assert!(vault.contains("if none can take it, add a node"), "{vault}");
+        assert!(check_votes(&groups, NodeId(5)).is_ok(), "it has no vote");
+        // The last quorum.
+        let last = [group(GroupId::CATALOG, &[1]), group(GroupId::VAULT, &[1])];
+        assert!(refused(&last, 1).contains("one of the 1 voters of the catalog"));
+    }
+
+    #[test]
+    fn a_node_that_does_not_know_who_votes_in_the_vault_removes_nobody() {
+        let groups = [group(GroupId::CATALOG, &[1, 2, 3]), group(GroupId::VAULT, &[])];
+        let unknown = refused(&groups, 5);
+        assert!(
+            unknown.contains("does not hold the vault") && unknown.contains("ask a node that has the root key"),
+            "{unknown}"
+        );
+    }
 }

@@ -1,14 +1,11 @@
 //! The cluster's version as administrators see it.
 
-use std::collections::BTreeSet;
-
 use ensign_proto::pb::admin::v1 as pb;
 use ensign_proto::{ClusterVersion, NodeId};
 use tonic::Status;
 
 use super::Shared;
-use crate::catalog::WriteFailure;
-use crate::upgrade::{RaiseError, Survey, Surveyed};
+use crate::upgrade::{RaiseError, Surveyed};
 
 /// What every node speaks.
 pub(super) async fn shown(shared: &Shared) -> pb::VersionReply {
@@ -16,7 +13,7 @@ pub(super) async fn shown(shared: &Shared) -> pb::VersionReply {
     pb::VersionReply {
         active: survey.active.0,
         newest: newest.0,
-        obstacle: obstacle(&survey, newest).unwrap_or_default(),
+        obstacle: survey.in_the_way(newest).unwrap_or_default(),
         nodes: survey.nodes.into_iter().map(|it| node(shared, it)).collect(),
     }
 }
@@ -34,20 +31,6 @@ fn node(shared: &Shared, surveyed: Surveyed) -> pb::NodeVersion {
         }
         Err(failure) => pb::NodeVersion { failure, ..node },
     }
-}
-
-fn obstacle(survey: &Survey, newest: ClusterVersion) -> Option<String> {
-    if survey.active >= newest {
-        return None;
-    }
-    survey.obstacle(newest, &BTreeSet::new()).or_else(|| survey.held_back())
-}
-
-/// A change that some nodes could not read yet: which, and what to do about it.
-pub(super) async fn not_yet(shared: &Shared, failure: &WriteFailure) -> Status {
-    let survey = shared.upgrades.survey().await;
-    let why = obstacle(&survey, shared.upgrades.newest()).map(|why| format!(". Now: {why}")).unwrap_or_default();
-    Status::failed_precondition(format!("{failure}{why}"))
 }
 
 /// Raises the cluster's version.

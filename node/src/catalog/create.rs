@@ -43,9 +43,8 @@ impl Catalog {
         policies: TopicPolicies,
         wish: PlacementWish,
     ) -> Result<Arc<Topic>, CreateTopicError> {
-        let (needs, active) = (ClusterVersion::V2, self.cluster_version());
-        if active < needs && wish != PlacementWish::default() {
-            return Err(WriteFailure::NotYet { needs, active }.into());
+        if wish != PlacementWish::default() {
+            self.require(ClusterVersion::V2).await?;
         }
         let owner = self.owner(project).await?;
         self.admit(project, &name, 0)?;

@@ -23,15 +23,14 @@ pub enum WriteFailure {
         cause: String,
     },
     /// Nothing was changed: some nodes may not be able to read the change yet. Upgrade them.
-    #[error(
-        "this needs version {needs} of the cluster, which is at version {active}: run the new version of ensign on every node; \
-         `ensign cluster version` shows which are behind, or what else holds the cluster back"
-    )]
+    #[error("this needs version {needs} of the cluster, which is at version {active}: {why}")]
     NotYet {
         /// What it needs.
         needs: ClusterVersion,
         /// What the cluster has.
         active: ClusterVersion,
+        /// Which nodes are behind, or what else holds the cluster back, and what to do about each.
+        why: String,
     },
     /// Our bug; nothing was changed.
     #[error("the catalog refused a change: {cause}")]

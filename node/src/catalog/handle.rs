@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,6 +11,7 @@ use ensign_proto::{ApiKeyId, ClusterVersion, GroupId, LogIndex, NodeId, OrgId, P
 use ensign_raft::env::{Clock, Rng, Stop};
 use ensign_raft::{ProposeError, ReadError};
 use ensign_storage::EntryId;
+use futures::future::BoxFuture;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::warn;
@@ -72,6 +73,13 @@ pub struct CatalogParts {
     pub rng: Arc<dyn Rng>,
 }
 
+/// Finds out which nodes keep the cluster from a version, or what else does, and what to do about it.
+pub type WhyNotYet = dyn Fn(ClusterVersion) -> BoxFuture<'static, Option<String>> + Send + Sync;
+
+/// As long as nobody can be asked.
+const NOT_YET: &str = "run the new version of ensign on every node; `ensign cluster version` shows which are behind, or what else holds the \
+                       cluster back";
+
 /// The catalog on this node: everything a [`View`] reads, and changes. Clones are cheap and share it.
 ///
 /// Dropping a change midway may or may not have carried it out. When a change returns, a majority holds it, and this node's
@@ -80,6 +88,7 @@ pub struct CatalogParts {
 pub struct Catalog {
     pub(super) parts: Arc<CatalogParts>,
     freshness: Arc<Freshness>,
+    why_not_yet: Arc<OnceLock<Arc<WhyNotYet>>>,
 }
 
 impl fmt::Debug for Catalog {
@@ -100,7 +109,12 @@ impl Catalog {
     /// The catalog of this node.
     pub fn new(parts: CatalogParts) -> Self {
         let freshness = Arc::new(Freshness::new(Arc::clone(&parts.clock), parts.fresh_for));
-        Self { parts: Arc::new(parts), freshness }
+        Self { parts: Arc::new(parts), freshness, why_not_yet: Arc::default() }
+    }
+
+    /// From now on a change that the cluster's version does not allow is refused with what this answers. The first one stays.
+    pub fn explain_not_yet(&self, why: Arc<WhyNotYet>) {
+        let _ = self.why_not_yet.set(why);
     }
 
     /// The reading half.
@@ -229,7 +243,7 @@ impl Catalog {
     pub(super) async fn write(&self, command: Command) -> Result<Result<Outcome, Refusal>, WriteFailure> {
         let active = self.cluster_version();
         let command = command.for_version(active);
-        self.require(command.needs())?;
+        self.require(command.needs()).await?;
         let payload = command.encode();
         let deadline = Instant::now() + DEADLINE;
         let mut back_off = BACK_OFF_MIN;
@@ -259,13 +273,20 @@ impl Catalog {
         }
     }
 
-    /// Whether the cluster's version is at least that. A view that trails says no too often, never yes.
+    /// Whether the cluster's version is at least that. A view that trails says no too often, never yes. Asks around for who is behind.
     ///
     /// # Errors
     /// [`WriteFailure::NotYet`].
-    pub fn require(&self, needs: ClusterVersion) -> Result<(), WriteFailure> {
+    pub async fn require(&self, needs: ClusterVersion) -> Result<(), WriteFailure> {
         let active = self.cluster_version();
-        if needs <= active { Ok(()) } else { Err(WriteFailure::NotYet { needs, active }) }
+        if needs <= active {
+            return Ok(());
+        }
+        let asked = match self.why_not_yet.get() {
+            Some(ask) => ask(needs).await,
+            None => None,
+        };
+        Err(WriteFailure::NotYet { needs, active, why: asked.unwrap_or_else(|| NOT_YET.to_owned()) })
     }
 
     /// Raises the cluster's version, for ever. The caller has asked every node whether it speaks it: one that does not stops, and

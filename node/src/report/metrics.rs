@@ -4,6 +4,8 @@ use ensign_proto::GroupId;
 use ensign_proto::pb::admin::v1 as pb;
 use metrics::{Unit, describe_gauge, gauge};
 
+use crate::members::voters_wanted;
+
 const REPLICAS: &str = "ensign_replicas";
 const LEADERLESS: &str = "ensign_replicas_without_leader";
 const DAMAGED: &str = "ensign_replicas_damaged";
@@ -14,6 +16,9 @@ const UNCOMMITTED: &str = "ensign_groups_uncommitted";
 const DISK: &str = "ensign_disk_bytes";
 const DISK_FREE: &str = "ensign_disk_free_bytes";
 const VOTERS: &str = "ensign_group_voters";
+const VOTERS_WANTED: &str = "ensign_group_voters_wanted";
+const VERSION: &str = "ensign_cluster_version";
+const SPEAKS: &str = "ensign_cluster_version_spoken";
 const LEARNERS: &str = "ensign_group_learners";
 const READY: &str = "ensign_ready";
 
@@ -35,6 +40,9 @@ pub(crate) fn describe() {
     describe_gauge!(DISK, Unit::Bytes, "Size of the file system of the data directory");
     describe_gauge!(DISK_FREE, Unit::Bytes, "Free bytes of the file system of the data directory");
     describe_gauge!(VOTERS, "Voters of the catalog and of the vault, told by the node that leads them; 0 elsewhere");
+    describe_gauge!(VOTERS_WANTED, "As many voters as they could have with their members that answer, told likewise");
+    describe_gauge!(VERSION, "The cluster's version, as this node knows it");
+    describe_gauge!(SPEAKS, "The newest version of the cluster that this node speaks");
     describe_gauge!(LEARNERS, "Their members without a vote, told likewise");
     describe_gauge!(READY, "1 while the node serves and nothing is not well, as /readyz says");
 }
@@ -61,9 +69,41 @@ pub(super) fn observe(report: &pb::NodeReport, alive: impl Fn(u64) -> bool) {
     for (id, name) in [(GroupId::CATALOG, "catalog"), (GroupId::VAULT, "vault")] {
         let members = || led().filter(|group| group.group_id == id.0).flat_map(|group| &group.members);
         gauge!(VOTERS, "group" => name).set(members().filter(|it| it.voter).count() as f64);
+        gauge!(VOTERS_WANTED, "group" => name).set(wanted(report, id, &alive) as f64);
         gauge!(LEARNERS, "group" => name).set(members().filter(|it| !it.voter).count() as f64);
     }
+    gauge!(VERSION).set(f64::from(report.cluster_version));
+    gauge!(SPEAKS).set(f64::from(report.speaks));
     gauge!(DISK).set(report.disk_bytes as f64);
     gauge!(DISK_FREE).set(report.disk_free_bytes as f64);
     gauge!(READY).set(f64::from(u8::from(report.phase == "serving" && report.troubles.is_empty())));
+}
+
+/// How many voters a group that this node leads could have with those of its members that answer; 0 if another node leads it.
+fn wanted(report: &pb::NodeReport, id: GroupId, alive: impl Fn(u64) -> bool) -> usize {
+    let led = report.groups.iter().find(|group| group.group_id == id.0 && group.leader == report.node_id);
+    let answers = |member: &&pb::MemberReport| member.node_id == report.node_id || alive(member.node_id);
+    led.map_or(0, |group| voters_wanted(group.members.iter().filter(answers).count()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn led_by(leader: u64, voters: u64, learners: u64) -> pb::NodeReport {
+        let member = |node_id| pb::MemberReport { node_id, voter: node_id <= voters, lag: 0 };
+        let members = (1..=voters + learners).map(member).collect();
+        let group = pb::GroupReport { group_id: GroupId::CATALOG.0, leader, members, ..pb::GroupReport::default() };
+        pb::NodeReport { node_id: 1, groups: vec![group], ..pb::NodeReport::default() }
+    }
+
+    #[test]
+    fn a_group_could_have_as_many_voters_as_its_living_members_allow() {
+        let wanted = |report: &pb::NodeReport, dead: u64| wanted(report, GroupId::CATALOG, |node| node != dead);
+        // One node, or two, can have no three voters: nothing is missing there.
+        assert_eq!((wanted(&led_by(1, 1, 0), 0), wanted(&led_by(1, 1, 1), 0)), (1, 1));
+        assert_eq!((wanted(&led_by(1, 1, 2), 0), wanted(&led_by(1, 1, 2), 3)), (3, 1));
+        assert_eq!(wanted(&led_by(1, 3, 2), 0), 5);
+        assert_eq!(wanted(&led_by(2, 3, 2), 0), 0, "another node tells");
+    }
 }

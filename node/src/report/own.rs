@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ensign_keyvault::{Holder, Vault};
-use ensign_proto::NodeId;
 use ensign_proto::pb::admin::v1 as pb;
+use ensign_proto::{ClusterVersion, NodeId};
 use ensign_raft::env::{Clock, Stop, UnixNanos};
 use ensign_raft::{GroupStatus, Health as GroupHealth, Runtime};
 
 use crate::health::{Health, Phase};
 use crate::partition::Partitions;
+use crate::peers::Speaks;
 
 use super::metrics;
 
@@ -40,6 +41,10 @@ pub struct ReporterParts {
     pub health: Health,
     /// When its certificate for peers runs out, where that is known.
     pub certificate_expires: Arc<dyn Fn() -> Option<UnixNanos> + Send + Sync>,
+    /// What it speaks, and whether it holds the cluster back.
+    pub speaks: Speaks,
+    /// The cluster's version, as it knows it.
+    pub cluster_version: Arc<dyn Fn() -> ClusterVersion + Send + Sync>,
     /// What time it is.
     pub clock: Arc<dyn Clock>,
 }
@@ -111,6 +116,9 @@ impl Reporter {
                 .take(GROUPS_MAX)
                 .map(group_report)
                 .collect(),
+            speaks: parts.speaks.newest.0,
+            holds_version: parts.speaks.held,
+            cluster_version: (parts.cluster_version)().0,
         }
     }
 }

@@ -1,26 +1,30 @@
 //! One end of a pipe, played by hand.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use ensign_proto::{ClusterVersion, GroupId, NodeId};
+use ensign_storage::{MemoryLog, NodeLog as _};
 use futures::future::BoxFuture;
-use openraft::raft::VoteRequest;
+use openraft::EntryPayload;
+use openraft::raft::{StreamAppendError, VoteRequest};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use crate::config::{GroupSpec, Mode};
 use crate::env::{Lane, Pipe, SeededRng, SystemClock, Tasks, Transport, TransportError};
 use crate::net::message::{self, Answer, Body, Frame, Message, Refusal, Request};
 use crate::runtime::Runtime;
-use crate::testing::{MemoryNet, quick};
-use crate::types::Vote;
+use crate::testing::{Journal, MemoryNet, quick};
+use crate::types::{AppendRequest, LogId, RaftEntry, Vote};
 
 /// A peer that writes its frames itself.
 struct Peer {
     to: mpsc::Sender<Bytes>,
     from: mpsc::Receiver<Bytes>,
-    _runtime: Runtime,
+    runtime: Runtime,
 }
 
 fn node_1_hears_node(peer: u64) -> Peer {
@@ -29,7 +33,7 @@ fn node_1_hears_node(peer: u64) -> Peer {
     let runtime = Runtime::new(quick(NodeId(1)), net.transport(NodeId(1)), Arc::new(SystemClock), rng, Tasks::new());
     let ((to, incoming), (outgoing, from)) = (mpsc::channel(8), mpsc::channel(8));
     runtime.accept(NodeId(peer), Lane::Control, Pipe { outgoing, incoming, version: ClusterVersion::NEWEST });
-    Peer { to, from, _runtime: runtime }
+    Peer { to, from, runtime }
 }
 
 impl Peer {
@@ -92,6 +96,39 @@ async fn a_peer_that_sends_garbage_loses_its_pipe() {
         peer.to.send(Bytes::copy_from_slice(garbage)).await.unwrap();
         assert!(peer.answer().await.is_none(), "{garbage:?}");
     }
+}
+
+#[tokio::test]
+async fn a_peer_that_leads_or_stands_in_a_term_that_is_over_changes_nothing_and_hears_of_the_newer_one() {
+    let mut peer = node_1_hears_node(2);
+    let log = MemoryLog::new();
+    let spec = GroupSpec { id: GroupId(99), voters: BTreeSet::new(), mode: Mode::Member };
+    peer.runtime.start(spec, log.group(GroupId(99)), Journal::default()).await.unwrap();
+    let blank = |term| {
+        let (id, payload) = (LogId::new_term_index(term, 0), EntryPayload::Blank);
+        let request = AppendRequest {
+            vote: Vote::new_committed(term, 2),
+            prev_log_id: None,
+            entries: vec![RaftEntry { log_id: id, payload }],
+            leader_commit: None,
+        };
+        Request::Append { stream: 0, request }
+    };
+    peer.send(blank(5)).await;
+    let first = peer.answer().await;
+    assert!(matches!(first, Some((7, Answer::Append(Ok(_))))), "term 5 is the first it hears of: {first:?}");
+    let held = log.group(GroupId(99)).state();
+
+    let newer = Vote::new_committed(5, 2);
+    peer.send(blank(3)).await;
+    let Some((7, Answer::Append(Err(StreamAppendError::HigherVote(told))))) = peer.answer().await else {
+        panic!("an old leader was heard")
+    };
+    assert_eq!(told, newer);
+    peer.send(Request::Vote(VoteRequest::new(Vote::new(4, 2), Some(LogId::new_term_index(4, 9))))).await;
+    let Some((7, Answer::Vote(answer))) = peer.answer().await else { panic!("no answer to a candidate") };
+    assert!(!answer.vote_granted && answer.vote == newer, "{answer:?}");
+    assert_eq!(log.group(GroupId(99)).state(), held, "its log and vote are as they were");
 }
 
 /// Pipes to a peer that says it speaks this, and what comes out of them.

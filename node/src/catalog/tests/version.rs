@@ -20,10 +20,103 @@ fn full_record() -> NodeRecord {
     NodeRecord { version: V2, http: "b:8088".to_owned(), grpc: "b:5356".to_owned(), ..node(2, "b", 7, 70) }
 }
 
+const BEHIND: &str = "node 3 speaks version 1: run the new version of ensign on it";
+
+/// Which kind of command it is, and whether nodes of the first version know it. A new kind does not compile without an answer.
+fn kind(command: &Command) -> (u8, bool) {
+    match command {
+        Command::PutNode(_) => (1, true),
+        Command::CreateOrganization { .. } => (2, true),
+        Command::CreateProject(_) => (3, true),
+        Command::CreateTopic(_) => (4, true),
+        Command::SetTopicState { .. } => (5, true),
+        Command::SetTopicPolicies { .. } => (6, true),
+        Command::FinishDestroy { .. } => (7, true),
+        Command::CreateApiKey(_) => (8, true),
+        Command::RevokeApiKey { .. } => (9, true),
+        Command::AddSigningKey(_) => (10, true),
+        Command::RetireSigningKey { .. } => (11, true),
+        Command::SetClusterVersion(_) => (12, true),
+        Command::CreateTopics(_) => (13, false),
+        Command::SetQuota { .. } => (14, false),
+        Command::SetPlacementDefaults { .. } => (15, false),
+        Command::SetNodeState { .. } => (16, false),
+        Command::AlterTopic { .. } => (17, false),
+        Command::StartMove { .. } => (18, false),
+        Command::CancelMove { .. } => (19, false),
+        Command::FinishMove { .. } => (20, false),
+        Command::ReportMove { .. } => (21, false),
+        Command::SetAuthority(_) => (22, false),
+        Command::CreateJoinToken(_) => (23, false),
+        Command::RevokeJoinToken { .. } => (24, false),
+        Command::Join(_) => (25, false),
+        Command::RevokeNode { .. } => (26, false),
+    }
+}
+
+/// One of every kind that nodes of the first version do not know.
+fn newer_commands() -> Vec<Command> {
+    let (topic, assignment, at, by) = (topic(1), 0, at(1), NodeId(1));
+    let report = MoveReport { phase: MovePhase::Waiting, behind: 0, waiting: String::new(), by, at };
+    vec![
+        Command::CreateTopics(vec![new_topic(8, 9, 8)]),
+        Command::SetQuota { project: None, change: QuotaChange::default() },
+        Command::SetPlacementDefaults { founders: nodes(3), replication: 3 },
+        Command::SetNodeState { node: NodeId(2), state: NodeState::Draining, at },
+        Command::AlterTopic { topic, placement: Placement::anywhere(1), at },
+        Command::StartMove { topic, assignment, target: nodes(3), reason: MoveReason::Operator, at },
+        Command::CancelMove { topic, assignment, at },
+        Command::FinishMove { topic, assignment, replicas: nodes(3) },
+        Command::ReportMove { topic, assignment, report },
+        Command::SetAuthority(ClusterAuthority { certificate: "PEM".to_owned(), created: at }),
+        Command::CreateJoinToken(join_token(1, 2)),
+        Command::RevokeJoinToken { token: [1; 16], at },
+        Command::Join(join(1, 1, "c")),
+        Command::RevokeNode { node: NodeId(3), at },
+    ]
+}
+
+fn explain(catalog: &Catalog) {
+    catalog.explain_not_yet(Arc::new(|needs| Box::pin(std::future::ready((needs == V2).then(|| BEHIND.to_owned())))));
+}
+
+#[tokio::test]
+async fn every_command_that_some_nodes_do_not_know_is_refused_with_their_names_and_what_to_do() {
+    let (catalog, proposed, _) = first_version().await;
+    explain(&catalog);
+    let before = proposed.all().len();
+    let commands = newer_commands();
+    for command in &commands {
+        assert_eq!(command.needs(), V2, "{command:?}");
+        let refused = catalog.write(command.clone()).await.unwrap_err();
+        assert_eq!(refused, WriteFailure::NotYet { needs: V2, active: V1, why: BEHIND.to_owned() }, "{command:?}");
+        let said = format!("this needs version 2 of the cluster, which is at version 1: {BEHIND}");
+        assert_eq!(refused.to_string(), said, "{command:?}");
+    }
+    assert_eq!(proposed.all().len(), before, "nothing was proposed");
+    let tried: BTreeSet<_> = commands.iter().map(kind).collect();
+    assert_eq!(tried, (13..=26).map(|kind| (kind, false)).collect(), "a kind that they do not know was not tried");
+    // A kind that they do know is written without what they would drop.
+    let mut known: Vec<Command> = sample_commands().into_iter().filter(|command| kind(command).1).collect();
+    known.push(Command::SetClusterVersion(V2));
+    assert!(known.iter().all(|command| command.clone().for_version(V1).needs() == V1));
+    let tried: BTreeSet<_> = known.iter().map(kind).collect();
+    assert_eq!(tried, (1..=12).map(|kind| (kind, true)).collect(), "a kind that they know was not tried");
+}
+
+#[tokio::test]
+async fn as_long_as_nobody_can_be_asked_a_refusal_says_where_to_look() {
+    let (catalog, _, _) = first_version().await;
+    let refused = catalog.revoke_node(NodeId(3)).await.unwrap_err().to_string();
+    assert!(refused.contains("run the new version of ensign on every node"), "{refused}");
+    assert!(refused.contains("`ensign cluster version` shows which are behind"), "{refused}");
+}
+
 #[tokio::test]
 async fn nothing_that_a_node_of_the_first_version_cannot_apply_is_proposed_before_all_can() {
     let (catalog, proposed, project) = first_version().await;
-    let not_yet = WriteFailure::NotYet { needs: V2, active: V1 };
+    explain(&catalog);
+    let not_yet = WriteFailure::NotYet { needs: V2, active: V1, why: BEHIND.to_owned() };
     let change = QuotaChange { topics: Change::Set(Limit::At(1)), ..QuotaChange::default() };
     assert_eq!(catalog.set_quota(Some(project), change).await, Err(SetQuotaError::Write(not_yet.clone())));
     let refused = Err(JoinError::Write(not_yet.clone()));
@@ -32,8 +125,9 @@ async fn nothing_that_a_node_of_the_first_version_cannot_apply_is_proposed_befor
     assert_eq!(catalog.set_authority("pem").await, refused);
     assert_eq!(catalog.join(join(1, 1, "a")).await, Err(JoinError::Write(not_yet.clone())));
     assert_eq!(catalog.revoke_node(NodeId(3)).await, Err(not_yet.clone()));
-    let message = not_yet.to_string();
-    assert!(message.contains("needs version 2") && message.contains("ensign cluster version"), "{message}");
+    let wish = PlacementWish { replication: Some(1), ..PlacementWish::default() };
+    let placed = catalog.create_topic_at(project, name(4), TopicPolicies::default(), wish).await;
+    assert_eq!(placed.err(), Some(CreateTopicError::Write(not_yet)));
 
     // What can do without is written as the first version wrote it.
     let names = (0..3).map(name).collect();

@@ -83,6 +83,7 @@ pub(super) fn diagnose(before: &pb::ClusterReportReply, now: &pb::ClusterReportR
         }
     }
     of_versions(now, &mut findings);
+    of_held_back(now, &mut findings);
     let (earlier, groups) = (leaders(before), groups(now));
     of_leaderless(&groups, &silent, &mut findings);
     councils::of_voters(now, &groups, &silent, &mut findings);
@@ -179,6 +180,39 @@ fn of_versions(now: &pb::ClusterReportReply, findings: &mut Vec<Finding>) {
             what: format!("nodes run different versions: {}", list.join(", ")),
             remedy: "finish the rolling upgrade".to_owned(),
         });
+    }
+}
+
+/// Nodes that speak a newer version than the cluster has, and which nodes keep it from them.
+fn of_held_back(now: &pb::ClusterReportReply, findings: &mut Vec<Finding>) {
+    let reports = || now.nodes.iter().filter_map(|it| it.report.as_ref());
+    // Who does not tell speaks the first version.
+    let speaks = |report: &pb::NodeReport| report.speaks.max(1);
+    let active = reports().map(|report| report.cluster_version).max().unwrap_or_default().max(1);
+    let newest = reports().map(speaks).max().unwrap_or_default();
+    if newest <= active {
+        return;
+    }
+    let mut held_back = |severity, nodes: Vec<u64>, why: String, remedy: String| {
+        let what = format!("the cluster stays at version {active}, and could be at {newest}: {why}");
+        findings.push(Finding { severity, code: "version-held-back", nodes, groups: Vec::new(), what, remedy });
+    };
+    for report in reports().filter(|report| speaks(report) < newest) {
+        let (node, spoken) = (report.node_id, speaks(report));
+        let why = format!("node {node} runs {} and speaks version {spoken}", report.version);
+        held_back(Severity::Warning, vec![node], why, format!("run the new version of ensign on node {node}"));
+    }
+    for node in now.nodes.iter().filter(|it| it.report.is_none()).map(|it| it.node_id) {
+        let remedy = format!(
+            "start node {node} with the new version of ensign, or remove it, or go on without it: `ensign cluster upgrade --without {node}`"
+        );
+        held_back(Severity::Warning, vec![node], format!("node {node} does not say what it speaks"), remedy);
+    }
+    let holders: Vec<u64> = reports().filter(|report| report.holds_version).map(|report| report.node_id).collect();
+    if !holders.is_empty() {
+        let why = format!("cluster.upgrade is \"manual\" on {}", join(&holders));
+        let remedy = "`ensign cluster upgrade` raises it, for ever, once every node speaks it".to_owned();
+        held_back(Severity::Note, holders, why, remedy);
     }
 }
 

@@ -29,6 +29,8 @@ fn healthy() -> pb::ClusterReportReply {
             disk_free_bytes: 600,
             lease_left: Some(prost_types::Duration { seconds: 7, nanos: 0 }),
             replicas: 2,
+            speaks: 2,
+            cluster_version: 2,
             leads: groups.len() as u64,
             groups,
             ..Default::default()
@@ -235,4 +237,33 @@ fn a_group_with_fewer_voters_than_it_could_have_is_found() {
     catalog(&mut now).group_id = 2;
     report(&mut now, 2).sealed = "no root key".to_owned();
     assert!(diagnose(&now, &now).iter().all(|it| it.code != "too-few-voters"));
+}
+
+#[test]
+fn who_holds_the_clusters_version_back_is_found_by_name() {
+    let held_back = |now: &pb::ClusterReportReply| -> Vec<Finding> {
+        diagnose(now, now).into_iter().filter(|it| it.code == "version-held-back").collect()
+    };
+    let mut now = healthy();
+    assert!(held_back(&now).is_empty());
+    // All speak the next one: it rises by itself.
+    for node in 1..=3 {
+        report(&mut now, node).speaks = 3;
+    }
+    assert!(held_back(&now).is_empty());
+    (report(&mut now, 2).speaks, report(&mut now, 2).version) = (2, "0.9.0".to_owned());
+    let found = held_back(&now);
+    assert_eq!((found.len(), found[0].severity, found[0].nodes.as_slice()), (1, Severity::Warning, &[2][..]));
+    assert!(
+        found[0].what.ends_with("stays at version 2, and could be at 3: node 2 runs 0.9.0 and speaks version 2"),
+        "{found:?}"
+    );
+    assert_eq!(found[0].remedy, "run the new version of ensign on node 2");
+    silence(&mut now, 2);
+    report(&mut now, 3).holds_version = true;
+    let found = held_back(&now);
+    let nodes: Vec<_> = found.iter().map(|it| (it.severity, it.nodes.as_slice())).collect();
+    assert_eq!(nodes, [(Severity::Warning, &[2][..]), (Severity::Note, &[3][..])]);
+    assert!(found[0].remedy.contains("`ensign cluster upgrade --without 2`"), "{found:?}");
+    assert!(found[1].what.contains("cluster.upgrade is \"manual\" on 3"), "{found:?}");
 }
