@@ -192,7 +192,8 @@ impl DiskFile for RealFile {
     }
 
     fn reserve(&self, end: u64, len: u64) -> io::Result<()> {
-        match rustix::fs::fallocate(&self.0, FallocateFlags::empty(), end, len.saturating_sub(end)) {
+        let reserve = || rustix::fs::fallocate(&self.0, FallocateFlags::empty(), end, len.saturating_sub(end));
+        match rustix::io::retry_on_intr(reserve) {
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => write_zeros(self, end, len),
             reserved => Ok(reserved?),
         }

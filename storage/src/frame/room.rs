@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Zeros cost more than data: their pages are fresh ones. So they are written as late as can be: all that redb may need for
-//! what may be queued now, and the rest bit by bit, so that it is there when redb asks for it. And while much is queued none are written.
+//! what may be queued now, and the rest bit by bit, so that it is there when redb asks for it. And while much is queued the room is only reserved, where the file system can.
 
 use std::sync::atomic::Ordering;
 
