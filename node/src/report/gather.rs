@@ -119,7 +119,7 @@ impl PeerReports {
     }
 
     async fn ask_peer(&self, node: NodeId) -> Result<pb::NodeReport, String> {
-        let channel = self.channels.control(node).ok_or("this node does not know how to reach it")?;
+        let channel = self.channels.bulk(node).ok_or("this node does not know how to reach it")?;
         let mut client = ReportClient::new(channel).max_decoding_message_size(REPORT_MAX);
         match timeout(PATIENCE, client.node(peer::NodeReportRequest {})).await {
             Ok(Ok(report)) => Ok(report.into_inner()),
