@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -13,6 +14,7 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
 use tonic::transport::server::{Connected, TcpConnectInfo};
@@ -119,6 +121,17 @@ impl Guest {
     /// Another place, which is free again with this one.
     pub(crate) fn hold(&mut self, place: OwnedSemaphorePermit) {
         self.more = Some(place);
+    }
+
+    /// Has another runtime wait for what comes and goes on this connection. Only once the greeting is over.
+    ///
+    /// # Errors
+    /// The process has too many open files.
+    pub(crate) fn move_to(&mut self, runtime: &Handle) -> io::Result<()> {
+        let stream = std::net::TcpStream::from(self.stream.as_fd().try_clone_to_owned()?);
+        let _entered = runtime.enter();
+        self.stream = TcpStream::from_std(stream)?;
+        Ok(())
     }
 }
 

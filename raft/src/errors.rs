@@ -43,6 +43,14 @@ pub enum StartError {
         /// What the storage, or the state machine, said.
         cause: Arc<str>,
     },
+    /// The group's first entry finds no room. Nothing is lost: start it again when there is some.
+    #[error("group {group} cannot begin: the disk is full: {cause}")]
+    DiskFull {
+        /// Which one.
+        group: GroupId,
+        /// What the disk said.
+        cause: Arc<str>,
+    },
     /// The runtime is shutting down.
     #[error("the raft runtime is stopping")]
     Stopping,

@@ -9,7 +9,8 @@
 //! It is dead after [`MISSED_MAX`] heartbeats without an answer and at least `election_min` of silence: what a follower takes
 //! its leader for, but for all groups of the peer together, and also while these sleep. A peer whose answers have lately been slow
 //! is given more time, within a bound: one with much to do is not dead, and to elect other leaders for all of its groups would only give the
-//! rest as much to do. It is given none where its connection breaks, as it does when a process dies.
+//! rest as much to do. It is given none where it takes no connection, as when its process has died. A node whose other threads are stuck does
+//! not answer.
 //!
 //! A ping carries the incarnation, which
 //! a node raises with each start: a peer that restarted within a heartbeat has died all the same, with whatever it knew only
@@ -18,6 +19,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -83,6 +85,9 @@ struct Inner {
     tasks: Tasks,
     peers: Mutex<BTreeMap<NodeId, Watched>>,
     changes: watch::Sender<u64>,
+    /// When this node's other threads were last seen at work, in milliseconds after `origin`.
+    pulse: AtomicU64,
+    origin: Instant,
 }
 
 struct Watched {
@@ -103,8 +108,8 @@ enum Pinged {
         took: Duration,
     },
     Unanswered,
-    /// There is no connection, or it broke.
-    Broken,
+    /// There is no connection.
+    Unreachable,
 }
 
 impl fmt::Debug for Liveness {
@@ -116,7 +121,8 @@ impl fmt::Debug for Liveness {
 impl Liveness {
     pub(crate) fn new(node: NodeId, incarnation: u64, timing: Timing, tasks: Tasks) -> Self {
         let (peers, changes) = (Mutex::default(), watch::Sender::new(0));
-        Self { inner: Arc::new(Inner { node, incarnation, timing, tasks, peers, changes }) }
+        let (pulse, origin) = (AtomicU64::new(0), Instant::now());
+        Self { inner: Arc::new(Inner { node, incarnation, timing, tasks, peers, changes, pulse, origin }) }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, Watched>> {
@@ -218,7 +224,7 @@ impl Liveness {
                         self.took(peer, took);
                         self.answered(peer, incarnation);
                     }
-                    Pinged::Broken => self.broke(peer),
+                    Pinged::Unreachable => self.lost(peer),
                     Pinged::Unanswered => {}
                 }
             }
@@ -242,8 +248,9 @@ impl Liveness {
         match timeout(patience, asking).await {
             Ok(Ok(Answer::Alive { incarnation })) => answered(incarnation),
             Ok(Ok(Answer::Pong)) => answered(UNTOLD),
-            Ok(Err(_)) => Pinged::Broken,
-            Ok(Ok(_)) | Err(_) => Pinged::Unanswered,
+            Ok(Err(Broken::Unreachable(_))) => Pinged::Unreachable,
+            // It breaks as well when this node waits in vain: the next connection tells.
+            Ok(Ok(_) | Err(Broken::Pipe | Broken::Older)) | Err(_) => Pinged::Unanswered,
         }
     }
 
@@ -253,10 +260,21 @@ impl Liveness {
         }
     }
 
-    fn broke(&self, peer: NodeId) {
+    fn lost(&self, peer: NodeId) {
         if let Some(watched) = self.lock().get_mut(&peer) {
-            watched.broke();
+            watched.lost();
         }
+    }
+
+    /// This node's other threads do their work. Called with each heartbeat, by one of them.
+    pub(crate) fn pulse(&self) {
+        self.inner.pulse.store(self.inner.origin.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// Whether this node should be taken for dead although the thread that asks is well: it answers for a node that does nothing else.
+    pub(crate) fn is_stuck(&self) -> bool {
+        let pulse = Duration::from_millis(self.inner.pulse.load(Ordering::Relaxed));
+        self.inner.origin.elapsed().saturating_sub(pulse) > self.inner.timing.election_min * SLOW_MAX
     }
 
     /// Another heartbeat has passed.
@@ -341,7 +359,7 @@ impl Watched {
         self.slowest = took.max(self.slowest * 7 / 8);
     }
 
-    fn broke(&mut self) {
+    fn lost(&mut self) {
         self.slowest = Duration::ZERO;
     }
 
@@ -420,12 +438,12 @@ mod tests {
 
     #[test]
     fn a_peer_that_answers_slowly_is_waited_for_within_a_bound() {
-        let died_after = |slow: Duration, broke: bool| {
+        let died_after = |slow: Duration, lost: bool| {
             let (mut peer, now) = watched();
             peer.took(slow);
             peer.answered(now, 7);
-            if broke {
-                peer.broke();
+            if lost {
+                peer.lost();
             }
             (1..=20).find(|beat| peer.beat(now + BEAT * *beat, MIN)).map(|beat| BEAT * beat)
         };
@@ -433,6 +451,19 @@ mod tests {
         assert_eq!(died_after(Duration::from_millis(700), false), Some(BEAT * 7));
         assert_eq!(died_after(Duration::from_mins(1), false), Some(MIN * SLOW_MAX), "for so long and no longer");
         assert_eq!(died_after(Duration::from_mins(1), true), Some(BEAT * 4), "its process is gone");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_whose_threads_are_stuck_knows() {
+        let timing = Timing::LAN;
+        let liveness = Liveness::new(NodeId(1), 1, timing, Tasks::new());
+        let bound = timing.election_min * SLOW_MAX;
+        tokio::time::advance(bound).await;
+        assert!(!liveness.is_stuck());
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(liveness.is_stuck());
+        liveness.pulse();
+        assert!(!liveness.is_stuck());
     }
 
     #[test]

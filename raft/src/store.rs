@@ -66,22 +66,26 @@ impl Store {
 /// See [`Store::durable`].
 pub(crate) async fn durable(replica: &Replica, submit: impl Fn(&dyn GroupLog, Done)) -> Result<(), LogError> {
     loop {
-        let (sender, receiver) = oneshot::channel();
-        submit(
-            &*replica.log,
-            Box::new(move |result| {
-                let _ = sender.send(result);
-            }),
-        );
-        match receiver.await {
-            Ok(Err(LogError::Full { cause })) => replica.wait_for_room(&cause, FULL_PAUSE).await?,
-            Ok(result) => {
+        match once(replica, &submit).await {
+            Err(LogError::Full { cause }) => replica.wait_for_room(&cause, FULL_PAUSE).await?,
+            result => {
                 replica.has_room();
                 return result;
             }
-            Err(_dropped) => return Err(LogError::Closed),
         }
     }
+}
+
+/// Submits an operation and waits until it is durable, or refused.
+pub(crate) async fn once(replica: &Replica, submit: impl Fn(&dyn GroupLog, Done)) -> Result<(), LogError> {
+    let (sender, receiver) = oneshot::channel();
+    submit(
+        &*replica.log,
+        Box::new(move |result| {
+            let _ = sender.send(result);
+        }),
+    );
+    receiver.await.unwrap_or(Err(LogError::Closed))
 }
 
 /// Waits until the log has space for an append or a snapshot, or would refuse it.

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ensign_proto::{ClusterVersion, LogIndex, NodeId, Term};
-use ensign_storage::{Entry, EntryId};
+use ensign_storage::{Entry, EntryId, LogError};
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::{Config, ServerState, SnapshotPolicy};
 use tokio::sync::oneshot;
@@ -129,7 +129,11 @@ async fn start_core(replica: &Arc<Replica>, peers: &Arc<Peers>, spec: &GroupSpec
     let settings = Arc::new(settings(&replica.config, spec, peers.version())?);
     let ready = if founds(replica, spec) {
         let first = first_entry(spec);
-        store::durable(replica, move |log, done| log.append(vec![first.clone()], done)).await
+        // Whoever starts groups must not wait for room: what it does next may make some.
+        match store::once(replica, move |log, done| log.append(vec![first.clone()], done)).await {
+            Err(LogError::Full { cause }) => return Err(StartError::DiskFull { group: spec.id, cause }),
+            done => done,
+        }
     } else {
         // A core takes what it finds for durable. After a core's death the tail, or a vote, may still be on its way to the disk,
         // so let it arrive first: a truncation of nothing is a barrier. An empty log needs it too, for the vote's sake.

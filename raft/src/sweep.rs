@@ -191,6 +191,7 @@ impl Sweeper {
 
     /// Looks at every replica once.
     fn sweep(&mut self, work: &Work) {
+        self.local.liveness.pulse();
         let now = Instant::now();
         let rewatches = now >= self.rewatch_at;
         if rewatches {

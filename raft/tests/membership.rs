@@ -222,17 +222,20 @@ async fn a_founder_holds_the_first_entry_before_it_hears_of_anyone() {
     poll("membership", || group.members().voters == nodes([1, 2, 3])).await;
 }
 
-/// What is left of a first leader that dies as soon as it is elected: the others have voted, and nobody sent them anything.
+/// The first leader dies as soon as it is elected: the others have voted, and hold what they founded the group with and no more.
 #[tokio::test]
-async fn voters_that_have_only_voted_elect_another_leader() {
+async fn voters_that_have_only_founded_and_voted_elect_another_leader() {
     let mut cluster = Cluster::start(3).await;
     cluster.leader().await;
-    let mut votes = Vec::new();
+    let mut left = Vec::new();
     for node in [1, 2, 3].map(NodeId) {
-        votes.push((node, cluster.crash(node).await.group(GROUP).state().vote.expect("it has voted")));
+        let log = cluster.crash(node).await.group(GROUP);
+        let first = log.read(LogIndex(0)..LogIndex(1), ByteCount(u64::MAX)).expect("it is readable");
+        left.push((node, first, log.state().vote.expect("it has voted")));
     }
-    for (node, vote) in votes.into_iter().skip(1) {
+    for (node, first, vote) in left.into_iter().skip(1) {
         let log = MemoryLog::new();
+        log.group(GROUP).append(first, Box::new(|done| done.expect("durable")));
         log.group(GROUP).save_vote(vote, Box::new(|done| done.expect("durable")));
         cluster.start_node(node, log).await;
     }

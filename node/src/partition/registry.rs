@@ -16,7 +16,7 @@ use ensign_storage::NodeLog;
 use futures::{FutureExt as _, StreamExt as _};
 use thiserror::Error;
 use tokio::sync::watch;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::batcher::{Admission, BatchLimits, BatcherParts};
 use super::elsewhere::{Counting, Elsewhere, ReadLink};
@@ -367,6 +367,11 @@ impl Partitions {
                 true
             }
             Err(error) => {
+                if let StartError::DiskFull { .. } = error {
+                    // That the disk is full is said where it is seen.
+                    debug!(topic = %topic.id, %error, "a partition waits for room");
+                    return false;
+                }
                 let broken = matches!(error, StartError::Storage { .. });
                 // It is tried again and again, and said once.
                 let known =

@@ -153,11 +153,17 @@ fn split(listener: TcpListener, tls: &PeerTls, doors: Doors, tasks: &Tasks) {
     });
     let mut entrance = Entrance::new("peer-server", Door::new("peer-server", listener, PLACES), Some(choose), tasks);
     let places = Arc::new(Semaphore::new(JOINERS));
+    let control = tasks.control().cloned();
     tasks.spawn("peer-entrance", |stop| async move {
         while let Some(Some((stream, address))) = stop.run_until_cancelled(entrance.next()).await {
             let Stream::Secure(mut stream) = stream else { continue };
             // Sending fails when the server is gone: then so is everything.
             if stream.get_ref().1.alpn_protocol() == Some(CONTROL_ALPN) {
+                if let Some(runtime) = &control
+                    && let Err(error) = stream.get_mut().0.move_to(runtime)
+                {
+                    warn!(%address, %error, "a control connection stays with everything else, and waits with it");
+                }
                 let _ = doors.control.send(*stream).await;
             } else if stream.get_ref().1.alpn_protocol() != Some(JOIN_ALPN) {
                 let _ = doors.bulk.send(*stream).await;

@@ -153,6 +153,9 @@ impl Server<'_> {
         let Message { group, call, body } = message;
         let Body::Request(request) = body else { return Err("an answer on a pipe that it opened".to_owned()) };
         match request {
+            // Whoever asks must not rely on a node that does nothing else any more.
+            Request::Ping | Request::Alive { .. } | Request::Sleep(_) | Request::Check(_)
+                if self.local.liveness.is_stuck() => {}
             Request::Ping => self.answer(group, call, Answer::Pong),
             Request::Alive { incarnation } => {
                 self.local.liveness.pinged(self.peer, incarnation);
