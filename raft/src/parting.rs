@@ -39,7 +39,7 @@ pub fn parting(state: &GroupState) -> Result<Option<Bytes>, PartingError> {
     if stored.is_none() && state.last.is_none() {
         return Ok(None);
     }
-    // Whoever holds entries has seen a term; should it not have noted one, the first of all binds it to nothing.
+    // A founder that has not voted yet holds its first entry and no vote: the first vote of all binds it to nothing.
     let (vote, before) = stored.unwrap_or((Vote::new(0, 0), None));
     let floor = state.last.map(log_id).max(before);
     Ok(Some(codec::encode_vote(&vote, floor.as_ref())))
