@@ -224,6 +224,20 @@ async fn a_group_on_a_failed_log_does_not_start() {
     ready(&again).await;
 }
 
+/// Whoever starts groups also destroys those that take the room: it must not wait here.
+#[tokio::test]
+async fn a_group_that_finds_no_room_to_begin_in_says_so_at_once() {
+    let (runtime, _tasks) = alone();
+    let logs = MemoryLog::new();
+    logs.fail(Some(LogError::Full { cause: "no space left".into() }));
+    let starting = runtime.start(spec(), logs.group(GROUP), Journal::default());
+    let refused = within("an answer", starting).await;
+    assert!(matches!(refused, Err(StartError::DiskFull { group: GROUP, .. })), "{refused:?}");
+    logs.fail(None);
+    let again = runtime.start(spec(), logs.group(GROUP), Journal::default()).await.unwrap();
+    ready(&again).await;
+}
+
 #[tokio::test]
 async fn a_core_does_not_start_before_what_its_log_holds_is_durable() {
     let (runtime, _tasks) = alone();
