@@ -11,6 +11,8 @@ pub mod rolling;
 
 use std::io::Write as _;
 
+use crate::cluster::{Cluster, Plan};
+
 /// What a figure beyond its limit means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Limits {
@@ -18,6 +20,16 @@ pub enum Limits {
     Enforced,
     /// It is printed: a machine that does other work as well proves nothing about time. Broken promises fail all the same.
     Printed,
+}
+
+/// Runs a scenario on a cluster of its own, whose directory is kept if that fails.
+async fn on_cluster(plan: &Plan, scenario: impl AsyncFnOnce(&mut Cluster) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(plan.clone()).await?;
+    let outcome = scenario(&mut cluster).await;
+    if outcome.is_err() {
+        say(format!("the cluster's directory is kept: {}", cluster.keep().display()));
+    }
+    outcome
 }
 
 /// Says a line at once: whoever watches a run of twenty minutes wants to know where it is.

@@ -7,7 +7,7 @@ use ensign_client::admin_api as pb;
 use ensign_client::{Client, Event, Mime, PublisherOptions};
 use tokio::time::{Instant, sleep};
 
-use super::say;
+use super::{on_cluster, say};
 use crate::cluster::{Cluster, Plan};
 use crate::history::Name;
 use crate::links::Node;
@@ -39,12 +39,7 @@ pub struct Drain {
 /// # Errors
 /// A replica stays on the node, a topic does not take events any more or has lost one, or the run could not be carried out.
 pub async fn run(drain: Drain) -> anyhow::Result<()> {
-    let mut cluster = Cluster::start(drain.plan.clone()).await?;
-    let outcome = drain_one(&drain, &mut cluster).await;
-    if outcome.is_err() {
-        say(format!("the cluster's directory is kept: {}", cluster.keep().display()));
-    }
-    outcome
+    on_cluster(&drain.plan, async |cluster| drain_one(&drain, cluster).await).await
 }
 
 async fn drain_one(drain: &Drain, cluster: &mut Cluster) -> anyhow::Result<()> {

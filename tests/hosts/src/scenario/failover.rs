@@ -6,7 +6,7 @@ use anyhow::ensure;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use super::{Limits, say};
+use super::{Limits, on_cluster, say};
 use crate::checker::judge;
 use crate::cluster::{Cluster, Plan};
 use crate::history::History;
@@ -49,12 +49,7 @@ struct Measured {
 /// # Errors
 /// A limit was missed, a promise was broken, or the run could not be carried out.
 pub async fn run(failover: Failover) -> anyhow::Result<()> {
-    let mut cluster = Cluster::start(failover.plan.clone()).await?;
-    let outcome = measure(&failover, &mut cluster).await;
-    if outcome.is_err() {
-        say(format!("the cluster's directory is kept: {}", cluster.keep().display()));
-    }
-    outcome
+    on_cluster(&failover.plan, async |cluster| measure(&failover, cluster).await).await
 }
 
 async fn measure(failover: &Failover, cluster: &mut Cluster) -> anyhow::Result<()> {

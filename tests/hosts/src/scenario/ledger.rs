@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::say;
+use super::{on_cluster, say};
 use crate::balancer::Balancer;
 use crate::checker::{Verdict, judge};
 use crate::cluster::{Cluster, Plan};
@@ -69,10 +69,8 @@ pub async fn run(ledger: Ledger) -> anyhow::Result<()> {
         "seed {seed}, {} nodes, links by {:?}, {length:?} of faults, {rate} events/s a publisher",
         plan.nodes, plan.mechanism
     ));
-    let mut cluster = Cluster::start(plan.clone()).await?;
-    let outcome = ledger.on(&mut cluster).await;
+    let outcome = on_cluster(plan, async |cluster| ledger.on(cluster).await).await;
     if outcome.is_err() {
-        say(format!("the cluster's directory is kept: {}", cluster.keep().display()));
         say(format!("the same faults again: --seed {seed} --nodes {}", plan.nodes));
     }
     outcome

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use self::moves::{Change, Copied};
-use super::{Limits, say};
+use super::{Limits, on_cluster, say};
 use crate::checker::judge;
 use crate::cluster::{Cluster, Plan, Settings};
 use crate::history::{History, Published, Received};
@@ -74,12 +74,7 @@ pub fn settings(prefill: &str, move_rate: Option<&str>) -> Settings {
 /// # Errors
 /// A limit was missed, an event was lost, or the run could not be carried out.
 pub async fn run(rebuild: Rebuild) -> anyhow::Result<()> {
-    let mut cluster = Cluster::start(rebuild.plan.clone()).await?;
-    let outcome = measure(&rebuild, &mut cluster).await;
-    if outcome.is_err() {
-        say(format!("the cluster's directory is kept: {}", cluster.keep().display()));
-    }
-    outcome
+    on_cluster(&rebuild.plan, async |cluster| measure(&rebuild, cluster).await).await
 }
 
 async fn measure(rebuild: &Rebuild, cluster: &mut Cluster) -> anyhow::Result<()> {

@@ -8,7 +8,7 @@ use ensign_client::{Client, Event, Mime, PublisherOptions};
 use hdrhistogram::Histogram;
 use tokio::time::Instant;
 
-use super::{Limits, say};
+use super::{Limits, on_cluster, say};
 use crate::checker::{Verdict, judge};
 use crate::cluster::{Cluster, Plan};
 use crate::history::{History, Name, Published, Sending};
@@ -65,12 +65,7 @@ fn between_regions(nodes: &BTreeSet<Node>) -> Vec<Way> {
 /// # Errors
 /// A limit was missed, an event was lost, or the run could not be carried out.
 pub async fn run(regions: Regions) -> anyhow::Result<()> {
-    let mut cluster = Cluster::start(regions.plan.clone()).await?;
-    let outcome = measure(&regions, &mut cluster).await;
-    if outcome.is_err() {
-        say(format!("the cluster's directory is kept: {}", cluster.keep().display()));
-    }
-    outcome
+    on_cluster(&regions.plan, async |cluster| measure(&regions, cluster).await).await
 }
 
 async fn measure(regions: &Regions, cluster: &mut Cluster) -> anyhow::Result<()> {

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::say;
+use super::{on_cluster, say};
 use crate::balancer::Balancer;
 use crate::checker::{Verdict, judge};
 use crate::cluster::{Cluster, Plan};
@@ -50,13 +50,11 @@ pub async fn run(rolling: Rolling) -> anyhow::Result<()> {
     if let Some(old) = &rolling.from {
         plan.binary.clone_from(old);
     }
-    let mut cluster = Cluster::start(plan).await?;
-    cluster.run_from_now_on(&new);
-    let outcome = restart_all(&rolling, &mut cluster).await;
-    if outcome.is_err() {
-        say(format!("the cluster's directory is kept: {}", cluster.keep().display()));
-    }
-    outcome
+    let restarting = async |cluster: &mut Cluster| {
+        cluster.run_from_now_on(&new);
+        restart_all(&rolling, cluster).await
+    };
+    on_cluster(&plan, restarting).await
 }
 
 /// The old program once more, and the new one again: while nodes of it are left, every node can be set back.
