@@ -38,13 +38,13 @@ pub(super) struct Seen {
 }
 
 impl Publishers {
-    /// Opens `count` publishers.
+    /// Opens `count` publishers, on these clients' connections in turn.
     ///
     /// # Errors
     /// The cluster refuses one.
-    pub(super) async fn open(client: &Client, topics: &[String], count: u32, load: Load) -> anyhow::Result<Self> {
+    pub(super) async fn open(clients: &[Client], topics: &[String], count: u32, load: Load) -> anyhow::Result<Self> {
         let mut publishers = Vec::new();
-        for topic in topics.iter().cycle().take(count as usize) {
+        for (topic, client) in topics.iter().cycle().zip(clients.iter().cycle()).take(count as usize) {
             let options = PublisherOptions {
                 window_events: load.window,
                 window_bytes: load.window * (load.size + 1024),

@@ -140,7 +140,8 @@ async fn publish(args: PublishBench) -> anyhow::Result<()> {
     let common = &args.common;
     let bench = Bench::open(common).await?;
     let load = Load { events: common.events, size: common.size as usize, window: common.window as usize };
-    let mut publishers = Publishers::open(&bench.client, &bench.topics, common.publishers, load).await?;
+    let mut publishers =
+        Publishers::open(std::slice::from_ref(&bench.client), &bench.topics, common.publishers, load).await?;
     let warm_up = args.warm_up.unwrap_or((common.events / 10).min(WARM_UP_MAX));
     if warm_up > 0 {
         publishers.run(warm_up, &Arc::default()).await.context("warming up")?;
@@ -164,7 +165,8 @@ async fn subscribe(args: SubscribeBench) -> anyhow::Result<()> {
     let common = &args.common;
     let bench = Bench::open(common).await?;
     let load = Load { events: common.events, size: common.size as usize, window: common.window as usize };
-    let mut publishers = Publishers::open(&bench.client, &bench.topics, common.publishers, load).await?;
+    let mut publishers =
+        Publishers::open(std::slice::from_ref(&bench.client), &bench.topics, common.publishers, load).await?;
     let filled = Arc::new(AtomicU64::new(0));
     with_progress("stored", load.events, &filled, publishers.run(load.events, &filled))
         .await

@@ -205,17 +205,19 @@ impl<'a> Bench<'a> {
         let args = self.args;
         note(format_args!("publishing {} events to one partition", args.events));
         let load = Load { events: args.events, size: args.size as usize, window: args.window as usize };
-        let one = &self.topics[..1];
-        let mut publishers = Publishers::open(&self.project, one, args.publishers, load).await?;
+        // As so many processes: each has a connection to itself.
+        let clients = (0..args.publishers).map(|_| Ok(self.nodes.clients(|_| true)?.0));
+        let clients = clients.collect::<anyhow::Result<Vec<_>>>()?;
+        let mut publishers = Publishers::open(&clients, &self.topics[..1], args.publishers, load).await?;
         publishers.run(args.events / 10, &Arc::default()).await.context("warming up")?;
         let single = publishers.run(args.events, &Arc::default()).await?;
         publishers.close().await;
 
         note(format_args!("publishing {} events to all {} partitions", args.events, self.topics.len()));
-        let all = open(&self.project, &self.topics).await?;
-        let mut shares: Vec<Vec<Publisher>> = (0..args.publishers).map(|_| Vec::new()).collect();
-        for (number, publisher) in all.into_iter().enumerate() {
-            shares[number % args.publishers as usize].push(publisher);
+        let mut shares = Vec::new();
+        for (number, client) in clients.iter().enumerate() {
+            let topics: Vec<_> = self.topics.iter().skip(number).step_by(clients.len()).cloned().collect();
+            shares.push(open(client, &topics).await?);
         }
         // Every partition has its data key then.
         let (shares, _) = self.spread(shares, self.topics.len() as u64).await?;
