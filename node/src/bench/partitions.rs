@@ -215,8 +215,7 @@ impl<'a> Bench<'a> {
 
         note(format_args!("publishing {} events to all {} partitions", args.events, self.topics.len()));
         let mut shares = Vec::new();
-        for (number, client) in clients.iter().enumerate() {
-            let topics: Vec<_> = self.topics.iter().skip(number).step_by(clients.len()).cloned().collect();
+        for (client, topics) in clients.iter().zip(deal(&self.topics, clients.len())) {
             shares.push(open(client, &topics).await?);
         }
         // Every partition has its data key then.
@@ -306,6 +305,12 @@ fn resident(nodes: &Nodes) -> BTreeMap<u64, u64> {
     nodes.pids().filter_map(|(id, pid)| Some((id, usage::resident(pid)?))).collect()
 }
 
+/// The topics in so many shares as equal as can be, none of them empty: what an idle publisher should have published would count.
+fn deal(topics: &[String], shares: usize) -> Vec<Vec<String>> {
+    let shares = shares.min(topics.len());
+    (0..shares).map(|number| topics.iter().skip(number).step_by(shares).cloned().collect()).collect()
+}
+
 async fn open(client: &Client, topics: &[String]) -> anyhow::Result<Vec<Publisher>> {
     let opening = topics.iter().map(|topic| client.publisher(topic, PublisherOptions::default()));
     Ok(futures::stream::iter(opening).buffered(OPENING).try_collect().await?)
@@ -360,6 +365,20 @@ mod tests {
         assert_eq!(ratio(90.0, Target::AtMost(60.0)), Some(1.5));
         assert_eq!(ratio(100.0, Target::AtLeast(50.0)), Some(0.5));
         assert_eq!(ratio(25.0, Target::AtLeast(50.0)), Some(2.0));
+    }
+
+    #[test]
+    fn every_topic_is_dealt_once_and_no_publisher_is_left_without() {
+        for (topics, publishers, shares) in [(10, 4, 4), (3, 8, 3), (1, 1, 1), (8, 8, 8)] {
+            let topics: Vec<_> = (0..topics).map(|number| format!("{number:02}")).collect();
+            let dealt = deal(&topics, publishers);
+            let sizes: Vec<_> = dealt.iter().map(Vec::len).collect();
+            assert_eq!(sizes.len(), shares);
+            assert!(sizes.iter().all(|size| *size > 0 && sizes[0] - size <= 1), "{sizes:?}");
+            let mut all = dealt.concat();
+            all.sort();
+            assert_eq!(all, topics);
+        }
     }
 
     #[test]
