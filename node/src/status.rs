@@ -11,7 +11,7 @@ use ensign_proto::pb::ensign::v1beta1::nack::Code as NackCode;
 use prost::Message as _;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use crate::catalog::{ChangeTopicError, CreateTopicError, PageError, Resource, TopicState, WriteFailure};
 use crate::ensql::SyntaxError;
@@ -33,6 +33,8 @@ pub(crate) mod text {
     pub(crate) const EMPTY_REQUEST: &str = "unhandled publisher request message <nil>";
     pub(crate) const RECEIVE_FAILED: &str = "could not recv event from client";
     pub(crate) const SUBSCRIBE_FIRST: &str = "must send subscription to initialize stream";
+    pub(crate) const UPGRADING: &str =
+        "the cluster is being upgraded, and this works once that is finished: please try again later";
     pub(crate) const STOPPING: &str = "the node is shutting down";
     pub(crate) const KEY_REVOKED: &str = "the API key of this stream was revoked";
     pub(crate) const OUT_OF_TOUCH: &str = "this node is out of touch with the cluster and cannot tell whether API keys were revoked, please try another node";
@@ -85,7 +87,11 @@ pub(crate) fn write_failed(failure: &WriteFailure, generic: &'static str) -> Sta
             warn!(cause, "a change of the catalog has an unknown outcome");
             Status::deadline_exceeded("it is not known whether the change was made, please look before trying again")
         }
-        WriteFailure::NotYet { .. } => Status::failed_precondition(failure.to_string()),
+        WriteFailure::NotYet { .. } => {
+            // Which nodes are behind is for operators: the log, the admin API and `ensign cluster version` say so.
+            info!(%failure, "a change is refused until the cluster is upgraded");
+            Status::failed_precondition(text::UPGRADING)
+        }
         WriteFailure::Internal { cause } => {
             error!(cause, "the catalog refused a change");
             Status::internal(generic)
@@ -367,6 +373,8 @@ pub(crate) fn publish_failed(error: &PublishError) -> Refusal {
 
 #[cfg(test)]
 mod tests {
+    use ensign_proto::ClusterVersion;
+
     use super::*;
 
     fn shown(status: &Status) -> String {
@@ -431,6 +439,16 @@ mod tests {
             assert!(!status.message().contains("10.0.0.3"), "{status:?}");
             assert!(status.message().ends_with("please try again"), "{status:?}");
         }
+    }
+
+    #[test]
+    fn a_tenant_hears_that_the_cluster_is_upgraded_and_not_which_nodes_are_behind() {
+        let why = "node 3 speaks version 1: run the new version of ensign on it".to_owned();
+        let failure = WriteFailure::NotYet { needs: ClusterVersion::V2, active: ClusterVersion::V1, why };
+        let expected = "FailedPrecondition: the cluster is being upgraded, and this works once that is finished: please try again \
+                        later";
+        assert_eq!(shown(&create_topic_failed(&CreateTopicError::Write(failure.clone()))), expected);
+        assert_eq!(shown(&change_topic_failed(&ChangeTopicError::Write(failure))), expected);
     }
 
     #[test]

@@ -7,6 +7,8 @@
 //! A version is raised only when *every* node that was not removed has answered that it speaks it: one that is down may come back as
 //! the old build. It never falls. What a version allows is gated where it is written ([`crate::catalog::Command::needs`]).
 
+mod explain;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -178,14 +180,9 @@ impl Upgrades {
     /// Answers, for a change that needs a version that the cluster has not, what is in the way. It does not keep these alive.
     pub fn why_not_yet(&self) -> Arc<WhyNotYet> {
         let parts = Arc::downgrade(&self.parts);
-        Arc::new(move |needs| {
+        explain::why_not_yet(move || {
             let parts = parts.upgrade();
-            let asking = async move {
-                let survey = Self { parts: parts? }.survey().await;
-                let soon = || "every node speaks it, and the version rises within seconds: try again".to_owned();
-                Some(survey.in_the_way(needs).unwrap_or_else(soon))
-            };
-            asking.boxed()
+            async move { Some(Self { parts: parts? }.survey().await) }.boxed()
         })
     }
 

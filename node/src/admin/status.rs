@@ -206,3 +206,21 @@ pub(super) fn vault(error: &CallError) -> Status {
         Reason::Damaged => Status::data_loss(message),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ensign_proto::ClusterVersion;
+
+    use super::*;
+
+    #[test]
+    fn an_operator_hears_which_nodes_keep_the_cluster_from_a_version() {
+        let why = "node 3 speaks version 1: run the new version of ensign on it".to_owned();
+        let failure = WriteFailure::NotYet { needs: ClusterVersion::V2, active: ClusterVersion::V1, why };
+        let status = create_topics(&CreateTopicError::Write(failure));
+        assert_eq!(status.code(), tonic::Code::FailedPrecondition);
+        let expected = "this needs version 2 of the cluster, which is at version 1: node 3 speaks version 1: run the new version of \
+                        ensign on it";
+        assert_eq!(status.message(), expected);
+    }
+}

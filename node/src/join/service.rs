@@ -12,7 +12,7 @@ use ulid::Ulid;
 
 use super::{AuthorityUnavailable, Joins, Token};
 use crate::authority::key_of_request;
-use crate::catalog::{self, JoinError, NodeRecord, Refusal};
+use crate::catalog::{self, JoinError, NodeRecord, Refusal, WriteFailure};
 use crate::config::{Label, PeerAddress};
 use crate::status;
 
@@ -146,6 +146,22 @@ fn refused(error: &JoinError) -> Status {
             refusal @ (Refusal::TokenUnknown | Refusal::TokenExpired | Refusal::TokenUsedUp | Refusal::TokenRevoked),
         ) => Status::unauthenticated(refusal.to_string()),
         JoinError::Refused(refusal) => Status::failed_precondition(refusal.to_string()),
+        // Whoever holds a token is let in by an operator, who is told which nodes are behind.
+        JoinError::Write(failure @ WriteFailure::NotYet { .. }) => Status::failed_precondition(failure.to_string()),
         JoinError::Write(failure) => status::write_failed(failure, "the machine could not be let in"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_that_comes_before_the_cluster_is_upgraded_hears_which_nodes_are_behind() {
+        let why = "node 3 speaks version 1: run the new version of ensign on it".to_owned();
+        let not_yet = WriteFailure::NotYet { needs: ClusterVersion::V2, active: ClusterVersion::V1, why };
+        let status = refused(&JoinError::Write(not_yet));
+        assert_eq!(status.code(), tonic::Code::FailedPrecondition);
+        assert!(status.message().contains("node 3 speaks version 1"), "{status:?}");
     }
 }
