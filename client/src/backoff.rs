@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::random::fraction;
+
 /// Delays that double from `first` to `most`, each drawn from the upper half of its range.
 #[derive(Debug)]
 pub(crate) struct Backoff {
@@ -30,16 +32,6 @@ impl Backoff {
     /// An attempt worked: start again from the first delay.
     pub(crate) fn reset(&mut self) {
         self.next = self.first;
-    }
-}
-
-/// A number in `0.0..1.0`.
-fn fraction() -> f64 {
-    let mut bytes = [0; 4];
-    // Jitter is a courtesy: without randomness it is merely the middle.
-    match getrandom::fill(&mut bytes) {
-        Ok(()) => f64::from(u32::from_le_bytes(bytes)) / (f64::from(u32::MAX) + 1.0),
-        Err(_) => 0.5,
     }
 }
 

@@ -12,7 +12,8 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::backoff::Backoff;
 use crate::error::{CallError, ConnectError, chain, is_broken_connection, is_never_sent, speaks_no_tls};
-use crate::options::Options;
+use crate::options::{BeginWith, Options};
+use crate::random;
 use crate::token::TokenSource;
 
 /// Room for many events in flight: with the protocol's own 64 KiB a stream reaches half the throughput.
@@ -49,7 +50,7 @@ impl Connection {
             return Err(ConnectError::Missing { what: "auth URL" });
         }
         let pem = options.ca_file.as_deref().map(read_certificates).transpose()?;
-        let channels = options
+        let channels: Vec<Channel> = options
             .endpoints
             .iter()
             .map(|address| channel(address, &options, pem.as_deref()))
@@ -62,10 +63,17 @@ impl Connection {
             }
         }
         let http = http_client(&options, pem.as_deref())?;
-        let tokens = TokenSource::new(http, options.auth_urls, options.credentials, options.connect_timeout);
+        let begin = |length| match options.begin_with {
+            BeginWith::Any => random::place(length),
+            BeginWith::First => 0,
+        };
+        let mut auth_urls = options.auth_urls;
+        let first = begin(auth_urls.len());
+        auth_urls.rotate_left(first);
+        let tokens = TokenSource::new(http, auth_urls, options.credentials, options.connect_timeout);
         Ok(Self {
+            current: AtomicUsize::new(begin(channels.len())),
             channels,
-            current: AtomicUsize::new(0),
             tokens,
             client_id: options.client_id,
             call_timeout: options.call_timeout,
@@ -212,4 +220,49 @@ fn http_client(options: &Options, ca: Option<&[u8]>) -> Result<reqwest::Client, 
         builder = builder.tls_certs_merge(certificates);
     }
     builder.build().map_err(|error| ConnectError::Tls { cause: chain(&error) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::credentials::Credentials;
+
+    const NODES: usize = 4;
+
+    /// A client of four nodes; nothing is sent.
+    fn client(begin_with: BeginWith) -> Connection {
+        let mut options = Options { begin_with, ..Options::new(Credentials::new("id", "secret")) };
+        options.endpoints = (1..=NODES).map(|node| format!("node-{node}:5356")).collect();
+        options.auth_urls = (1..=NODES).map(|node| format!("http://node-{node}:8088")).collect();
+        Connection::new(options).unwrap()
+    }
+
+    #[tokio::test]
+    async fn clients_with_the_same_list_begin_at_different_nodes_and_go_round_all() {
+        let (mut endpoints, mut urls) = (BTreeSet::new(), BTreeSet::new());
+        // That one of the four is never drawn happens once in ten billion runs.
+        for _ in 0..90 {
+            let client = client(BeginWith::Any);
+            endpoints.insert(client.channel().0);
+            urls.insert(client.tokens.urls()[0].clone());
+            let round = (0..NODES).map(|_| {
+                let number = client.channel().0;
+                client.avoid(number);
+                number
+            });
+            assert_eq!(round.collect::<BTreeSet<_>>(), (0..NODES).collect(), "a node is passed over");
+            assert_eq!(client.tokens.urls().iter().collect::<BTreeSet<_>>().len(), NODES);
+        }
+        assert_eq!((endpoints.len(), urls.len()), (NODES, NODES));
+    }
+
+    #[tokio::test]
+    async fn a_client_begins_with_the_first_node_of_its_list_if_it_is_told_to() {
+        for _ in 0..20 {
+            let client = client(BeginWith::First);
+            assert_eq!((client.channel().0, &*client.tokens.urls()[0]), (0, "http://node-1:8088"));
+        }
+    }
 }

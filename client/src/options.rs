@@ -5,6 +5,16 @@ use std::time::Duration;
 
 use crate::credentials::{Credentials, CredentialsFile};
 
+/// Which of several addresses a client uses first. It stays there until it cannot be reached, then goes on to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BeginWith {
+    /// Any of them, so that clients with the same list do not all use the same node.
+    #[default]
+    Any,
+    /// The first of the list: the nearest, say.
+    First,
+}
+
 /// Everything [`crate::Client::connect`] needs to know.
 #[derive(Debug)]
 pub struct Options {
@@ -12,6 +22,8 @@ pub struct Options {
     pub endpoints: Vec<String>,
     /// HTTP addresses for logging in, each a URL.
     pub auth_urls: Vec<String>,
+    /// Where to begin in each of the two lists.
+    pub begin_with: BeginWith,
     /// Whether gRPC goes without TLS. The scheme of an `auth_url` decides for logging in.
     pub insecure: bool,
     /// A PEM file of certificate authorities to trust besides those of the operating system.
@@ -37,6 +49,7 @@ impl Options {
         Self {
             endpoints: vec![Self::DEFAULT_ENDPOINT.to_owned()],
             auth_urls: vec![Self::DEFAULT_AUTH_URL.to_owned()],
+            begin_with: BeginWith::default(),
             insecure: true,
             ca_file: None,
             credentials,

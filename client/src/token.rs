@@ -116,6 +116,11 @@ impl TokenSource {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn urls(&self) -> &[String] {
+        &self.urls
+    }
+
     /// A token that is valid now. Cancel safe.
     pub(crate) async fn bearer(&self) -> Result<MetadataValue<Ascii>, AuthError> {
         if let Some(tokens) = self.fresh() {

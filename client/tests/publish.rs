@@ -4,7 +4,7 @@ mod support;
 
 use std::time::Duration;
 
-use ensign_client::{CallError, Event, NackCode, PublishError, PublisherOptions};
+use ensign_client::{BeginWith, CallError, Event, NackCode, PublishError, PublisherOptions};
 use support::{SESSION_AFTER, Server, TOPIC};
 
 fn options() -> PublisherOptions {
@@ -153,6 +153,7 @@ async fn a_dead_node_is_passed_over() {
     let server = Server::start().await;
     let mut options = server.options();
     options.endpoints.insert(0, "127.0.0.1:1".to_owned());
+    options.begin_with = BeginWith::First;
     let client = ensign_client::Client::connect(options).unwrap();
     let publisher = client.publisher("topic", self::options()).await.unwrap();
     publisher.publish(Event::new("x")).await.unwrap().await.unwrap();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::Context as _;
-use ensign_client::{Client, CredentialsFile, Options};
+use ensign_client::{BeginWith, Client, CredentialsFile, Options};
 use ensign_proto::NodeId;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
@@ -119,6 +119,8 @@ impl Nodes {
         for options in [&mut project, &mut operator] {
             options.set_endpoints(&list(|node| node.grpc.to_string()));
             options.set_auth_urls(&list(|node| format!("http://{}", node.http)));
+            // The same in every run, so that runs compare.
+            options.begin_with = BeginWith::First;
         }
         Ok((Client::connect(project)?, Client::connect(operator)?))
     }

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use ensign_client::{CallError, Client, CredentialsFile, Delivery, Options};
+use ensign_client::{BeginWith, CallError, Client, CredentialsFile, Delivery, Options};
 use ensign_node::authority::Authority;
 use ensign_proto::NodeId;
 
@@ -311,7 +311,7 @@ impl Cluster {
         Ok(Client::connect(options)?)
     }
 
-    /// A client that may use any node.
+    /// A client that may use any node, and begins with the first.
     pub fn client(&self, admin: bool) -> anyhow::Result<Client> {
         let list = |ports: &BTreeMap<u64, u16>, prefix: &str| {
             ports.values().map(|port| format!("{prefix}127.0.0.1:{port}")).collect::<Vec<_>>().join(",")
@@ -319,6 +319,7 @@ impl Cluster {
         let mut options = self.options(admin)?;
         options.set_endpoints(&list(&self.grpc, ""));
         options.set_auth_urls(&list(&self.http, "http://"));
+        options.begin_with = BeginWith::First;
         Ok(Client::connect(options)?)
     }
 

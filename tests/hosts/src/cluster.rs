@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use ensign_client::{Client, CredentialsFile, Options};
+use ensign_client::{BeginWith, Client, CredentialsFile, Options};
 use tokio::time::{Instant, sleep};
 
 use crate::certificates::Authority;
@@ -337,6 +337,7 @@ impl Cluster {
         for options in std::iter::once(&mut options).chain(admin.as_mut()) {
             options.set_endpoints(&list(|it| it.grpc.to_string()));
             options.set_auth_urls(&list(|it| format!("http://{}", it.http)));
+            options.begin_with = BeginWith::First;
             options.insecure = true;
         }
         Ok((options, admin))
