@@ -161,12 +161,7 @@ impl Steward {
                 Some(silence) if *silence >= self.patience => Pulse::Lost,
                 Some(_) | None => Pulse::Silent,
             },
-            stay: match node.state {
-                _ if self.view.is_node_revoked(node.id) => Stay::Gone,
-                NodeState::Removed => Stay::Gone,
-                NodeState::Draining => Stay::Leaves,
-                NodeState::Active => Stay::Stays,
-            },
+            stay: stay(&self.view, node),
             fit: self.council.takes(node),
         };
         // Whatever became of its record, a node that was removed is to leave.
@@ -175,6 +170,20 @@ impl Steward {
         let listed = self.view.nodes();
         revoked.chain(listed.iter().map(|node| (node.id, standing(node)))).collect()
     }
+}
+
+fn stay(view: &View, node: &NodeRecord) -> Stay {
+    match node.state {
+        _ if view.is_node_revoked(node.id) => Stay::Gone,
+        NodeState::Removed => Stay::Gone,
+        NodeState::Draining => Stay::Leaves,
+        NodeState::Active => Stay::Stays,
+    }
+}
+
+/// Whether a node is listed and is to stay: only then is it to have votes.
+pub(crate) fn stays(view: &View, node: NodeId) -> bool {
+    view.node(node).is_some_and(|node| stay(view, &node) == Stay::Stays)
 }
 
 /// Keeps `link` pointed at the nodes that may lead the vault, until `stop`. One task a node.
@@ -227,6 +236,21 @@ mod tests {
 
     use super::*;
     use crate::catalog::testing;
+
+    #[tokio::test]
+    async fn a_node_stays_that_is_listed_and_neither_drained_nor_removed() {
+        let catalog = testing::solo(Arc::new(SystemClock), Arc::new(OsRng));
+        for id in [1, 2, 3].map(NodeId) {
+            let version = ClusterVersion::NEWEST;
+            catalog.put_node(NodeRecord { id, version, ..NodeRecord::default() }).await.unwrap();
+        }
+        catalog.set_node_state(NodeId(2), NodeState::Draining).await.unwrap();
+        catalog.revoke_node(NodeId(3)).await.unwrap();
+        let staying: Vec<u64> = (1..=4).filter(|id| stays(catalog.view(), NodeId(*id))).collect();
+        assert_eq!(staying, [1]);
+        catalog.set_node_state(NodeId(2), NodeState::Active).await.unwrap();
+        assert!(stays(catalog.view(), NodeId(2)), "the drain was taken back");
+    }
 
     #[tokio::test]
     async fn a_node_is_listed_once_it_has_registered_and_not_because_another_has() {

@@ -339,7 +339,7 @@ impl Node {
             link: Arc::new(PeerQuota::new(Arc::new(peers.clone()))),
             stored: Arc::new(move || stored.stored_by_project()),
         });
-        let (certificate, version_shown) = (tls.clone(), catalog.view().clone());
+        let (certificate, version_shown, listed) = (tls.clone(), catalog.view().clone(), catalog.view().clone());
         let reporter = Reporter::new(ReporterParts {
             me,
             data_dir: dir.clone(),
@@ -351,6 +351,7 @@ impl Node {
             certificate_expires: Arc::new(move || certificate.expires()),
             speaks,
             cluster_version: Arc::new(move || version_shown.cluster_version()),
+            stays: Arc::new(move |node| members::stays(&listed, node)),
             clock: Arc::clone(&clock),
         });
         let asked = PeerReports::new(cluster, reporter.clone(), catalog.clone(), Arc::new(peers.clone()));

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout};
 use tonic::{Request, Response, Status};
 
 use super::own::{Reporter, span};
-use crate::catalog::{Catalog, NodeRecord};
+use crate::catalog::{Catalog, NodeRecord, NodeState};
 use crate::partition::forward::Channels;
 
 /// How long a node may take to answer.
@@ -140,6 +140,7 @@ fn listed(node: &NodeRecord) -> pb::PeerReport {
         name: node.name.clone(),
         region: node.region.clone(),
         zone: node.zone.clone(),
+        draining: node.state == NodeState::Draining,
         ..Default::default()
     }
 }
@@ -177,6 +178,12 @@ impl Report for ReportService {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_that_is_drained_is_told_as_such() {
+        let told = |state| listed(&NodeRecord { state, ..NodeRecord::default() }).draining;
+        assert_eq!((told(NodeState::Active), told(NodeState::Draining)), (false, true));
+    }
 
     #[test]
     fn an_offset_has_one_sign() {

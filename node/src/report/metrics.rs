@@ -40,15 +40,18 @@ pub(crate) fn describe() {
     describe_gauge!(DISK, Unit::Bytes, "Size of the file system of the data directory");
     describe_gauge!(DISK_FREE, Unit::Bytes, "Free bytes of the file system of the data directory");
     describe_gauge!(VOTERS, "Voters of the catalog and of the vault, told by the node that leads them; 0 elsewhere");
-    describe_gauge!(VOTERS_WANTED, "As many voters as they could have with their members that answer, told likewise");
+    describe_gauge!(
+        VOTERS_WANTED,
+        "As many voters as they could have with their members that answer and are not drained, told likewise"
+    );
     describe_gauge!(VERSION, "The cluster's version, as this node knows it");
     describe_gauge!(SPEAKS, "The newest version of the cluster that this node speaks");
     describe_gauge!(LEARNERS, "Their members without a vote, told likewise");
     describe_gauge!(READY, "1 while the node serves and nothing is not well, as /readyz says");
 }
 
-/// Publishes a report; `alive` tells which nodes answer.
-pub(super) fn observe(report: &pb::NodeReport, alive: impl Fn(u64) -> bool) {
+/// Publishes a report; `alive` tells which nodes answer, and `stays` which are not to leave.
+pub(super) fn observe(report: &pb::NodeReport, alive: impl Fn(u64) -> bool, stays: impl Fn(u64) -> bool) {
     let led = || report.groups.iter().filter(|group| group.leader == report.node_id);
     let silent = |member: &&pb::MemberReport| member.node_id != report.node_id && !alive(member.node_id);
     let under = led().filter(|group| group.members.iter().any(|it| it.voter && silent(&it))).count();
@@ -69,7 +72,7 @@ pub(super) fn observe(report: &pb::NodeReport, alive: impl Fn(u64) -> bool) {
     for (id, name) in [(GroupId::CATALOG, "catalog"), (GroupId::VAULT, "vault")] {
         let members = || led().filter(|group| group.group_id == id.0).flat_map(|group| &group.members);
         gauge!(VOTERS, "group" => name).set(members().filter(|it| it.voter).count() as f64);
-        gauge!(VOTERS_WANTED, "group" => name).set(wanted(report, id, &alive) as f64);
+        gauge!(VOTERS_WANTED, "group" => name).set(wanted(report, id, &alive, &stays) as f64);
         gauge!(LEARNERS, "group" => name).set(members().filter(|it| !it.voter).count() as f64);
     }
     gauge!(VERSION).set(f64::from(report.cluster_version));
@@ -79,11 +82,14 @@ pub(super) fn observe(report: &pb::NodeReport, alive: impl Fn(u64) -> bool) {
     gauge!(READY).set(f64::from(u8::from(report.phase == "serving" && report.troubles.is_empty())));
 }
 
-/// How many voters a group that this node leads could have with those of its members that answer; 0 if another node leads it.
-fn wanted(report: &pb::NodeReport, id: GroupId, alive: impl Fn(u64) -> bool) -> usize {
+/// How many voters a group that this node leads could have with those of its members that answer and stay; 0 if another node
+/// leads it.
+fn wanted(report: &pb::NodeReport, id: GroupId, alive: impl Fn(u64) -> bool, stays: impl Fn(u64) -> bool) -> usize {
     let led = report.groups.iter().find(|group| group.group_id == id.0 && group.leader == report.node_id);
     let answers = |member: &&pb::MemberReport| member.node_id == report.node_id || alive(member.node_id);
-    led.map_or(0, |group| voters_wanted(group.members.iter().filter(answers).count()))
+    led.map_or(0, |group| {
+        voters_wanted(group.members.iter().filter(answers).filter(|member| stays(member.node_id)).count())
+    })
 }
 
 #[cfg(test)]
@@ -99,11 +105,23 @@ mod tests {
 
     #[test]
     fn a_group_could_have_as_many_voters_as_its_living_members_allow() {
-        let wanted = |report: &pb::NodeReport, dead: u64| wanted(report, GroupId::CATALOG, |node| node != dead);
+        let wanted =
+            |report: &pb::NodeReport, dead: u64| wanted(report, GroupId::CATALOG, |node| node != dead, |_| true);
         // One node, or two, can have no three voters: nothing is missing there.
         assert_eq!((wanted(&led_by(1, 1, 0), 0), wanted(&led_by(1, 1, 1), 0)), (1, 1));
         assert_eq!((wanted(&led_by(1, 1, 2), 0), wanted(&led_by(1, 1, 2), 3)), (3, 1));
         assert_eq!(wanted(&led_by(1, 3, 2), 0), 5);
         assert_eq!(wanted(&led_by(2, 3, 2), 0), 0, "another node tells");
+    }
+
+    #[test]
+    fn a_node_that_is_drained_is_no_candidate() {
+        let wanted = |report: &pb::NodeReport, drained: &[u64]| {
+            wanted(report, GroupId::CATALOG, |_| true, |node| !drained.contains(&node))
+        };
+        assert_eq!(wanted(&led_by(1, 3, 2), &[5]), 3, "three of four vote, and nothing is missing");
+        assert_eq!(wanted(&led_by(1, 1, 2), &[3]), 1);
+        assert_eq!(wanted(&led_by(1, 3, 3), &[1]), 5, "also when it is the leader");
+        assert_eq!(wanted(&led_by(1, 3, 2), &[1]), 3);
     }
 }

@@ -45,6 +45,8 @@ pub struct ReporterParts {
     pub speaks: Speaks,
     /// The cluster's version, as it knows it.
     pub cluster_version: Arc<dyn Fn() -> ClusterVersion + Send + Sync>,
+    /// Whether a node is one that is to stay, and so may be given a vote.
+    pub stays: Arc<dyn Fn(NodeId) -> bool + Send + Sync>,
     /// What time it is.
     pub clock: Arc<dyn Clock>,
 }
@@ -82,7 +84,8 @@ impl Reporter {
     pub async fn keep_published(self, stop: Stop) {
         let liveness = self.parts.runtime.liveness();
         loop {
-            metrics::observe(&self.own(), |node| liveness.is_alive(NodeId(node)));
+            let stays = |node| (self.parts.stays)(NodeId(node));
+            metrics::observe(&self.own(), |node| liveness.is_alive(NodeId(node)), stays);
             if stop.run_until_cancelled(tokio::time::sleep(PUBLISH_EVERY)).await.is_none() {
                 return;
             }

@@ -233,6 +233,10 @@ fn a_group_with_fewer_voters_than_it_could_have_is_found() {
     let few = diagnose(&now, &now).into_iter().find(|it| it.code == "too-few-voters").unwrap();
     assert_eq!((few.severity, few.nodes.as_slice(), few.groups.as_slice()), (Severity::Warning, &[2, 3][..], &[1][..]));
     assert!(few.what.contains("1 voters, and 3 nodes could be") && few.remedy.contains("log of node 1"), "{few:?}");
+    // A node that is drained is to get no vote.
+    now.nodes[2].draining = true;
+    assert!(diagnose(&now, &now).iter().all(|it| it.code != "too-few-voters"));
+    now.nodes[2].draining = false;
     // Nodes that cannot unseal the vault do not count for it.
     catalog(&mut now).group_id = 2;
     report(&mut now, 2).sealed = "no root key".to_owned();
