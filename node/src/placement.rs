@@ -13,6 +13,7 @@ pub mod planner;
 
 mod controller;
 mod mover;
+mod pace;
 mod step;
 
 pub use controller::control;

@@ -123,6 +123,12 @@ impl Runtime {
         self.inner.peers.throttle.set_rate(bytes_per_second);
     }
 
+    /// For how long, since this node started, that limit has kept replicas that do not vote waiting: where it grows as fast as time passes,
+    /// they would take more than they are let.
+    pub fn learners_waited(&self) -> Duration {
+        self.inner.peers.throttle.waited()
+    }
+
     /// Serves a pipe that `peer` opened; the caller has authenticated `peer`. Returns at once.
     pub fn accept(&self, peer: NodeId, lane: Lane, pipe: Pipe) {
         let local = Arc::clone(&self.inner.local);

@@ -19,6 +19,8 @@ pub(crate) struct Throttle {
     /// Bytes a second.
     rate: AtomicU64,
     rate_changed: Notify,
+    /// Nanoseconds for which somebody has waited.
+    waited: AtomicU64,
     /// Held while waiting, so that the first to come is the first to go.
     bucket: Mutex<Bucket>,
 }
@@ -35,6 +37,7 @@ impl Throttle {
         Self {
             rate: AtomicU64::new(rate.0.max(RATE_MIN)),
             rate_changed: Notify::new(),
+            waited: AtomicU64::new(0),
             bucket: Mutex::new(Bucket { bytes: 0.0, filled: Instant::now() }),
         }
     }
@@ -43,6 +46,11 @@ impl Throttle {
     pub(crate) fn set_rate(&self, rate: ByteCount) {
         self.rate.store(rate.0.max(RATE_MIN), Ordering::Relaxed);
         self.rate_changed.notify_one();
+    }
+
+    /// For how long, so far, the bucket was empty and somebody waited: close to all of the time where the rate is what is in the way.
+    pub(crate) fn waited(&self) -> Duration {
+        Duration::from_nanos(self.waited.load(Ordering::Relaxed))
     }
 
     /// Waits until `bytes` may go. Dropped before it returns, it has taken nothing.
@@ -64,6 +72,8 @@ impl Throttle {
                 () = sleep(wait) => {}
                 () = self.rate_changed.notified() => {}
             }
+            // One waits at a time: the others wait for the bucket.
+            self.waited.fetch_add(now.elapsed().as_nanos() as u64, Ordering::Relaxed);
         }
     }
 }
@@ -91,6 +101,21 @@ mod tests {
         // 80 MiB, the last of which goes on credit.
         let took = begun.elapsed();
         assert!(took >= Duration::from_millis(9_800) && took <= Duration::from_millis(10_200), "{took:?}");
+        assert!(
+            throttle.waited() > Duration::from_millis(9_600) && throttle.waited() <= took,
+            "{:?}",
+            throttle.waited()
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_less_than_the_rate_does_not_wait() {
+        let throttle = Throttle::new(ByteCount(8 * MIB));
+        for _ in 0..10 {
+            throttle.take(MIB).await;
+            sleep(Duration::from_millis(150)).await;
+        }
+        assert_eq!(throttle.waited(), Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]

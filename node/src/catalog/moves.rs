@@ -111,7 +111,7 @@ pub struct MoveReport {
     pub phase: MovePhase,
     /// Log entries that the slowest new replica still misses.
     pub behind: u64,
-    /// What it waits for; empty when it goes on.
+    /// What it waits for, or why new replicas come no closer; empty when it gets on.
     pub waiting: String,
     /// The node that said so.
     pub by: NodeId,

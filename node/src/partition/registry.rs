@@ -276,6 +276,11 @@ impl Partitions {
         self.inner.parts.me
     }
 
+    /// What runs the groups of this node.
+    pub(super) fn runtime(&self) -> &Runtime {
+        &self.inner.parts.runtime
+    }
+
     /// How many partitions run here.
     pub fn count(&self) -> usize {
         self.inner.running.read().unwrap_or_else(PoisonError::into_inner).len()

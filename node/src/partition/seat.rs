@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ensign_proto::{NodeId, TopicId};
-use ensign_raft::{Group, MembershipError, TransferError};
+use ensign_raft::{Group, MembershipError, Runtime, TransferError};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
@@ -15,13 +15,14 @@ use crate::placement::{Seat, Seats, Seen};
 impl Seats for Partitions {
     fn seat(&self, topic: TopicId) -> Option<Arc<dyn Seat>> {
         let handle = self.get(topic)?;
-        Some(Arc::new(GroupSeat { me: self.me(), group: handle.group().clone() }))
+        Some(Arc::new(GroupSeat { me: self.me(), group: handle.group().clone(), runtime: self.runtime().clone() }))
     }
 }
 
 struct GroupSeat {
     me: NodeId,
     group: Group<PartitionMachine>,
+    runtime: Runtime,
 }
 
 fn changed(outcome: Result<(), MembershipError>) -> Result<(), String> {
@@ -43,7 +44,14 @@ impl Seat for GroupSeat {
         let all = members.voters.iter().chain(&members.learners);
         let missing: BTreeMap<NodeId, u64> = all.filter_map(|node| Some((*node, missing(node)?))).collect();
         let outgoing = members.is_joint().then_some(members.outgoing);
-        Seen { voters: members.voters, outgoing, learners: members.learners, missing }
+        Seen {
+            voters: members.voters,
+            outgoing,
+            learners: members.learners,
+            missing,
+            last: status.last.0,
+            throttled: self.runtime.learners_waited(),
+        }
     }
 
     fn settle(&self) -> BoxFuture<'static, Result<(), String>> {

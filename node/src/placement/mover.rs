@@ -17,6 +17,7 @@ use futures::future::BoxFuture;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
+use super::pace::Pace;
 use super::step::{Seen, Step, next_step};
 use crate::catalog::{Catalog, MovePhase, MoveReport, PlaceError, Reassignment, Topic, TopicState};
 
@@ -152,6 +153,7 @@ impl Mover {
     /// Takes step after step, until the move is over or this node does not lead any more.
     async fn drive(&self, id: TopicId) {
         let mut said: Option<(MoveReport, Instant)> = None;
+        let mut pace = Pace::default();
         while let Some((topic, on)) = self.moving(id) {
             let Some(seat) = self.seat(id) else { return };
             let seen = seat.seen();
@@ -159,11 +161,18 @@ impl Mover {
             let prefers = facts.preferred_leader(&self.parts.catalog.facts_of(&topic));
             let step = next_step(self.parts.me, &on.target, &seen, prefers, |node| self.parts.catalog.is_alive(node));
             debug!(topic = %id, ?step, ?seen, "a move");
-            self.report(&topic, &step, &mut said).await;
+            let slow = if let Step::CatchUp { .. } = step {
+                let arriving = on.target.difference(&seen.voters).copied().collect();
+                pace.look(&arriving, &seen, Instant::now())
+            } else {
+                pace = Pace::default();
+                ""
+            };
+            self.report(&topic, &step, slow, &mut said).await;
             let outcome = self.take(&topic, &*seat, &seen, &on, step.clone()).await;
             if let Err(why) = outcome {
                 debug!(topic = %id, ?step, why, "a step of a move failed");
-                self.report(&topic, &Step::Wait { why }, &mut said).await;
+                self.report(&topic, &Step::Wait { why }, "", &mut said).await;
                 sleep(PAUSE_AFTER_FAILURE).await;
             }
         }
@@ -213,12 +222,13 @@ impl Mover {
         }
     }
 
-    /// Tells the catalog, and so everybody, how far a move is: when that changes, and now and then.
-    async fn report(&self, topic: &Arc<Topic>, step: &Step, said: &mut Option<(MoveReport, Instant)>) {
+    /// Tells the catalog, and so everybody, how far a move is: when that changes, and now and then. `slow` says why new replicas do not
+    /// arrive.
+    async fn report(&self, topic: &Arc<Topic>, step: &Step, slow: &str, said: &mut Option<(MoveReport, Instant)>) {
         let (phase, behind, waiting) = match step {
             Step::Wait { why } => (MovePhase::Waiting, 0, why.chars().take(200).collect()),
             Step::AddLearner(_) => (MovePhase::CatchingUp, 0, String::new()),
-            Step::CatchUp { behind } => (MovePhase::CatchingUp, *behind, String::new()),
+            Step::CatchUp { behind } => (MovePhase::CatchingUp, *behind, slow.to_owned()),
             Step::HandOver(_) => (MovePhase::HandingOver, 0, String::new()),
             Step::Switch(_) => (MovePhase::Switching, 0, String::new()),
             // Said by what comes next.
@@ -232,6 +242,9 @@ impl Mover {
         });
         if known {
             return;
+        }
+        if !slow.is_empty() && said.as_ref().is_none_or(|(last, _)| last.waiting != slow) {
+            warn!(topic = %topic.id, why = slow, "new replicas come no closer to the end of the log");
         }
         if let Err(error) = self.parts.catalog.report_move(topic, report.clone()).await {
             debug!(topic = %topic.id, %error, "how far a move is was not noted");

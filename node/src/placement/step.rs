@@ -7,6 +7,7 @@
 //! Whoever leads computes it from the group alone, so it does not matter who took the step before, or how often.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use ensign_proto::NodeId;
 
@@ -24,6 +25,10 @@ pub struct Seen {
     pub learners: BTreeSet<NodeId>,
     /// Entries that members are not known to hold; absent for those of whom nothing is known.
     pub missing: BTreeMap<NodeId, u64>,
+    /// The end of the log.
+    pub last: u64,
+    /// How long, since it started, this node has kept what it sends to replicas without a vote waiting for `storage.move_rate`.
+    pub throttled: Duration,
 }
 
 impl Seen {

@@ -217,6 +217,43 @@ async fn a_move_says_what_it_waits_for_and_goes_on_once_it_can() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_move_that_catches_up_no_faster_than_is_written_says_so_until_it_does() {
+    let world = World::new(false).await;
+    let report = |topic: &Topic| topic.reassignment.as_ref().and_then(|on| on.report.clone());
+    world.move_to(2).await;
+    world.until(|topic| report(topic).is_some_and(|it| it.behind == 5_000)).await;
+    // Once a second: so many entries are written, and so many arrive.
+    let traffic = async |written: u64, taken: u64| {
+        loop {
+            sleep(Duration::from_secs(1)).await;
+            let mut seen = world.group.seen();
+            seen.last += written;
+            seen.throttled += Duration::from_secs(1);
+            let missing = seen.missing.get_mut(&NodeId(2)).expect("it is a learner");
+            *missing = (*missing + written).saturating_sub(taken);
+        }
+    };
+    let during = async |written, taken, what: &dyn Fn(&Topic) -> bool| {
+        tokio::select! {
+            () = traffic(written, taken) => unreachable!("it goes on for ever"),
+            topic = world.until(what) => topic,
+        }
+    };
+    let begun = Instant::now();
+    let slow = during(20, 20, &|topic| report(topic).is_some_and(|it| !it.waiting.is_empty())).await;
+    assert!(begun.elapsed() >= Duration::from_secs(30), "not at once: {:?}", begun.elapsed());
+    let said = report(&slow).unwrap();
+    assert_eq!((said.phase, said.behind), (MovePhase::CatchingUp, 5_000));
+    let expected = "node 2 catches up no faster than the partition is written: raise storage.move_rate on the nodes that hold it, \
+                    or write less";
+    assert_eq!(said.waiting, expected);
+    // A higher rate: it is taken back, and the move arrives.
+    let fast = during(20, 40, &|topic| report(topic).is_some_and(|it| it.waiting.is_empty())).await;
+    assert!(report(&fast).unwrap().behind < 5_000);
+    during(20, 40, &|topic| topic.assignment == 1).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn leadership_goes_to_the_preferred_leader_once_it_has_been_fit_for_a_while() {
     let world = World::new(true).await;
     world.tasks.shut_down(Duration::from_secs(1)).await;
