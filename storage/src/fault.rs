@@ -42,7 +42,7 @@ pub enum Crash {
 /// Which call to fail, and how. Counts are from now: 0 is the next such call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// The n-th write fails, once, and writes nothing.
+    /// The n-th write fails, once, and writes nothing. A reservation of room counts as one, and leaves half of it behind.
     Write(u64),
     /// The n-th write and every one after it fail.
     EveryWriteFrom(u64),
@@ -54,7 +54,7 @@ pub enum Fault {
     Misdirect(u64),
     /// From now on every sync reports success and does nothing.
     LyingSync,
-    /// The power fails during the n-th change (write, cut or sync): it may count or not, and nothing works after it.
+    /// The power fails during the n-th change (write, reservation, cut or sync): it may count or not, and nothing works after it.
     PowerOff(u64),
 }
 
@@ -69,7 +69,7 @@ struct Image {
     live: Vec<u8>,
     durable: Vec<u8>,
     pending: Vec<Change>,
-    /// Bytes that have room on the disk: the end of the furthest write.
+    /// Bytes that have room on the disk: the end of the furthest write or reservation.
     allocated: u64,
 }
 
@@ -85,6 +85,8 @@ struct State {
     faults: Vec<Fault>,
     writes: u64,
     syncs: u64,
+    /// Reservations of room, and those that left a part of it behind.
+    reservations: (u64, u64),
     trace: u64,
 }
 
@@ -182,7 +184,12 @@ impl FaultDisk {
         self.lock().files.iter().map(|(path, file)| (path.clone(), ByteCount(file.live.len() as u64))).collect()
     }
 
-    /// Writes (with cuts) and syncs so far.
+    /// Reservations of room so far, and how many of them failed with a part of the room taken.
+    pub fn reservations(&self) -> (u64, u64) {
+        self.lock().reservations
+    }
+
+    /// Writes (with cuts and reservations) and syncs so far.
     pub fn counts(&self) -> (u64, u64) {
         let state = self.lock();
         (state.writes, state.syncs)
@@ -220,6 +227,13 @@ impl State {
             sticky
         });
         due
+    }
+
+    fn write_fails(&mut self) -> bool {
+        self.due(|fault| match fault {
+            Fault::Write(left) | Fault::EveryWriteFrom(left) => Some(left),
+            _ => None,
+        })
     }
 
     fn power_fails(&mut self) -> bool {

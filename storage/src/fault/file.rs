@@ -22,10 +22,7 @@ impl FaultFile {
         state.alive(self.generation)?;
         let mut change = change;
         if let Change::Write { offset, .. } = &mut change {
-            if state.due(|fault| match fault {
-                Fault::Write(left) | Fault::EveryWriteFrom(left) => Some(left),
-                _ => None,
-            }) {
+            if state.write_fails() {
                 return Err(io::Error::other("injected: the write failed"));
             }
             if state.due(|fault| if let Fault::Misdirect(left) = fault { Some(left) } else { None }) {
@@ -79,6 +76,35 @@ impl DiskFile for FaultFile {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.change(Change::SetLen(len))
+    }
+
+    /// As `fallocate` does on a file system that fills up: what it found stays reserved, and the file is as much longer.
+    fn reserve(&self, _end: u64, len: u64) -> io::Result<()> {
+        let mut state = self.disk.lock();
+        state.alive(self.generation)?;
+        let failed = state.write_fails();
+        let taken: u64 = state.files.values().map(|file| file.allocated).sum();
+        let own = state.files.get(&self.path).map_or(0, |file| file.allocated);
+        let free = state.capacity.map_or(u64::MAX, |capacity| capacity.saturating_sub(taken));
+        let wanted = len.saturating_sub(own);
+        let given = if failed { wanted / 2 } else { wanted.min(free) };
+        state.note(5, &self.path, len, &given.to_le_bytes());
+        state.writes += 1;
+        state.reservations.0 += 1;
+        state.reservations.1 += u64::from(0 < given && given < wanted);
+        let off = state.power_fails();
+        let file = state.files.entry(self.path.clone()).or_default();
+        file.allocated = own + given;
+        let change = Change::SetLen(file.allocated.max(file.live.len() as u64));
+        change.apply(&mut file.live);
+        file.pending.push(change);
+        if off {
+            return Err(io::Error::other("the power is off"));
+        }
+        if failed {
+            return Err(io::Error::other("injected: the reservation failed"));
+        }
+        if given < wanted { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
 
     fn sync_data(&self) -> io::Result<()> {

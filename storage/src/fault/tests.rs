@@ -75,6 +75,29 @@ fn a_full_disk_refuses_growth_and_takes_overwrites() {
 }
 
 #[test]
+fn a_full_disk_reserves_a_part_and_keeps_it_until_the_file_is_cut() {
+    let disk = FaultDisk::new();
+    let file = open(&disk);
+    file.write_at(0, &[1; 100]).unwrap();
+    disk.set_capacity(Some(ByteCount(300)));
+    assert_eq!(file.reserve(100, 1000).unwrap_err().kind(), io::ErrorKind::StorageFull);
+    assert_eq!((file.len().unwrap(), disk.allocated()), (300, ByteCount(300)));
+    assert_eq!(read(&disk, 300)[100..], [0; 200]);
+    file.set_len(100).unwrap();
+    assert_eq!(disk.allocated(), ByteCount(100));
+    disk.set_capacity(None);
+    file.reserve(100, 1000).unwrap();
+    assert_eq!((file.len().unwrap(), disk.allocated()), (1000, ByteCount(1000)));
+    disk.inject(Fault::Write(0));
+    assert_eq!(file.reserve(1000, 3000).unwrap_err().kind(), io::ErrorKind::Other);
+    assert_eq!(file.len().unwrap(), 2000);
+    assert_eq!(disk.reservations(), (3, 2));
+    // Nothing of it was synced.
+    disk.crash(Crash::DropAll, 0);
+    assert!(open(&disk).is_empty().unwrap());
+}
+
+#[test]
 fn the_power_fails_at_the_chosen_change() {
     let disk = FaultDisk::new();
     let file = open(&disk);
