@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ensign_proto::{ClusterVersion, GroupId, NodeId};
+use ensign_proto::{ClusterVersion, GroupId, NodeId, Term};
 use ensign_storage::{MemoryLog, NodeLog as _};
 use futures::future::BoxFuture;
 use openraft::EntryPayload;
@@ -13,9 +13,12 @@ use openraft::raft::{StreamAppendError, VoteRequest};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::config::{GroupSpec, Mode};
+use crate::config::{GroupSpec, Mode, RuntimeConfig, Timing};
 use crate::env::{Lane, Pipe, SeededRng, SystemClock, Tasks, Transport, TransportError};
+use crate::liveness::Liveness;
 use crate::net::message::{self, Answer, Body, Frame, Message, Refusal, Request};
+use crate::net::serve::{Local, serve};
+use crate::net::sleeper::Sleeper;
 use crate::runtime::Runtime;
 use crate::testing::{Journal, MemoryNet, quick};
 use crate::types::{AppendRequest, LogId, RaftEntry, Vote};
@@ -38,18 +41,28 @@ fn node_1_hears_node(peer: u64) -> Peer {
 
 impl Peer {
     async fn send(&self, request: Request) {
-        let mut frame = Frame::new();
-        frame.push(&Message { group: GroupId(99), call: 7, body: Body::Request(request) });
-        self.to.send(frame.take().0).await.unwrap();
+        self.to.send(framed(7, request)).await.unwrap();
     }
 
     /// The next answer, or `None` when the pipe was closed.
     async fn answer(&mut self) -> Option<(u64, Answer)> {
         let frame = timeout(Duration::from_secs(5), self.from.recv()).await.expect("an answer, or the end")?;
-        let message = message::decode(frame, Vec::new()).unwrap().remove(0);
-        let Body::Answer(answer) = message.body else { panic!("a request on a pipe that we opened") };
-        Some((message.call, answer))
+        Some(answers(frame).remove(0))
     }
+}
+
+fn framed(call: u64, request: Request) -> Bytes {
+    let mut frame = Frame::new();
+    frame.push(&Message { group: GroupId(99), call, body: Body::Request(request) });
+    frame.take().0
+}
+
+fn answers(frame: Bytes) -> Vec<(u64, Answer)> {
+    let answer = |message: Message| {
+        let Body::Answer(answer) = message.body else { panic!("a request on a pipe that we opened") };
+        (message.call, answer)
+    };
+    message::decode(frame, Vec::new()).unwrap().into_iter().map(answer).collect()
 }
 
 #[tokio::test]
@@ -64,6 +77,81 @@ async fn a_node_tells_which_of_its_lives_answers() {
     let mut peer = node_1_hears_node(2);
     peer.send(Request::Alive { incarnation: 5 }).await;
     assert!(matches!(peer.answer().await, Some((7, Answer::Alive { incarnation: 1 }))));
+}
+
+/// What a peer asks to learn whether this node lives and what it knows of groups that sleep, each with its number.
+fn signs_of_life() -> [Request; 4] {
+    let sleeper = Sleeper { group: GroupId(99), term: Term(3), last: None };
+    [
+        Request::Ping,
+        Request::Alive { incarnation: 5 },
+        Request::Sleep(vec![sleeper.clone()]),
+        Request::Check(vec![sleeper]),
+    ]
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_whose_threads_are_stuck_gives_no_sign_of_life_until_they_work_again() {
+    let tasks = Tasks::new();
+    let timing = Timing::LAN;
+    let liveness = Liveness::new(NodeId(1), 1, timing, tasks.clone());
+    // A pipe that is served, and nothing else that runs.
+    let local = Local::new(RuntimeConfig::new(NodeId(1)).limits, liveness.clone(), tasks.clone());
+    let ((to, incoming), (outgoing, mut from)) = (mpsc::channel(8), mpsc::channel(8));
+    let pipe = Pipe { outgoing, incoming, version: ClusterVersion::NEWEST };
+    tasks.spawn("serve", move |stop| async move {
+        stop.run_until_cancelled(serve(&local, NodeId(2), Lane::Control, pipe)).await;
+    });
+    // All of them, and last a vote, which is for the core of a group to answer or not.
+    let ask = async || {
+        for (call, request) in (1..).zip(signs_of_life()) {
+            to.send(framed(call, request)).await.unwrap();
+        }
+        to.send(framed(9, Request::Vote(VoteRequest::new(Vote::new(3, 2), None)))).await.unwrap();
+    };
+    let mut hear = async || -> Vec<(u64, Answer)> {
+        let mut heard = Vec::new();
+        while heard.last().is_none_or(|(call, _)| *call != 9) {
+            let frame = timeout(Duration::from_secs(5), from.recv()).await.expect("an answer to the vote");
+            heard.extend(answers(frame.expect("the pipe stays open")));
+        }
+        heard
+    };
+    let all_answered = |heard: &[(u64, Answer)]| {
+        matches!(
+            heard,
+            [
+                (1, Answer::Pong),
+                (2, Answer::Alive { incarnation: 1 }),
+                (3, Answer::Asleep(_)),
+                (4, Answer::Checked(_)),
+                (9, Answer::Refused(Refusal::UnknownGroup)),
+            ]
+        )
+    };
+    ask().await;
+    let heard = hear().await;
+    assert!(all_answered(&heard), "{heard:?}");
+
+    tokio::time::advance(timing.election_min * 5).await;
+    ask().await;
+    let heard = hear().await;
+    assert!(matches!(heard[..], [(9, Answer::Refused(Refusal::UnknownGroup))]), "it counts as alive: {heard:?}");
+
+    liveness.pulse();
+    ask().await;
+    let heard = hear().await;
+    assert!(all_answered(&heard), "{heard:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_at_work_answers_however_long_it_has_run() {
+    let mut peer = node_1_hears_node(2);
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_mins(10)).await;
+        peer.send(Request::Alive { incarnation: 5 }).await;
+        assert!(matches!(peer.answer().await, Some((7, Answer::Alive { incarnation: 1 }))));
+    }
 }
 
 #[tokio::test]
