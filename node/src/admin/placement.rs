@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ensign_proto::pb::admin::v1 as pb;
 use ensign_proto::{GroupId, NodeId, TopicId};
-use ensign_raft::GroupStatus;
+use ensign_raft::{GroupStatus, Health};
 use tonic::Status;
 use tracing::info;
 
@@ -185,17 +185,23 @@ pub(super) async fn set_node_state(
 /// A node that votes in the cluster's own groups cannot go: they would lose a vote, in the end their majority.
 fn check_votes(groups: &[GroupStatus], node: NodeId) -> Result<(), Status> {
     for (id, name) in [(GroupId::CATALOG, "catalog"), (GroupId::VAULT, "vault")] {
-        let Some(group) = groups.iter().find(|group| group.id == id) else { continue };
-        if group.voters.is_empty() {
+        let group = groups.iter().find(|group| group.id == id);
+        // Without its core, a replica remembers only who voted first.
+        if let Some(Health::Recovering | Health::Fenced { .. } | Health::Stopped) = group.map(|group| &group.health) {
+            return Err(Status::failed_precondition(format!(
+                "this node's replica of the {name} does not work and does not know who votes there: ask another node"
+            )));
+        }
+        let Some(voters) = group.map(|group| &group.voters).filter(|voters| !voters.is_empty()) else {
             return Err(Status::failed_precondition(format!(
                 "this node does not hold the {name} and does not know who votes there: ask a node that has the root key"
             )));
-        }
-        if group.voters.contains(&node) {
+        };
+        if voters.contains(&node) {
             return Err(Status::failed_precondition(format!(
                 "node {node} is one of the {} voters of the {name}, which would lose a vote: a drained node's vote goes to another \
                  node first; if none can take it, add a node",
-                group.voters.len()
+                voters.len()
             )));
         }
     }
@@ -350,7 +356,7 @@ pub(super) async fn alter_topic(
 #[cfg(test)]
 mod tests {
     use ensign_proto::LogIndex;
-    use ensign_raft::{Health, Leadership};
+    use ensign_raft::Leadership;
 
     use super::*;
 
@@ -399,10 +405,27 @@ mod tests {
     #[test]
     fn a_node_that_does_not_know_who_votes_in_the_vault_removes_nobody() {
         let groups = [group(GroupId::CATALOG, &[1, 2, 3]), group(GroupId::VAULT, &[])];
-        let unknown = refused(&groups, 5);
-        assert!(
-            unknown.contains("does not hold the vault") && unknown.contains("ask a node that has the root key"),
-            "{unknown}"
-        );
+        for groups in [&groups[..], &groups[..1]] {
+            let unknown = refused(groups, 5);
+            assert!(
+                unknown.contains("does not hold the vault") && unknown.contains("ask a node that has the root key"),
+                "{unknown}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_replica_that_does_not_work_is_not_believed_about_who_votes() {
+        for health in [Health::Recovering, Health::Fenced { cause: "disk".into() }, Health::Stopped] {
+            // What it names are those that voted first.
+            let mut groups = [group(GroupId::CATALOG, &[1]), group(GroupId::VAULT, &[1])];
+            groups[1].health = health;
+            let unknown = refused(&groups, 3);
+            assert!(unknown.contains("replica of the vault does not work"), "{unknown}");
+            assert!(unknown.contains("ask another node"), "{unknown}");
+        }
+        let mut full = [group(GroupId::CATALOG, &[1, 2]), group(GroupId::VAULT, &[1, 2])];
+        full[1].health = Health::DiskFull;
+        assert!(check_votes(&full, NodeId(3)).is_ok(), "a full disk knows");
     }
 }

@@ -220,3 +220,20 @@ async fn a_node_that_registers_while_the_version_rises_is_told_to_try_again() {
     let outcome = catalog.write_node(for_the_first, V1).await;
     assert!(matches!(outcome, Err(PutNodeError::VersionTooOld { .. })), "{outcome:?}");
 }
+
+#[tokio::test]
+async fn a_node_that_makes_itself_known_from_afar_is_written_as_all_nodes_of_the_cluster_can_read_it() {
+    let (catalog, proposed, _) = first_version().await;
+    // Without a life: it has not registered yet.
+    let record = NodeRecord { incarnation: 0, process: 0, ..full_record() };
+    catalog.announce_node(record.clone()).await.unwrap();
+    let written = Command::decode(proposed.all().last().unwrap()).unwrap();
+    assert_eq!(written, Command::PutNode(record.clone().for_version(V1)));
+    assert_eq!((written.needs(), catalog.cluster_version()), (V1, V1));
+
+    catalog.raise_version(V2).await.unwrap();
+    catalog.announce_node(record.clone()).await.unwrap();
+    assert_eq!(*catalog.node(NodeId(2)).unwrap(), record, "all of it");
+    let refused = catalog.announce_node(record.for_version(V1)).await.unwrap_err();
+    assert!(matches!(refused, PutNodeError::VersionTooOld { speaks: V1, active: V2, .. }), "{refused:?}");
+}

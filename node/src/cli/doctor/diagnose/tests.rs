@@ -190,6 +190,14 @@ fn a_replica_that_is_being_built_is_a_note() {
 #[test]
 fn mixed_versions_are_a_note() {
     assert_eq!(found(|it| report(it, 3).version = "1.1.0".to_owned()), [(Severity::Note, "mixed-versions")]);
+    let mut now = healthy();
+    report(&mut now, 2).version = "0.9.0".to_owned();
+    let mixed = &diagnose(&now, &now)[0];
+    assert_eq!(mixed.what, "nodes run different versions: 0.9.0 on 2, 1.0.0 on 1, 3");
+    assert_eq!(mixed.remedy, "finish the rolling upgrade");
+    // A node that says nothing runs nothing.
+    silence(&mut now, 2);
+    assert!(diagnose(&now, &now).iter().all(|it| it.code != "mixed-versions"));
 }
 
 #[test]
@@ -270,4 +278,29 @@ fn who_holds_the_clusters_version_back_is_found_by_name() {
     assert_eq!(nodes, [(Severity::Warning, &[2][..]), (Severity::Note, &[3][..])]);
     assert!(found[0].remedy.contains("`ensign cluster upgrade --without 2`"), "{found:?}");
     assert!(found[1].what.contains("cluster.upgrade is \"manual\" on 3"), "{found:?}");
+}
+
+#[test]
+fn a_node_that_does_not_tell_what_it_speaks_is_taken_for_one_of_the_first_version() {
+    let held_back = |now: &pb::ClusterReportReply| -> Vec<Finding> {
+        diagnose(now, now).into_iter().filter(|it| it.code == "version-held-back").collect()
+    };
+    let mut now = healthy();
+    for node in 1..=3 {
+        (report(&mut now, node).speaks, report(&mut now, node).cluster_version) = (0, 0);
+    }
+    assert!(held_back(&now).is_empty(), "all of them are of the first version, and so is the cluster");
+    report(&mut now, 3).speaks = 2;
+    let found = held_back(&now);
+    assert_eq!(found.iter().map(|it| it.nodes.as_slice()).collect::<Vec<_>>(), [&[1][..], &[2]]);
+    assert_eq!(
+        found[0].what,
+        "the cluster stays at version 1, and could be at 2: node 1 runs 1.0.0 and speaks version 1"
+    );
+    // A replica that has not heard yet that the version rose holds nothing back.
+    report(&mut now, 1).speaks = 2;
+    report(&mut now, 2).speaks = 2;
+    report(&mut now, 2).cluster_version = 2;
+    report(&mut now, 3).holds_version = true;
+    assert!(held_back(&now).is_empty());
 }
