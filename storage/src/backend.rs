@@ -28,7 +28,7 @@ use crate::metrics;
 /// redb's page size, which only its own tests can change.
 pub(crate) const PAGE: u64 = 4096;
 /// Zeros are written in pieces of this size.
-const FILL: usize = 1 << 20;
+const FILL: u64 = 1 << 20;
 /// redb allots pages in regions of this size, and from there on grows by one or two of them.
 const REGION: u64 = 4 << 30;
 
@@ -167,19 +167,18 @@ impl Space {
             self.sizes().physical = len;
             return Ok(());
         }
-        let zeros = vec![0; FILL.min((len - before) as usize)];
         let mut at = before;
         while at < len {
-            let piece = zeros.len().min((len - at) as usize);
-            if let Err(error) = self.file.write_at(at, &zeros[..piece]) {
+            let piece = FILL.min(len - at);
+            if let Err(error) = self.file.write_zeros(at, at + piece) {
                 // Give back what a full disk took, so that others find it and the length is a whole number of pages.
                 self.file.set_len(before)?;
                 self.sizes().physical = before;
                 return Err(error);
             }
-            metrics::observe_room(piece as u64);
-            at += piece as u64;
-            self.traffic.room.fetch_add(piece as u64, Ordering::Relaxed);
+            metrics::observe_room(piece);
+            at += piece;
+            self.traffic.room.fetch_add(piece, Ordering::Relaxed);
             // Not locked while the disk works: only the writer changes the length, but others ask for it.
             self.sizes().physical = at;
         }

@@ -5,14 +5,15 @@
 use std::any::Any;
 use std::fmt::Debug;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Write};
+use std::io::{self, IoSlice, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ensign_proto::ByteCount;
-use rustix::fs::FallocateFlags;
-use rustix::io::Errno;
+use rustix::fs::{FallocateFlags, OFlags};
+use rustix::io::{Errno, ReadWriteFlags};
 use tracing::debug;
 
 /// An open file. All calls take `&self`; the caller keeps its own writes apart.
@@ -37,23 +38,32 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
     /// Lengthens the file from `end`, where it ends, to `len`, with room on the disk. The new bytes read as zeros. An error may leave
     /// any part of that done.
     fn reserve(&self, end: u64, len: u64) -> io::Result<()> {
-        write_zeros(self, end, len)
+        self.write_zeros(end, len)
+    }
+
+    /// Writes zeros from `end`, where the file ends, to `len`. Durable after [`Self::sync_data`] only. An error may leave any part of
+    /// that done.
+    fn write_zeros(&self, end: u64, len: u64) -> io::Result<()> {
+        in_pieces(end, len, |at, zeros| self.write_at(at, zeros))
     }
 
     /// Returns when everything written, and the length, is on stable storage. After an error nothing may be assumed.
     fn sync_data(&self) -> io::Result<()>;
 }
 
-/// Zeros are written in pieces of this size.
-const ZEROS: usize = 1 << 20;
+/// As the disk takes it without a copy.
+#[repr(align(4096))]
+struct Zeros([u8; 1 << 20]);
 
-fn write_zeros(file: &(impl DiskFile + ?Sized), end: u64, len: u64) -> io::Result<()> {
-    let zeros = vec![0; ZEROS.min(len.saturating_sub(end) as usize)];
+/// Zeros are written in pieces of this size.
+static ZEROS: Zeros = Zeros([0; 1 << 20]);
+
+fn in_pieces(end: u64, len: u64, write_at: impl Fn(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
     let mut at = end;
     while at < len {
-        let piece = zeros.len().min((len - at) as usize);
-        file.write_at(at, &zeros[..piece])?;
-        at += piece as u64;
+        let piece = (ZEROS.0.len() as u64).min(len - at);
+        write_at(at, &ZEROS.0[..piece as usize])?;
+        at += piece;
     }
     Ok(())
 }
@@ -100,7 +110,9 @@ impl Disk for FileDisk {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
         // Also when it was there: whoever created it may have crashed before its name was durable.
         sync_parent(path)?;
-        Ok(Box::new(RealFile(file)))
+        // Some file systems have no such thing.
+        let direct = OpenOptions::new().write(true).custom_flags(OFlags::DIRECT.bits().cast_signed()).open(path).ok();
+        Ok(Box::new(RealFile { file, direct, uncached: AtomicBool::new(true) }))
     }
 
     fn exists(&self, path: &Path) -> io::Result<bool> {
@@ -172,35 +184,80 @@ fn sync_parent(path: &Path) -> io::Result<()> {
 }
 
 #[derive(Debug)]
-struct RealFile(File);
+struct RealFile {
+    file: File,
+    /// The same file past the page cache, where there is such a way: nobody will read the zeros.
+    direct: Option<File>,
+    /// Whether the system can be told to keep nothing in its page cache of what is written.
+    uncached: AtomicBool,
+}
+
+/// `RWF_DONTCACHE`, since Linux 6.14.
+const DONT_CACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
+
+impl RealFile {
+    /// Writes through the page cache, which lets go of it as soon as it is on the disk: what was written last is in our own memory, and
+    /// a log that only grows would otherwise push everything else out. `None`: the system, or this file system, cannot.
+    fn write_uncached(&self, offset: u64, data: &[u8]) -> Option<io::Result<()>> {
+        let mut done = 0;
+        while done < data.len() {
+            let rest = [IoSlice::new(&data[done..])];
+            match rustix::io::pwritev2(&self.file, &rest, offset + done as u64, DONT_CACHE) {
+                Ok(0) => return Some(Err(io::ErrorKind::WriteZero.into())),
+                Ok(written) => done += written,
+                Err(Errno::INTR) => {}
+                Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => return None,
+                Err(error) => return Some(Err(error.into())),
+            }
+        }
+        Some(Ok(()))
+    }
+}
 
 impl DiskFile for RealFile {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.0.read_exact_at(out, offset)
+        self.file.read_exact_at(out, offset)
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write_all_at(data, offset)
+        if self.uncached.load(Ordering::Relaxed) {
+            if let Some(written) = self.write_uncached(offset, data) {
+                return written;
+            }
+            self.uncached.store(false, Ordering::Relaxed);
+        }
+        self.file.write_all_at(data, offset)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        self.file.set_len(len)
     }
 
     fn reserve(&self, end: u64, len: u64) -> io::Result<()> {
-        let reserve = || rustix::fs::fallocate(&self.0, FallocateFlags::empty(), end, len.saturating_sub(end));
+        let reserve = || rustix::fs::fallocate(&self.file, FallocateFlags::empty(), end, len.saturating_sub(end));
         match rustix::io::retry_on_intr(reserve) {
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => write_zeros(self, end, len),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => self.write_zeros(end, len),
             reserved => Ok(reserved?),
         }
     }
 
+    fn write_zeros(&self, end: u64, len: u64) -> io::Result<()> {
+        if let Some(direct) = &self.direct {
+            match in_pieces(end, len, |at, zeros| direct.write_all_at(zeros, at)) {
+                // A disk of larger blocks, or an end within one.
+                Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {}
+                written => return written,
+            }
+        }
+        in_pieces(end, len, |at, zeros| self.write_at(at, zeros))
+    }
+
     fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.file.sync_data()
     }
 }
 
@@ -236,6 +293,28 @@ mod tests {
         assert_eq!(&end[..4], b"data");
         let on_disk = fs::metadata(&path).unwrap().blocks() * 512;
         assert!(on_disk >= 3 << 20, "{on_disk} bytes are on the disk");
+    }
+
+    #[test]
+    fn zeros_are_written_to_any_end_and_spoil_nothing_before_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = FileDisk.open(&folder.path().join("file")).unwrap();
+        file.write_at(0, b"data").unwrap();
+        // Within a block, then at the end of one, which is where zeros can go past the page cache.
+        for (end, len) in [(4, 4096), (4096, (2 << 20) + 4096), ((2 << 20) + 4096, (2 << 20) + 4101)] {
+            file.write_zeros(end, len).unwrap();
+            file.sync_data().unwrap();
+            assert_eq!(file.len().unwrap(), len);
+            let mut all = vec![1; len as usize];
+            file.read_at(0, &mut all).unwrap();
+            assert_eq!(&all[..4], b"data");
+            assert!(all[4..].iter().all(|byte| *byte == 0));
+            // Zeros past the cache, data through it.
+            file.write_at(end, b"x").unwrap();
+            file.read_at(end, &mut all[..1]).unwrap();
+            assert_eq!(all[0], b'x');
+            file.write_at(end, &[0]).unwrap();
+        }
     }
 
     #[test]
