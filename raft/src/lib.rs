@@ -37,6 +37,7 @@ mod sweep;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod throttle;
+mod ticks;
 mod types;
 
 #[cfg(test)]

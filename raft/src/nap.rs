@@ -1,4 +1,4 @@
-//! Whether one replica is awake: its core ticks only then. Idle groups sleep, and cost nothing.
+//! Whether one replica is awake: it beats, and its core may tick, only then. Idle groups sleep, and cost nothing.
 //!
 //! ```text
 //!   start ──> waiting ── a message, or its turn ──> awake ── idle, all agree ──> dozing ──> asleep (leader)
@@ -28,6 +28,7 @@ use crate::liveness::Liveness;
 use crate::metrics;
 use crate::net::{Sleeper, Verdict};
 use crate::replica::Replica;
+use crate::ticks::{Beat, Ticks};
 use crate::types::{LogId, Types, Vote, log_id};
 
 /// One replica's sleep.
@@ -44,6 +45,9 @@ pub(crate) struct Nap {
     renewal: tokio::sync::Mutex<()>,
     /// Rounds of heartbeats that somebody waits for.
     hurries: Arc<AtomicU32>,
+    pub(crate) beat: Beat,
+    /// How often in a row, up to [`PATIENCE_MAX`], this leader was woken so soon that it should not have slept.
+    patience: AtomicU32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,6 +110,8 @@ impl Nap {
             stale: AtomicBool::new(false),
             renewal: tokio::sync::Mutex::default(),
             hurries: Arc::default(),
+            beat: Beat::new(),
+            patience: AtomicU32::new(0),
         }
     }
 
@@ -179,16 +185,11 @@ impl Replica {
         Some(Standing { vote, last, applied: self.progress().applied })
     }
 
-    fn set_ticks(&self, on: Ticks) {
-        if let Some(raft) = self.raft() {
-            raft.runtime_config().tick(on == Ticks::On);
-        }
-    }
-
-    /// A core has just started, with its ticks off unless groups never sleep.
-    pub(crate) fn begin_nap(&self) {
+    /// A core has just started, with its ticks off unless groups never sleep; the sweep has it beat so often.
+    pub(crate) fn begin_nap(&self, beats: Option<Duration>) {
         self.end_nap();
         let mut state = self.nap.lock();
+        self.nap.beat.begin(beats);
         self.nap.note_activity();
         let sleeps = self.config.quiesce_after.is_some();
         *state = if sleeps {
@@ -225,13 +226,38 @@ impl Replica {
         if *state == NapState::Awake {
             return;
         }
-        if matches!(*state, NapState::Asleep(_)) {
+        if let NapState::Asleep(under) = &*state {
             metrics::woke();
+            if under.leader == self.config.node {
+                self.weigh_sleep(under.checked.elapsed());
+            }
         }
         self.nap.note_activity();
         *state = NapState::Awake;
         self.nap.awake.store(true, Ordering::SeqCst);
-        self.set_ticks(Ticks::On);
+        self.set_ticks(self.ticks_wanted());
+    }
+
+    /// How long nothing must be asked of this group before it sleeps.
+    pub(crate) fn idle_max(&self) -> Option<Duration> {
+        Some(self.config.idle_max()? * (1 << self.nap.patience.load(Ordering::Relaxed)))
+    }
+
+    /// A group that is written every few seconds would pay for falling asleep and for waking with each write. Whoever slept for
+    /// less than twice as long as it had idled before stays awake for twice as long the next time.
+    fn weigh_sleep(&self, slept: Duration) {
+        let Some(idled) = self.idle_max() else { return };
+        let patience = self.nap.patience.load(Ordering::Relaxed);
+        let next = if slept < idled * 2 { (patience + 1).min(PATIENCE_MAX) } else { 0 };
+        self.nap.patience.store(next, Ordering::Relaxed);
+    }
+
+    /// Gives an awake replica the ticks that it needs.
+    pub(crate) fn tend(&self) {
+        let state = self.nap.lock();
+        if *state == NapState::Awake {
+            self.set_ticks(self.ticks_wanted());
+        }
     }
 
     /// Puts off the moment at which a replica that waits wakes by itself.
@@ -268,7 +294,7 @@ impl Replica {
         }
         let before = self.nap.stirs();
         self.nap.awake.store(false, Ordering::SeqCst);
-        if self.nap.stirs() != before || self.nap.idle() < self.config.idle_max().unwrap_or(Duration::MAX) {
+        if self.nap.stirs() != before || self.nap.idle() < self.idle_max().unwrap_or(Duration::MAX) {
             self.nap.awake.store(true, Ordering::SeqCst);
             return false;
         }
@@ -312,7 +338,7 @@ impl Replica {
         if self.nap.stirs() != before {
             *state = NapState::Awake;
             self.nap.awake.store(true, Ordering::SeqCst);
-            self.set_ticks(Ticks::On);
+            self.set_ticks(self.ticks_wanted());
             return false;
         }
         if !matches!(*state, NapState::Asleep(_)) {
@@ -445,8 +471,5 @@ impl Replica {
 /// How often a sleeping follower asks its leader whether it still leads.
 pub(crate) const CHECK_EVERY: Duration = Duration::from_secs(5);
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Ticks {
-    On,
-    Off,
-}
+/// A group that is woken again and again stays awake for up to 2^3 times as long before it sleeps.
+const PATIENCE_MAX: u32 = 3;

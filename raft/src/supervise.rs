@@ -23,6 +23,7 @@ use crate::net::{Factory, Peers};
 use crate::replica::Replica;
 use crate::store::{self, Store};
 use crate::sweep::rank;
+use crate::ticks;
 use crate::types::{Membership, Raft, RaftPayload};
 
 const PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -34,10 +35,12 @@ const SOUND_AFTER: Duration = Duration::from_mins(1);
 fn settings(config: &RuntimeConfig, group: &GroupSpec, version: ClusterVersion) -> Result<Config, StartError> {
     let millis = |duration: Duration| duration.as_millis() as u64;
     let timing = config.timing.of(group.id, version);
+    let swept = ticks::swept(config, group.id, version).is_some();
     let settings = Config {
         cluster_name: format!("group {}", group.id),
         heartbeat_interval: millis(timing.heartbeat),
-        heartbeat_min_interval: Some(millis(timing.heartbeat)),
+        // Less than the interval of those that the sweep has beat: it comes by a little sooner or later.
+        heartbeat_min_interval: Some(millis(if swept { timing.heartbeat * 3 / 4 } else { timing.heartbeat })),
         election_timeout_min: millis(timing.election_min),
         election_timeout_max: millis(timing.election_max),
         install_snapshot_timeout: 60_000,
@@ -82,10 +85,11 @@ pub(crate) async fn run(
     let mut failures: u32 = 0;
     loop {
         let begun = Instant::now();
-        match start_core(&replica, &peers, &spec).await {
+        let version = peers.version();
+        match start_core(&replica, &peers, &spec, version).await {
             Ok(raft) => {
                 replica.set_raft(Some(raft.clone()));
-                replica.begin_nap();
+                replica.begin_nap(ticks::swept(&replica.config, spec.id, version));
                 if let Some(started) = started.take() {
                     let _ = started.send(Ok(()));
                 }
@@ -124,9 +128,14 @@ pub(crate) async fn run(
     replica.ended.cancel();
 }
 
-async fn start_core(replica: &Arc<Replica>, peers: &Arc<Peers>, spec: &GroupSpec) -> Result<Raft, StartError> {
+async fn start_core(
+    replica: &Arc<Replica>,
+    peers: &Arc<Peers>,
+    spec: &GroupSpec,
+    version: ClusterVersion,
+) -> Result<Raft, StartError> {
     let failed = |cause: String| StartError::Storage { group: spec.id, cause: cause.into() };
-    let settings = Arc::new(settings(&replica.config, spec, peers.version())?);
+    let settings = Arc::new(settings(&replica.config, spec, version)?);
     let ready = if founds(replica, spec) {
         let first = first_entry(spec);
         // Whoever starts groups must not wait for room: what it does next may make some.

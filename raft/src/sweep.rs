@@ -4,6 +4,8 @@
 //! ```text
 //! every heartbeat, and whenever a peer lives or dies:
 //!   awake, leads, idle, all live members hold all  ─> doze ─> ask them, many groups in one message ─> asleep, or awake again
+//!   awake, leads                                   ─> its heartbeats, when it is time
+//!   awake, follows, and its leader is silent       ─> its core's own ticks
 //!   awake or asleep, the leader's node has died    ─> its lease is over, and an election, in its turn
 //!   awake, and nobody leads                        ─> an election after a while, in its turn
 //!   asleep, leads                                  ─> wakes for a member that is back and lags, or without a live majority
@@ -20,9 +22,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ensign_proto::{GroupId, NodeId, Term};
-use futures::StreamExt as _;
 use futures::future::{BoxFuture, join_all};
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::raft::TransferLeaderRequest;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
@@ -214,13 +216,17 @@ impl Sweeper {
             if replica.nap.is_awake() {
                 let leader = lead.leader.filter(|leader| *leader != view.me);
                 if lead.leads(view.me) {
-                    candidates.extend(self.candidate(&replica, lead, &view));
+                    match candidate(&replica, lead, &view) {
+                        Some(candidate) => candidates.push(candidate),
+                        None => self.beat(&replica),
+                    }
                 } else if leader.is_some_and(|it| view.state(it) == PeerState::Dead || reborn.contains(&it)) {
                     self.end_lease(&replica, work);
                     self.care_for(&replica, lead.leader, &view);
                 } else if lead.leader.is_none() {
                     self.look_again(&replica, lead, &view);
                 }
+                replica.tend();
                 continue;
             }
             match replica.nap.state() {
@@ -251,6 +257,16 @@ impl Sweeper {
         }
     }
 
+    /// Has an awake leader send its heartbeats when it is time; those that entries have made superfluous it leaves out.
+    fn beat(&self, replica: &Replica) {
+        if replica.is_to_beat(self.config.timing.heartbeat)
+            && let Some(raft) = replica.raft()
+        {
+            // A core whose queue is full has more to do than to beat, and is asked again.
+            let _ = raft.trigger().heartbeat().now_or_never();
+        }
+    }
+
     /// Peers that live another life than at the last sweep, and peers that live again.
     fn news(&mut self, view: &View) -> (BTreeSet<NodeId>, BTreeSet<NodeId>) {
         let alive = view.peers.iter().filter(|(_, (state, _))| *state == PeerState::Alive);
@@ -277,42 +293,6 @@ impl Sweeper {
                 Event::Done
             }));
         }
-    }
-
-    /// This group, if it has been idle and all of its live members hold and have applied everything.
-    fn candidate(&self, replica: &Arc<Replica>, lead: Leadership, view: &View) -> Option<Candidate> {
-        if !lead.ready || replica.nap.idle() < self.config.idle_max()? {
-            return None;
-        }
-        let last = replica.log.state().last.map(log_id)?;
-        let metrics = replica.raft()?.metrics();
-        let metrics = metrics.borrow_watched();
-        let members = &metrics.membership_config;
-        let settled = members.log_id() == metrics.committed_membership_config.log_id()
-            && members.membership().get_joint_config().len() == 1;
-        let applied = metrics.last_applied == Some(last) && replica.progress().applied == Some(last);
-        let led = metrics.vote.committed && metrics.vote.leader_id.term == lead.term.0;
-        if !(settled && applied && led && metrics.last_log_index == Some(last.index)) {
-            return None;
-        }
-        let replication = metrics.replication.as_ref()?;
-        let (mut awaited, mut excluded) = (BTreeSet::new(), BTreeSet::new());
-        for (node, ()) in members.nodes().filter(|(node, ())| **node != view.me.0) {
-            if view.lives_as(NodeId(*node), UNTOLD) {
-                return None;
-            }
-            match view.state(NodeId(*node)) {
-                PeerState::Dead => excluded.insert(NodeId(*node)),
-                PeerState::Alive if replication.get(node) == Some(&Some(last)) => awaited.insert(NodeId(*node)),
-                PeerState::Alive | PeerState::Unknown => return None,
-            };
-        }
-        let voters: BTreeSet<_> = members.voter_ids().map(NodeId).collect();
-        if !has_majority(&voters, view) || !replica.doze() {
-            return None;
-        }
-        let asked = Sleeper { group: replica.id, term: lead.term, last: Some(last) };
-        Some(Candidate { asked, awaited, excluded })
     }
 
     /// Asks each peer about all candidates at once.
@@ -548,6 +528,42 @@ impl Sweeper {
             }
         }
     }
+}
+
+/// This group, if it has been idle and all of its live members hold and have applied everything.
+fn candidate(replica: &Arc<Replica>, lead: Leadership, view: &View) -> Option<Candidate> {
+    if !lead.ready || replica.nap.idle() < replica.idle_max()? {
+        return None;
+    }
+    let last = replica.log.state().last.map(log_id)?;
+    let metrics = replica.raft()?.metrics();
+    let metrics = metrics.borrow_watched();
+    let members = &metrics.membership_config;
+    let settled = members.log_id() == metrics.committed_membership_config.log_id()
+        && members.membership().get_joint_config().len() == 1;
+    let applied = metrics.last_applied == Some(last) && replica.progress().applied == Some(last);
+    let led = metrics.vote.committed && metrics.vote.leader_id.term == lead.term.0;
+    if !(settled && applied && led && metrics.last_log_index == Some(last.index)) {
+        return None;
+    }
+    let replication = metrics.replication.as_ref()?;
+    let (mut awaited, mut excluded) = (BTreeSet::new(), BTreeSet::new());
+    for (node, ()) in members.nodes().filter(|(node, ())| **node != view.me.0) {
+        if view.lives_as(NodeId(*node), UNTOLD) {
+            return None;
+        }
+        match view.state(NodeId(*node)) {
+            PeerState::Dead => excluded.insert(NodeId(*node)),
+            PeerState::Alive if replication.get(node) == Some(&Some(last)) => awaited.insert(NodeId(*node)),
+            PeerState::Alive | PeerState::Unknown => return None,
+        };
+    }
+    let voters: BTreeSet<_> = members.voter_ids().map(NodeId).collect();
+    if !has_majority(&voters, view) || !replica.doze() {
+        return None;
+    }
+    let asked = Sleeper { group: replica.id, term: lead.term, last: Some(last) };
+    Some(Candidate { asked, awaited, excluded })
 }
 
 /// A group that sleeps under this node.

@@ -27,6 +27,7 @@ struct Cluster {
     net: MemoryNet,
     nodes: BTreeMap<NodeId, Node>,
     lives: u64,
+    quiesce_after: Duration,
 }
 
 const VOTERS: [NodeId; 3] = [NodeId(1), NodeId(2), NodeId(3)];
@@ -37,12 +38,17 @@ fn ids() -> impl Iterator<Item = GroupId> {
 
 impl Cluster {
     async fn start() -> Self {
-        let mut cluster = Self { net: MemoryNet::new(), nodes: BTreeMap::new(), lives: 0 };
+        let cluster = Self::start_awake(Duration::from_secs(1)).await;
+        cluster.all_sleep(&VOTERS).await;
+        cluster
+    }
+
+    async fn start_awake(quiesce_after: Duration) -> Self {
+        let mut cluster = Self { net: MemoryNet::new(), nodes: BTreeMap::new(), lives: 0, quiesce_after };
         for node in VOTERS {
             cluster.start_node(node, MemoryLog::new()).await;
         }
         cluster.all_led().await;
-        cluster.all_sleep(&VOTERS).await;
         cluster
     }
 
@@ -50,7 +56,7 @@ impl Cluster {
         self.lives += 1;
         let config = RuntimeConfig {
             incarnation: self.lives,
-            quiesce_after: Some(Duration::from_secs(1)),
+            quiesce_after: Some(self.quiesce_after),
             disk_reads: DiskReads::Inline,
             ..quick(node)
         };
@@ -335,4 +341,58 @@ async fn groups_sleep_beside_a_learner_that_is_dead() {
     cluster.all_led().await;
     cluster.write_everywhere().await;
     cluster.all_sleep(&[1, 2].map(NodeId)).await;
+}
+
+/// The sweep beats for the cores, and only those tick that hear nothing.
+#[tokio::test(start_paused = true)]
+async fn a_group_that_is_awake_and_idle_keeps_its_leader_and_its_lease() {
+    let cluster = Cluster::start_awake(Duration::from_hours(1)).await;
+    let before = cluster.leaders();
+    for _ in 0..20 {
+        sleep(Duration::from_secs(3)).await;
+        for id in ids() {
+            let (leader, term) = before[&id];
+            let group = &cluster.nodes[&leader].groups[&id];
+            assert!(!cluster.asleep(leader).contains(&id));
+            // `submit` retries nothing: with an expired lease it is refused.
+            let submitted = group.submit(Some(term), Bytes::from_static(b"x")).await.expect("the leader takes it");
+            submitted.await.expect("it is committed");
+        }
+    }
+    sleep(Duration::from_mins(1)).await;
+    assert_eq!(cluster.leaders(), before, "nobody was elected");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_stops_on_a_living_node_is_replaced_though_its_group_was_awake() {
+    let cluster = Cluster::start_awake(Duration::from_hours(1)).await;
+    sleep(Duration::from_secs(10)).await;
+    let (id, (leader, term)) = cluster.leaders().pop_first().expect("a group");
+    cluster.nodes[&leader].runtime.stop(id).await;
+    let others = || cluster.leader(id).is_some_and(|(now, newer)| now != leader && newer > term);
+    let since = Instant::now();
+    cluster.until("another one leads", others).await;
+    // Its followers tick again before their time is up, so it takes no longer than an election timer and an election.
+    assert!(since.elapsed() < Duration::from_secs(3), "it took {:?}", since.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_that_is_written_every_few_seconds_does_not_fall_asleep_each_time() {
+    let cluster = Cluster::start().await;
+    let (id, (leader, _)) = cluster.leaders().pop_first().expect("a group");
+    let asleep = || cluster.asleep(leader).contains(&id);
+    let mut slept = Vec::new();
+    for _ in 0..10 {
+        slept.push(asleep());
+        cluster.write(id).await;
+        sleep(Duration::from_millis(2500)).await;
+    }
+    assert!(slept[0] && slept[1], "a first pause puts it to sleep: {slept:?}");
+    assert!(slept[4..].iter().all(|slept| !slept), "it was put to sleep again and again: {slept:?}");
+    // Left alone it sleeps, and after a long sleep it falls asleep as soon as others do.
+    cluster.until("it sleeps", asleep).await;
+    sleep(Duration::from_mins(5)).await;
+    cluster.write(id).await;
+    sleep(Duration::from_millis(2500)).await;
+    assert!(asleep(), "a group that had slept long stays awake");
 }

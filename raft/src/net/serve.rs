@@ -249,22 +249,29 @@ impl Server<'_> {
 
     fn core(&self, group: GroupId) -> Result<Raft, Refusal> {
         let replica = self.local.registry.get(group).ok_or(Refusal::UnknownGroup)?;
-        // The core of a replica whose disk is full waits for room; what is sent to it would only pile up.
-        if self.work.len() >= WORK_MAX || replica.is_full() {
-            return Err(Refusal::Busy);
-        }
-        let raft = replica.raft().ok_or(Refusal::Stopped)?;
+        let raft = self.core_of(&replica)?;
         replica.stir();
         Ok(raft)
     }
 
-    /// The same for `bytes` of entries. Turned away here, they leave the core free to answer its leader and to vote.
-    fn core_with_room(&self, group: GroupId, bytes: u64) -> Result<Raft, Refusal> {
-        let full = |replica: &Replica| bytes > 0 && !replica.log.has_room(ByteCount(bytes), Door::Replication);
-        if self.local.registry.get(group).is_some_and(|replica| full(&replica)) {
+    fn core_of(&self, replica: &Replica) -> Result<Raft, Refusal> {
+        // The core of a replica whose disk is full waits for room; what is sent to it would only pile up.
+        if self.work.len() >= WORK_MAX || replica.is_full() {
             return Err(Refusal::Busy);
         }
-        self.core(group)
+        replica.raft().ok_or(Refusal::Stopped)
+    }
+
+    /// The same for `bytes` of entries. Turned away here, they leave the core free to answer its leader and to vote.
+    fn core_with_room(&self, group: GroupId, bytes: u64) -> Result<Raft, Refusal> {
+        let replica = self.local.registry.get(group).ok_or(Refusal::UnknownGroup)?;
+        if bytes > 0 && !replica.log.has_room(ByteCount(bytes), Door::Replication) {
+            return Err(Refusal::Busy);
+        }
+        let raft = self.core_of(&replica)?;
+        replica.heard(self.peer);
+        replica.stir();
+        Ok(raft)
     }
 
     fn answer(&self, group: GroupId, call: u64, answer: Answer) {
