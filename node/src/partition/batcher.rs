@@ -5,6 +5,7 @@
 //! take it. On anything but success it stops sealing, lets everything in flight resolve, takes the applied head again and seals
 //! anew. So a batch that was refused is never overtaken by its successor.
 
+mod crowd;
 mod stretch;
 mod task;
 
@@ -16,6 +17,7 @@ use ensign_raft::env::{Clock, Stop};
 use futures::future::BoxFuture;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
+pub(super) use self::crowd::Crowd;
 use self::task::Task;
 use super::append::{AppendError, Appended, AppendedRun, Chunk, Outcome};
 use super::keys::Keys;
@@ -167,6 +169,8 @@ pub struct BatcherParts {
     pub admission: watch::Receiver<Admission>,
     /// Bounds.
     pub limits: BatchLimits,
+    /// What the node's other partitions have in flight.
+    pub(super) crowd: Crowd,
 }
 
 impl BatcherParts {

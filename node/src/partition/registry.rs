@@ -18,7 +18,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
-use super::batcher::{Admission, BatchLimits, BatcherParts};
+use super::batcher::{Admission, BatchLimits, BatcherParts, Crowd};
 use super::elsewhere::{Counting, Elsewhere, ReadLink};
 use super::freshness::Freshness;
 use super::handle::{BarrierLink, PartitionHandle, Parts};
@@ -94,6 +94,7 @@ pub struct Partitions {
 struct Inner {
     parts: PartitionsParts,
     budget: Arc<TailBudget>,
+    crowd: Crowd,
     elsewhere: Elsewhere,
     running: RwLock<HashMap<TopicId, Running>>,
     /// Topics whose replica here does not start.
@@ -132,6 +133,7 @@ impl Partitions {
         let inner = Inner {
             parts,
             budget,
+            crowd: Crowd::default(),
             elsewhere,
             running: RwLock::default(),
             damaged: RwLock::default(),
@@ -407,6 +409,7 @@ impl Partitions {
             clock: Arc::clone(&parts.clock),
             admission: admitted.clone(),
             limits: parts.limits,
+            crowd: self.inner.crowd.clone(),
         }
         .start();
         let tasks = parts.tasks.child();

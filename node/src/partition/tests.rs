@@ -25,7 +25,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::append::{AppendError, Appended};
 use super::appender::{Appender, Numbering, PublishError, Submission};
-use super::batcher::{Admission, BatchLimits, Batcher, BatcherParts, Tapped};
+use super::batcher::{Admission, BatchLimits, Batcher, BatcherParts, Crowd, Tapped};
 use super::freshness::{Freshness, STALENESS_MAX};
 use super::handle::{BarrierLink, PartitionHandle, Parts, ReadError};
 use super::keys::{Keys as _, KeysError};
@@ -143,6 +143,7 @@ impl Cluster {
             clock: Arc::new(SystemClock),
             admission: admitted.clone(),
             limits: BatchLimits { target: ByteCount(8 << 10), ..BatchLimits::default() },
+            crowd: Crowd::default(),
         }
         .start();
         self.tasks.spawn("batcher", task);

@@ -168,19 +168,12 @@ impl<'a> Stretch<'a> {
             && !self.pending.last().is_some_and(|job| job.alone)
     }
 
-    /// With nothing in flight, whatever there is goes at once. The more is in flight, the more a batch waits to gather: its
-    /// events would wait for the disk in any case.
     fn should_cut(&self) -> bool {
-        const GATHER: [u64; 4] = [1, 8 << 10, 32 << 10, 128 << 10];
         let in_flight = self.in_flight.len();
         if self.pending.is_empty() || in_flight >= self.parts.limits.in_flight {
             return false;
         }
-        if !self.has_room() {
-            return true;
-        }
-        let enough = GATHER.get(in_flight).copied().unwrap_or(u64::MAX).min(self.parts.limits.target.0);
-        self.pending_bytes >= enough
+        !self.has_room() || self.pending_bytes >= self.parts.crowd.enough(in_flight).min(self.parts.limits.target.0)
     }
 
     /// Decides what becomes of a chunk: append it, answer it, or refuse it.
@@ -278,7 +271,9 @@ impl<'a> Stretch<'a> {
         self.pending_bytes = 0;
         metrics::observe_batch(events, draft.bytes);
         let (serial, jobs) = (self.serial, std::mem::take(&mut self.pending));
+        let in_crowd = self.parts.crowd.enter();
         self.in_flight.push_back(Box::pin(async move {
+            let _in_crowd = in_crowd;
             // The use lasts until the proposal is resolved: no event is acked under a key that was reported dead before. A
             // revoke is not kept waiting by a quorum that is away.
             let outcome = tokio::select! {
