@@ -110,12 +110,27 @@ impl Nodes {
     /// # Errors
     /// The credentials cannot be read.
     pub(super) fn clients(&self, of: impl Fn(u64) -> bool) -> anyhow::Result<(Client, Client)> {
+        let nodes: Vec<&Running> = self.running.iter().filter(|(id, _)| of(**id)).map(|(_, node)| node).collect();
+        self.clients_of(&nodes)
+    }
+
+    /// So many clients with the project's key, each with another node before the others, as a balancer would have it.
+    ///
+    /// # Errors
+    /// The credentials cannot be read.
+    pub(super) fn spread_clients(&self, count: usize) -> anyhow::Result<Vec<Client>> {
+        let mut nodes: Vec<&Running> = self.running.values().collect();
+        let clients = (0..count).map(|_| {
+            nodes.rotate_left(1);
+            Ok(self.clients_of(&nodes)?.0)
+        });
+        clients.collect()
+    }
+
+    fn clients_of(&self, nodes: &[&Running]) -> anyhow::Result<(Client, Client)> {
         let (mut project, operator) = Options::from_file(CredentialsFile::read(&self.credentials())?);
         let mut operator = operator.context("the credentials have no administrator's key")?;
-        let list = |text: fn(&Running) -> String| {
-            let chosen = self.running.iter().filter(|(id, _)| of(**id));
-            chosen.map(|(_, node)| text(node)).collect::<Vec<_>>().join(",")
-        };
+        let list = |text: fn(&Running) -> String| nodes.iter().map(|node| text(node)).collect::<Vec<_>>().join(",");
         for options in [&mut project, &mut operator] {
             options.set_endpoints(&list(|node| node.grpc.to_string()));
             options.set_auth_urls(&list(|node| format!("http://{}", node.http)));

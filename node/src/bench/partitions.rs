@@ -205,9 +205,8 @@ impl<'a> Bench<'a> {
         let args = self.args;
         note(format_args!("publishing {} events to one partition", args.events));
         let load = Load { events: args.events, size: args.size as usize, window: args.window as usize };
-        // As so many processes: each has a connection to itself.
-        let clients = (0..args.publishers).map(|_| Ok(self.nodes.clients(|_| true)?.0));
-        let clients = clients.collect::<anyhow::Result<Vec<_>>>()?;
+        // As so many processes: each has a connection to itself, and not all of them to the same node.
+        let clients = self.nodes.spread_clients(args.publishers as usize)?;
         let mut publishers = Publishers::open(&clients, &self.topics[..1], args.publishers, load).await?;
         publishers.run(args.events / 10, &Arc::default()).await.context("warming up")?;
         let single = publishers.run(args.events, &Arc::default()).await?;
