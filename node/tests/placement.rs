@@ -199,6 +199,21 @@ async fn a_drained_node_is_emptied_and_gets_its_share_back() -> anyhow::Result<(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drained_node_that_still_votes_is_not_removed() -> anyhow::Result<()> {
+    let cluster = Cluster::start(3)?;
+    let admin = cluster.client(true)?.admin();
+    registered(&admin, 3).await?;
+    // It holds no replica of any topic, and keeps its votes, since nobody is there to take them.
+    admin.set_node_state(NodeId(3), pb::NodeState::Draining).await?;
+    let refused = admin.set_node_state(NodeId(3), pb::NodeState::Removed).await;
+    let Err(CallError::Precondition { message }) = &refused else { anyhow::bail!("{refused:?}") };
+    ensure!(message.contains("node 3 is one of the 3 voters of the catalog, which would lose a vote"), "{message}");
+    let kept = node(&admin, 3).await?;
+    ensure!(kept.state() == pb::NodeState::Draining && kept.replicas == 0, "{kept:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_replicas_of_a_lost_node_are_made_anew_elsewhere() -> anyhow::Result<()> {
     let mut cluster = Cluster::start(4)?;
     for id in cluster.ids() {

@@ -17,7 +17,8 @@ async fn first_version() -> (Catalog, testing::Proposed, ProjectId) {
 }
 
 fn full_record() -> NodeRecord {
-    NodeRecord { version: V2, http: "b:8088".to_owned(), grpc: "b:5356".to_owned(), ..node(2, "b", 7, 70) }
+    let (http, grpc) = ("b:8088".to_owned(), "b:5356".to_owned());
+    NodeRecord { version: V2, http, grpc, vault: true, ..node(2, "b", 7, 70) }
 }
 
 const BEHIND: &str = "node 3 speaks version 1: run the new version of ensign on it";
@@ -147,8 +148,11 @@ async fn once_all_can_everything_is_written_and_nodes_tell_all_of_themselves() {
     let (catalog, proposed, project) = first_version().await;
     catalog.put_node(full_record()).await.unwrap();
     catalog.raise_version(V2).await.unwrap();
+    let raised = proposed.all().len();
     catalog.raise_version(V1).await.unwrap();
+    catalog.raise_version(V2).await.unwrap();
     assert_eq!(catalog.cluster_version(), V2, "it never falls");
+    assert_eq!(proposed.all().len(), raised, "what it is already is not written again");
     catalog.put_node(full_record()).await.unwrap();
     assert_eq!(*catalog.node(NodeId(2)).unwrap(), full_record());
     let before = proposed.all().len();
@@ -236,4 +240,21 @@ async fn a_node_that_makes_itself_known_from_afar_is_written_as_all_nodes_of_the
     assert_eq!(*catalog.node(NodeId(2)).unwrap(), record, "all of it");
     let refused = catalog.announce_node(record.for_version(V1)).await.unwrap_err();
     assert!(matches!(refused, PutNodeError::VersionTooOld { speaks: V1, active: V2, .. }), "{refused:?}");
+}
+
+#[test]
+fn a_topic_for_which_places_were_chosen_needs_the_second_version() {
+    let create = |replicas, placement| Command::CreateTopic(NewTopic { replicas, placement, ..new_topic(1, 1, 1) });
+    assert_eq!(create(nodes(0), Placement::default()).needs(), V1);
+    assert_eq!(create(nodes(3), Placement::default()).needs(), V2);
+    assert_eq!(create(nodes(0), Placement::anywhere(3)).needs(), V2);
+}
+
+#[test]
+fn a_node_with_a_name_or_a_life_is_none_of_the_first_version_whatever_its_record_says() {
+    let bare = NodeRecord { id: NodeId(2), ..NodeRecord::default() };
+    assert_eq!(bare.speaks(), V1);
+    assert_eq!(NodeRecord { name: "b".to_owned(), ..bare.clone() }.speaks(), V2);
+    assert_eq!(NodeRecord { incarnation: 1, ..bare.clone() }.speaks(), V2);
+    assert_eq!(NodeRecord { incarnation: 1, version: ClusterVersion(3), ..bare }.speaks(), ClusterVersion(3));
 }
