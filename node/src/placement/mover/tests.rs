@@ -237,6 +237,7 @@ async fn a_move_that_catches_up_no_faster_than_is_written_says_so_until_it_does(
         tokio::select! {
             () = traffic(written, taken) => unreachable!("it goes on for ever"),
             topic = world.until(what) => topic,
+            () = sleep(Duration::from_mins(10)) => panic!("the move says {:?}", report(&world.now())),
         }
     };
     let begun = Instant::now();
