@@ -122,6 +122,11 @@ impl Admin {
         self.revoke_api_key(&key.to_string()).await
     }
 
+    /// Seals the vault: no node gets keys any more. Lifted on a node's own machine.
+    pub async fn seal_vault(&self) -> Result<pb::SealVaultReply, CallError> {
+        call!(self, Harmless, pb::SealVaultRequest {}, seal_vault)
+    }
+
     /// Makes a token that lets `uses` machines join within `ttl`.
     pub async fn create_join_token(&self, ttl: Duration, uses: u32) -> Result<pb::CreateJoinTokenReply, CallError> {
         let ttl = prost_types::Duration::try_from(ttl).ok();

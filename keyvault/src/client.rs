@@ -157,6 +157,24 @@ fn custodies_to(records: &[(NodeId, PartitionContext)]) -> pb::CustodiesRequest 
     pb::CustodiesRequest { custody: records.iter().map(record).collect() }
 }
 
+/// An operator's seal was ordered or lifted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// Where in the vault's log.
+    pub index: LogIndex,
+    /// Whether a seal is in force now.
+    pub held: bool,
+    /// How long keys that were granted before may still be used.
+    pub wait: Duration,
+}
+
+fn held_of(reply: pb::reply::Result) -> Result<Held, CallError> {
+    let pb::reply::Result::Hold(reply) = reply else {
+        return Err(CallError::Malformed { what: "it says nothing of a seal" });
+    };
+    Ok(Held { index: LogIndex(reply.index), held: reply.held, wait: Duration::from_millis(reply.wait_ms) })
+}
+
 /// Calls the vault. Clones are cheap and share the link.
 #[derive(Clone)]
 pub struct VaultClient {
@@ -274,6 +292,23 @@ impl VaultClient {
             }
             sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    /// Seals the vault: no key and no secret is handed out any more, by whoever leads, also after restarts. Keys that nodes hold end
+    /// within the wait that is returned.
+    ///
+    /// # Errors
+    /// [`CallError`]. Safe to repeat.
+    pub async fn seal(&self, actor: &str) -> Result<Held, CallError> {
+        held_of(self.call(actor, pb::request::Call::Seal(pb::HoldRequest {})).await?)
+    }
+
+    /// Lifts an operator's seal. For a node whose voter has just proven the root key.
+    ///
+    /// # Errors
+    /// [`CallError`]. Safe to repeat.
+    pub async fn lift(&self, actor: &str) -> Result<Held, CallError> {
+        held_of(self.call(actor, pb::request::Call::Lift(pb::HoldRequest {})).await?)
     }
 
     /// Lets a node hold the data keys of a partition. For the catalog, before a replica is placed.

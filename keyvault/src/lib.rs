@@ -33,7 +33,7 @@ mod wrap;
 
 pub use batch::{BatchFull, PlainBatch, RAW_BYTES_MAX, SealedBatch};
 pub use client::{
-    CUSTODY_BATCH_MAX, Receipt, RingInfo, Secret, SecretInfo, SecretKind, VaultClient, VersionInfo, VersionState,
+    CUSTODY_BATCH_MAX, Held, Receipt, RingInfo, Secret, SecretInfo, SecretKind, VaultClient, VersionInfo, VersionState,
 };
 pub use entropy::Entropy;
 pub use error::{CallError, KeyError};
@@ -42,6 +42,14 @@ pub use holder::Plant;
 pub use holder::{EpochFloor, Holder, HolderConfig, MemoryFloor, RefreshError, SurrenderError, Use};
 pub use lease::{InvalidLease, LeaseConfig};
 pub use link::{HolderLink, LinkError, Reason, Refusal, RoutedLink, VaultLink, VaultPeer};
-pub use root::{RootId, RootKey, RootKeyError};
-pub use vault::{Caller, InitializeError, Vault, VaultConfig, VaultStartError};
+#[cfg(any(test, feature = "testing"))]
+pub use root::TestRoot;
+pub use root::{
+    BLOB_MAX, Cost, FileRoot, MasterName, PASSPHRASE_BYTES, Passphrase, PassphraseRoot, REFERENCE_MAX, RootError,
+    RootId, RootKey, RootKeyError, RootKind, RootProvider, Unwrapped, WrappedMaster, master_id,
+};
+pub use vault::{
+    Caller, InitializeError, RootName, SealStatus, UnsealError, Unsealed, Vault, VaultConfig, VaultLinks,
+    VaultStartError,
+};
 pub use wrap::{DekUse, InvalidWrap, KekId, WrappedDek};

@@ -262,7 +262,9 @@ impl RoutedLink {
                 | Call::PutCustodies(_)
                 | Call::DropCustodies(_)
                 | Call::PutSecret(_)
-                | Call::DeleteSecret(_),
+                | Call::DeleteSecret(_)
+                | Call::Seal(_)
+                | Call::Lift(_),
             ) => WRITE_HOP,
         }
     }
@@ -288,6 +290,7 @@ impl RoutedLink {
         let mut order: Vec<NodeId> = voters.iter().copied().collect();
         let mut last = Err(LinkError::new("the vault has no voters"));
         let Some(mut next) = self.first(&voters) else { return last };
+        let mut sealed = None;
         for _ in 0..2 * voters.len() {
             last = self.hop(next, request.clone()).await;
             let hint = match &last {
@@ -298,6 +301,10 @@ impl RoutedLink {
                     }
                     Next::Named(leader) => Some(leader),
                     Next::Round => None,
+                    Next::Sealed => {
+                        sealed = last.clone().ok();
+                        None
+                    }
                 },
                 Err(_) => None,
             };
@@ -306,7 +313,8 @@ impl RoutedLink {
             order.push(next);
             next = hint.filter(|leader| *leader != next && voters.contains(leader)).unwrap_or(order[0]);
         }
-        last
+        // A leader that is sealed says more than those that do not lead.
+        sealed.map_or(last, Ok)
     }
 }
 
@@ -335,6 +343,8 @@ enum Next {
     Named(NodeId),
     /// To the next voter.
     Round,
+    /// The same, unless all of them are no better.
+    Sealed,
 }
 
 fn elsewhere(reply: &pb::Reply) -> Next {
@@ -342,7 +352,8 @@ fn elsewhere(reply: &pb::Reply) -> Next {
     match refusal.reason() {
         pb::refusal::Reason::NotLeader if refusal.leader != 0 => Next::Named(NodeId(refusal.leader)),
         // A sealed leader hands its leadership over; one without a quorum may have a successor that it does not know of.
-        pb::refusal::Reason::NotLeader | pb::refusal::Reason::Sealed | pb::refusal::Reason::Unavailable => Next::Round,
+        pb::refusal::Reason::Sealed => Next::Sealed,
+        pb::refusal::Reason::NotLeader | pb::refusal::Reason::Unavailable => Next::Round,
         _ => Next::Done,
     }
 }

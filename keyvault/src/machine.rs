@@ -11,8 +11,8 @@ use bytes::Bytes;
 use ensign_raft::{CommittedEntry, RestoreError, StateMachine};
 
 pub(crate) use self::command::{
-    Change, Command, CreateRing, Custodies, Custody, DeleteSecret, Drain, Initialize, Kek, PutSecret, Revoke, Rotate,
-    SetLease, SettleLease,
+    Change, Command, CreateRing, Custodies, Custody, DeleteSecret, Drain, Hold, Initialize, Kek, PutSecret, Revoke,
+    Rotate, SetLease, SettleLease,
 };
 #[cfg(test)]
 pub(crate) use self::state::EVENTS_MAX;

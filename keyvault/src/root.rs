@@ -1,34 +1,101 @@
 //! The root key: the one secret that is not in the cluster. It wraps the vault master key and nothing else.
 //!
-//! The file provider: 32 random bytes, mode 0600, made once per cluster by bootstrap and by nobody else. Losing it is
-//! losing all data; whoever holds it and a copy of the vault holds every key in that copy.
+//! ```text
+//! file        32 bytes beside the node, mode 0600             ┐ the root key itself: wraps here, purpose 5 (`seal`)
+//! passphrase  what Argon2id makes of a phrase and a salt      ┘
+//! command     a program of the operator's                     ┐ a service that keeps the root key to itself and wraps for us
+//! transit     a HashiCorp-Vault-compatible transit engine     ┘ (both in the node, which may open sockets)
+//! ```
+//!
+//! Invariants: every voter unwraps by itself, and voters never hand each other the master key. What a wrong root key opens is
+//! nothing, and it is told from a damaged vault by its public name. Losing the root key is losing all data; whoever holds it
+//! and a copy of the vault holds every key in that copy. Not here: when it is asked for (`vault`). Format: docs/format.md.
+
+mod file;
+mod memory;
+mod pace;
+mod passphrase;
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::time::Duration;
 
+use bytes::Bytes;
 use ensign_proto::{Algorithm, ClusterId};
+use futures::future::BoxFuture;
+use sha2::{Digest as _, Sha256};
 use thiserror::Error;
-use zeroize::Zeroizing;
 
 use crate::arena::{Arena, KeySlot};
 use crate::entropy::Entropy;
-use crate::seal::{self, OpenError, Purpose};
+use crate::seal::{self, Purpose};
 
-/// The first, and with this provider the only, version of a root key.
-const VERSION: u32 = 1;
+pub use file::{FileRoot, RootKeyError};
+pub use passphrase::{Cost, PASSPHRASE_BYTES, Passphrase, PassphraseRoot};
 
-/// A root key, in locked memory.
-pub struct RootKey {
-    key: KeySlot,
-    version: u32,
+pub(crate) use pace::Pace;
+
+/// The first version of a root key that lies here or is made of a passphrase.
+const FIRST_VERSION: u32 = 1;
+/// The most that a provider may make of a master key.
+pub const BLOB_MAX: usize = 32 * 1024;
+/// The most bytes of what a provider calls its key.
+pub const REFERENCE_MAX: usize = 512;
+
+/// What keeps the root key. The numbers are stored: they are never given to anything else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub enum RootKind {
+    /// A file beside each node.
+    #[default]
+    File = 0,
+    /// A phrase that people type.
+    Passphrase = 1,
+    /// A program of the operator's.
+    Command = 2,
+    /// A transit engine.
+    Transit = 3,
+}
+
+impl RootKind {
+    /// The kind of this number; `None`: a newer build's.
+    pub fn from_number(number: u32) -> Option<Self> {
+        [Self::File, Self::Passphrase, Self::Command, Self::Transit].into_iter().find(|kind| *kind as u32 == number)
+    }
+
+    /// What settings call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Passphrase => "passphrase",
+            Self::Command => "command",
+            Self::Transit => "transit",
+        }
+    }
+}
+
+impl fmt::Display for RootKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// The public name of a root key: tells a wrong key from a damaged vault, and nothing about the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RootId(pub [u8; 16]);
+
+impl RootId {
+    /// The name of a key that only its provider has: made of what the provider calls it.
+    pub fn of_reference(kind: RootKind, reference: &str) -> Self {
+        let mut hash = Sha256::new();
+        hash.update(b"ensign/root-reference/v1");
+        hash.update([kind as u8]);
+        hash.update(reference);
+        let mut id = [0; 16];
+        id.copy_from_slice(&hash.finalize()[..16]);
+        Self(id)
+    }
+}
 
 impl fmt::Display for RootId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -36,90 +103,174 @@ impl fmt::Display for RootId {
     }
 }
 
-/// Why there is no root key.
+/// Which vault master key: every wrap is for one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MasterName {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The key's epoch.
+    pub epoch: u64,
+}
+
+/// A vault master key as the vault's state keeps it: wrapped, and with the name of what wrapped it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WrappedMaster {
+    /// What wrapped it.
+    pub kind: RootKind,
+    /// The root key's public name.
+    pub id: RootId,
+    /// The root key's version.
+    pub version: u32,
+    /// What a provider outside calls its key; empty for a key of ours.
+    pub reference: String,
+    /// Means something to its provider alone.
+    pub blob: Bytes,
+}
+
+/// A vault master key, unwrapped, in locked memory. Overwritten when it is dropped.
+pub struct Unwrapped(KeySlot);
+
+impl Unwrapped {
+    /// Has `fill` write the key where it stays.
+    ///
+    /// # Errors
+    /// Those of `fill`; what it wrote is overwritten.
+    pub fn fill<E>(fill: impl FnOnce(&mut [u8; 32]) -> Result<(), E>) -> Result<Self, E> {
+        let slot = Arena::new(1).take().expect("an empty arena has room for one key");
+        slot.fill(fill)?;
+        Ok(Self(slot))
+    }
+
+    pub(crate) fn into_slot(self) -> KeySlot {
+        self.0
+    }
+
+    #[cfg(test)]
+    pub(crate) fn key(&self) -> [u8; 32] {
+        self.0.with(|key| *key).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for Unwrapped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Unwrapped")
+    }
+}
+
+/// Why a master key was not wrapped or unwrapped. The messages are shown to anyone who may see a node's health.
 #[derive(Debug, Error)]
-pub enum RootKeyError {
-    /// Bootstrap happens once: the file is there already, and stays as it is.
-    #[error("{path} exists already; a root key is made once and never replaced")]
-    Exists {
-        /// The file.
+pub enum RootError {
+    /// Somebody has to type the passphrase.
+    #[error("it waits for the passphrase: run `ensign vault unseal` on this machine")]
+    PassphraseNeeded,
+    /// It is another one. Counts as a guess.
+    #[error("wrong passphrase")]
+    PassphraseWrong,
+    /// No passphrase of the kind that is taken.
+    #[error("{0}")]
+    PassphraseRefused(&'static str),
+    /// The vault's root key is kept by something else than this node is set to.
+    #[error("the vault's root key is kept by {needs}, and this node is set to {has}: set root.provider = \"{needs}\"")]
+    WrongKind {
+        /// What wrapped the vault's master key.
+        needs: RootKind,
+        /// What this node has.
+        has: RootKind,
+    },
+    /// Another key than the vault's.
+    #[error("wrong root key: the vault needs root key {needs}, this node has {has}")]
+    WrongKey {
+        /// The name of the vault's.
+        needs: String,
+        /// The name of this node's.
+        has: String,
+    },
+    /// There is none here. Put it in its place.
+    #[error("there is no root key at {path}: copy it there, mode 0600; it is looked for again by itself")]
+    Missing {
+        /// Where it should be.
         path: PathBuf,
     },
-    /// Anyone but its owner could read it: `chmod 600` it, and think about who has a copy.
-    #[error("{path} has mode {mode:04o}; a root key is readable by its owner alone (chmod 600)")]
-    Exposed {
-        /// The file.
-        path: PathBuf,
-        /// Its permission bits.
-        mode: u32,
-    },
-    /// It is not a root key.
-    #[error("{path} is not a root key: {what}")]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
+    /// The file cannot be used.
+    #[error("{}", file::explain(.0))]
+    File(#[from] RootKeyError),
+    /// The root key is right, and what it wrapped is not what was wrapped.
+    #[error("the vault's master key is damaged: {what}")]
+    Damaged {
+        /// In which way.
         what: &'static str,
     },
-    /// The file system refused.
-    #[error("cannot use the root key {path}")]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What it said.
-        #[source]
-        source: io::Error,
+    /// Argon2id needs more memory than there is.
+    #[error(
+        "the passphrase needs {needed_mib} MiB of memory to be checked, and {free_mib} MiB are free: free some, or unseal another node"
+    )]
+    Memory {
+        /// What it needs.
+        needed_mib: u64,
+        /// What there is.
+        free_mib: u64,
+    },
+    /// The program or the service that keeps the root key did not do it.
+    #[error("{message}")]
+    Provider {
+        /// What happened, without a secret.
+        message: String,
     },
 }
 
+impl RootError {
+    /// A provider's failure.
+    pub fn provider(message: impl Into<String>) -> Self {
+        Self::Provider { message: message.into() }
+    }
+}
+
+/// Keeps a root key, or reaches what keeps it.
+///
+/// The calls are repeated after failures, so they have no effect but their answer. Dropping their futures is safe.
+pub trait RootProvider: Send + Sync + 'static {
+    /// What it is.
+    fn kind(&self) -> RootKind;
+
+    /// What this node lacks before it could ever unseal; `None`: nothing that can be told without trying.
+    fn missing(&self) -> Option<RootError> {
+        None
+    }
+
+    /// How long at most between two attempts that nobody asked for.
+    fn pause_max(&self) -> Duration {
+        Duration::from_secs(30)
+    }
+
+    /// Wraps `key`. For bootstrap.
+    fn wrap<'a>(
+        &'a self,
+        name: MasterName,
+        key: &'a [u8; 32],
+        phrase: Option<&'a Passphrase>,
+    ) -> BoxFuture<'a, Result<WrappedMaster, RootError>>;
+
+    /// Unwraps what [`RootProvider::wrap`] made, here or on another node. `phrase` is what somebody typed.
+    fn unwrap<'a>(
+        &'a self,
+        name: MasterName,
+        wrapped: &'a WrappedMaster,
+        phrase: Option<&'a Passphrase>,
+    ) -> BoxFuture<'a, Result<Unwrapped, RootError>>;
+}
+
+/// Refuses what something else wrapped.
+pub(crate) fn check_kind(wrapped: &WrappedMaster, has: RootKind) -> Result<(), RootError> {
+    if wrapped.kind == has { Ok(()) } else { Err(RootError::WrongKind { needs: wrapped.kind, has }) }
+}
+
+/// A root key that lies here, in locked memory, for as long as something is wrapped or unwrapped.
+pub struct RootKey {
+    key: KeySlot,
+    version: u32,
+}
+
 impl RootKey {
-    /// Makes a root key and its file, and syncs both the file and its folder. For bootstrap alone.
-    ///
-    /// # Errors
-    /// [`RootKeyError::Exists`]: load it instead. Nothing is ever overwritten.
-    pub fn create(path: &Path) -> Result<Self, RootKeyError> {
-        let io = |source| RootKeyError::Io { path: path.to_owned(), source };
-        let key = seal::fresh_key(&Entropy::kernel());
-        let mut file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(RootKeyError::Exists { path: path.to_owned() });
-            }
-            Err(error) => return Err(io(error)),
-        };
-        file.write_all(&*key).and_then(|()| file.sync_all()).map_err(io)?;
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)?;
-        Self::load(path)
-    }
-
-    /// Loads the root key of `path`.
-    ///
-    /// # Errors
-    /// See [`RootKeyError`]: a file that others may read, or of another length, is refused.
-    pub fn load(path: &Path) -> Result<Self, RootKeyError> {
-        let io = |source| RootKeyError::Io { path: path.to_owned(), source };
-        let malformed = |what| RootKeyError::Malformed { path: path.to_owned(), what };
-        let mut file = File::open(path).map_err(io)?;
-        // Of the open file, so that nobody can swap it in between.
-        let metadata = file.metadata().map_err(io)?;
-        if !metadata.is_file() {
-            return Err(malformed("not a regular file"));
-        }
-        if metadata.mode() & 0o077 != 0 {
-            return Err(RootKeyError::Exposed { path: path.to_owned(), mode: metadata.mode() & 0o7777 });
-        }
-        if metadata.len() != 32 {
-            return Err(malformed("not 32 bytes long"));
-        }
-        let mut bytes = Zeroizing::new([0; 32]);
-        file.read_exact(&mut *bytes).map_err(io)?;
-        if bytes.iter().all(|byte| *byte == bytes[0]) {
-            return Err(malformed("all its bytes are equal"));
-        }
-        Ok(Self::from_key(&bytes))
-    }
-
     /// A root key that lies in no file.
     #[cfg(any(test, feature = "testing"))]
     pub fn for_test(key: [u8; 32]) -> Self {
@@ -127,13 +278,14 @@ impl RootKey {
     }
 
     fn from_key(key: &[u8; 32]) -> Self {
-        let slot = Arena::new(1).take().expect("an empty arena has room for one key");
-        let filled = slot.fill::<std::convert::Infallible>(|out| {
+        let filled = Unwrapped::fill::<std::convert::Infallible>(|out| {
             out.copy_from_slice(key);
             Ok(())
         });
-        assert!(filled.is_ok());
-        Self { key: slot, version: VERSION }
+        match filled {
+            Ok(Unwrapped(key)) => Self { key, version: FIRST_VERSION },
+            Err(never) => match never {},
+        }
     }
 
     /// Its public name in `cluster`.
@@ -142,31 +294,28 @@ impl RootKey {
         RootId(self.key.with(|key| seal::fingerprint(key, &info)).unwrap_or_default())
     }
 
-    /// Its version.
-    pub fn version(&self) -> u32 {
-        self.version
-    }
-
-    /// Wraps the vault master key of `epoch`.
-    pub(crate) fn wrap(&self, cluster: ClusterId, epoch: u64, vmk: &[u8; 32], entropy: &Entropy) -> Vec<u8> {
-        let aad = vmk_aad(cluster, epoch, self.version);
+    /// Wraps the vault master key.
+    pub(crate) fn wrap(&self, name: MasterName, master: &[u8; 32], entropy: &Entropy) -> Vec<u8> {
+        let aad = master_aad(name, self.version);
         self.key
-            .with(|key| seal::seal_box(key, Purpose::VmkWrap, Algorithm::Aes256Gcm, &aad, vmk, entropy))
+            .with(|key| seal::seal_box(key, Purpose::VmkWrap, Algorithm::Aes256Gcm, &aad, master, entropy))
             .unwrap_or_default()
     }
 
-    /// Unwraps the vault master key of `epoch` into `out`.
-    pub(crate) fn unwrap(
-        &self,
-        cluster: ClusterId,
-        epoch: u64,
-        boxed: &[u8],
-        out: &mut [u8; 32],
-    ) -> Result<(), OpenError> {
-        let aad = vmk_aad(cluster, epoch, self.version);
-        self.key
-            .with(|key| seal::open_key(key, Purpose::VmkWrap, Algorithm::Aes256Gcm, &aad, boxed, out))
-            .unwrap_or(Err(OpenError))
+    /// Unwraps a vault master key of this root key: whether it is, its public name says.
+    pub(crate) fn unwrap(&self, name: MasterName, id: RootId, boxed: &[u8]) -> Result<Unwrapped, RootError> {
+        let own = self.id(name.cluster);
+        if own != id {
+            return Err(RootError::WrongKey { needs: id.to_string(), has: own.to_string() });
+        }
+        let aad = master_aad(name, self.version);
+        let damaged = |_| RootError::Damaged { what: "it does not open under its root key" };
+        Unwrapped::fill(|out| {
+            self.key
+                .with(|key| seal::open_key(key, Purpose::VmkWrap, Algorithm::Aes256Gcm, &aad, boxed, out))
+                .unwrap_or(Err(seal::OpenError))
+        })
+        .map_err(damaged)
     }
 }
 
@@ -176,70 +325,96 @@ impl fmt::Debug for RootKey {
     }
 }
 
-fn vmk_aad(cluster: ClusterId, epoch: u64, version: u32) -> Vec<u8> {
-    [&cluster.as_bytes()[..], &epoch.to_be_bytes(), &version.to_be_bytes()].concat()
+fn master_aad(name: MasterName, version: u32) -> Vec<u8> {
+    [&name.cluster.as_bytes()[..], &name.epoch.to_be_bytes(), &version.to_be_bytes()].concat()
+}
+
+/// The public name of a vault master key that was wrapped outside: says whether what came back is what was sent.
+pub fn master_id(name: MasterName, master: &[u8; 32]) -> [u8; 16] {
+    seal::fingerprint(master, &[b"ensign/vmk-id/v1", name.cluster.as_bytes(), &name.epoch.to_be_bytes()])
+}
+
+/// A root key that lies in no file and is never lost.
+#[cfg(any(test, feature = "testing"))]
+#[derive(Debug)]
+pub struct TestRoot(RootKey);
+
+#[cfg(any(test, feature = "testing"))]
+impl TestRoot {
+    /// The root key of these bytes.
+    pub fn new(key: [u8; 32]) -> Self {
+        Self(RootKey::for_test(key))
+    }
+}
+
+#[cfg(any(test, feature = "testing"))]
+impl RootProvider for TestRoot {
+    fn kind(&self) -> RootKind {
+        RootKind::File
+    }
+
+    fn pause_max(&self) -> Duration {
+        Duration::from_secs(1)
+    }
+
+    fn wrap<'a>(
+        &'a self,
+        name: MasterName,
+        key: &'a [u8; 32],
+        _phrase: Option<&'a Passphrase>,
+    ) -> BoxFuture<'a, Result<WrappedMaster, RootError>> {
+        Box::pin(async move { Ok(file::wrapped(&self.0, name, key, &Entropy::kernel())) })
+    }
+
+    fn unwrap<'a>(
+        &'a self,
+        name: MasterName,
+        wrapped: &'a WrappedMaster,
+        _phrase: Option<&'a Passphrase>,
+    ) -> BoxFuture<'a, Result<Unwrapped, RootError>> {
+        Box::pin(async move {
+            check_kind(wrapped, RootKind::File)?;
+            self.0.unwrap(name, wrapped.id, &wrapped.blob)
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs::{self, Permissions};
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
 
     const CLUSTER: ClusterId = ClusterId::from_bytes([3; 16]);
 
-    #[test]
-    fn a_root_key_is_made_once_and_loads_as_itself() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("root.key");
-        let made = RootKey::create(&path).unwrap();
-        let metadata = fs::metadata(&path).unwrap();
-        assert_eq!((metadata.len(), metadata.mode() & 0o7777), (32, 0o600));
-        assert_eq!(RootKey::load(&path).unwrap().id(CLUSTER), made.id(CLUSTER));
-        assert_ne!(made.id(CLUSTER), made.id(ClusterId::from_bytes([4; 16])));
-
-        let before = fs::read(&path).unwrap();
-        assert!(matches!(RootKey::create(&path), Err(RootKeyError::Exists { .. })));
-        assert_eq!(fs::read(&path).unwrap(), before);
-        assert!(!format!("{made:?}").contains(&format!("{}", before[0])) || format!("{made:?}").len() < 40);
-    }
-
-    #[test]
-    fn a_root_key_that_others_may_read_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("root.key");
-        RootKey::create(&path).unwrap();
-        for mode in [0o640, 0o604, 0o660, 0o601] {
-            fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
-            assert!(matches!(RootKey::load(&path), Err(RootKeyError::Exposed { mode: found, .. }) if found == mode));
-        }
-        fs::set_permissions(&path, Permissions::from_mode(0o400)).unwrap();
-        RootKey::load(&path).unwrap();
-    }
-
-    #[test]
-    fn what_is_no_root_key_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("root.key");
-        assert!(matches!(RootKey::load(&path), Err(RootKeyError::Io { .. })));
-        for bytes in [&b"short"[..], &[0; 32], &[7; 33]] {
-            fs::write(&path, bytes).unwrap();
-            fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
-            assert!(matches!(RootKey::load(&path), Err(RootKeyError::Malformed { .. })), "{} bytes", bytes.len());
-        }
+    fn name(epoch: u64) -> MasterName {
+        MasterName { cluster: CLUSTER, epoch }
     }
 
     #[test]
     fn a_master_key_opens_under_its_root_cluster_and_epoch_only() {
         let root = RootKey::for_test([7; 32]);
-        let boxed = root.wrap(CLUSTER, 1, &[9; 32], &Entropy::kernel());
-        let mut out = [0; 32];
-        root.unwrap(CLUSTER, 1, &boxed, &mut out).unwrap();
-        assert_eq!(out, [9; 32]);
-        assert_eq!(root.unwrap(CLUSTER, 2, &boxed, &mut out), Err(OpenError));
-        assert_eq!(root.unwrap(ClusterId::from_bytes([4; 16]), 1, &boxed, &mut out), Err(OpenError));
-        assert_eq!(RootKey::for_test([8; 32]).unwrap(CLUSTER, 1, &boxed, &mut out), Err(OpenError));
-        assert_eq!(out, [0; 32]);
+        let boxed = root.wrap(name(1), &[9; 32], &Entropy::kernel());
+        let id = root.id(CLUSTER);
+        assert_eq!(root.unwrap(name(1), id, &boxed).unwrap().key(), [9; 32]);
+        let elsewhere = MasterName { cluster: ClusterId::from_bytes([4; 16]), epoch: 1 };
+        let refused = |refused: Result<Unwrapped, RootError>| refused.unwrap_err().to_string();
+        assert!(refused(root.unwrap(name(2), id, &boxed)).contains("is damaged"));
+        assert!(refused(root.unwrap(elsewhere, root.id(elsewhere.cluster), &boxed)).contains("is damaged"));
+        assert!(refused(root.unwrap(elsewhere, id, &boxed)).contains("wrong root key"));
+        assert!(refused(RootKey::for_test([8; 32]).unwrap(name(1), id, &boxed)).contains("wrong root key"));
+        assert_ne!(root.id(CLUSTER), root.id(elsewhere.cluster));
+    }
+
+    #[test]
+    fn kinds_keep_their_numbers_and_names() {
+        let all: Vec<_> = (0..5).map(|number| RootKind::from_number(number).map(RootKind::name)).collect();
+        assert_eq!(all, [Some("file"), Some("passphrase"), Some("command"), Some("transit"), None]);
+    }
+
+    #[test]
+    fn a_reference_names_one_key_of_one_kind() {
+        let id = |kind, reference: &str| RootId::of_reference(kind, reference);
+        assert_eq!(id(RootKind::Command, "a"), id(RootKind::Command, "a"));
+        assert_ne!(id(RootKind::Command, "a"), id(RootKind::Transit, "a"));
+        assert_ne!(id(RootKind::Command, "a"), id(RootKind::Command, "b"));
     }
 }

@@ -16,6 +16,7 @@ use ensign_proto::{
 use ensign_raft::env::{BootTime, Clock, Tasks, UnixNanos};
 use ensign_raft::{CommittedEntry, StateMachine as _};
 use ensign_storage::EntryId;
+use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
 use crate::entropy::Entropy;
@@ -23,12 +24,12 @@ use crate::holder::{Holder, HolderConfig};
 use crate::lease::LeaseConfig;
 use crate::link::{LinkError, Reason, Refusal, VaultLink};
 use crate::machine::{
-    Change, Command, CreateRing, Custodies, Custody, DeleteSecret, Done, Drain, Outcome, Revoke, Rotate, State,
+    Change, Command, CreateRing, Custodies, Custody, DeleteSecret, Done, Drain, Hold, Outcome, Revoke, Rotate, State,
     VaultMachine,
 };
-use crate::root::RootKey;
+use crate::root::{RootProvider as _, TestRoot};
 use crate::vault::{
-    LeaseCall, MasterKey, custodies_from, custody_page, first_master, fulfil, plan, seal_reply, secret_name,
+    LeaseCall, MasterKey, custodies_from, custody_page, first_master, fulfil, plan, seal_reply, secret_name, stored,
 };
 use crate::wire::{self, Dead};
 
@@ -107,12 +108,16 @@ impl TestVault {
     /// An initialized vault that grants leases of this length.
     pub fn with_lease(cluster: ClusterId, lease: LeaseConfig) -> Arc<Self> {
         let entropy = Entropy::kernel();
-        let root = RootKey::for_test([0x5a; 32]);
+        let root = TestRoot::new([0x5a; 32]);
         let mut inner = Inner { machine: VaultMachine::default(), index: 0, ms: 1_700_000_000_000 };
-        let initialized = inner.apply(first_master(cluster, &root, &lease, &entropy));
+        let first = first_master(cluster, &root, None, &lease, &entropy).now_or_never();
+        let first = first.and_then(Result::ok).expect("this root key is always there");
+        let initialized = inner.apply(first);
         assert!(initialized.is_ok(), "an empty vault can be initialized");
         let state = inner.machine.state().expect("no newer build wrote to it");
-        let master = MasterKey::unseal(cluster, state, Some(&root)).expect("its root key opens it");
+        let (name, wrapped) = stored(cluster, state).expect("it was initialized");
+        let unwrapped = root.unwrap(name, &wrapped, None).now_or_never().and_then(Result::ok);
+        let master = MasterKey::new(name, unwrapped.expect("its root key opens it"));
         Arc::new(Self {
             cluster,
             lease,
@@ -247,6 +252,15 @@ impl TestVault {
         expect_ring(self.inner().apply(Change::Rotate(change)))
     }
 
+    fn hold(&self, change: Change) -> Result<pb::reply::Result, Refusal> {
+        let Done::Hold(index) = self.inner().apply(change)? else {
+            return Err(Refusal::new(Reason::OutcomeUnknown, "the vault answered something else"));
+        };
+        let (held, wait) = self.inspect(|state| (state.hold.is_some(), state.lease_wait()));
+        let reply = pb::HoldReply { index: index.0, held, wait_ms: wait.as_millis() as u64 };
+        Ok(pb::reply::Result::Hold(reply))
+    }
+
     async fn dispatch(&self, node: NodeId, call: pb::request::Call) -> Result<pb::reply::Result, Refusal> {
         use pb::reply::Result as Answer;
         use pb::request::Call;
@@ -320,6 +334,8 @@ impl TestVault {
                 let secrets = later.map(|(key, secret)| secret.meta(*key, state.applied)).collect();
                 pb::ListSecretsReply { secrets, more: false }
             }))),
+            Call::Seal(_) => self.hold(Change::Seal(Hold {})),
+            Call::Lift(_) => self.hold(Change::Lift(Hold {})),
             Call::Status(_) => Ok(Answer::Status(self.inspect(|state| pb::StatusReply {
                 node: 1,
                 leader: 1,

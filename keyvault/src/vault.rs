@@ -9,7 +9,8 @@
 //!
 //! Invariants: nothing is granted on a leader's lease; a revoke is answered only when no node can open; a new leader waits W
 //! from its own start, and resumes what it finds in `Revoking`. Without the right root key a voter replicates and votes, hands
-//! leadership away, grants nothing and says why. Not here: what the state becomes (`machine`), who may call (the node).
+//! leadership to one that has it, grants nothing and says why (`seal`). Not here: what the state becomes (`machine`), who may call
+//! (the node), what the root key is (`root`).
 
 mod book;
 mod custody;
@@ -17,6 +18,7 @@ mod grants;
 mod keys;
 mod revoke;
 mod rotate;
+mod seal;
 mod secrets;
 
 use std::collections::BTreeSet;
@@ -34,22 +36,27 @@ use ensign_storage::GroupLog;
 use thiserror::Error;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout_at};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 pub(crate) use self::book::LeaseBook;
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use self::custody::{custodies_from, custody_page};
 pub(crate) use self::grants::{LeaseCall, fulfil, plan};
 pub(crate) use self::keys::{MasterKey, first_master};
+pub(crate) use self::seal::refuse_held;
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use self::seal::stored;
+pub use self::seal::{RootName, SealStatus, UnsealError, Unsealed};
+use self::seal::{Seal, Unsealing};
 pub(crate) use self::secrets::read_aad;
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use self::secrets::{name as secret_name, seal_reply};
 use crate::entropy::Entropy;
 use crate::lease::{InvalidLease, LeaseConfig, LeaseTerms};
-use crate::link::{HolderLink, Reason, Refusal};
-use crate::machine::{Change, Command, CreateRing, Done, Outcome, SetLease, SettleLease, State, VaultMachine};
+use crate::link::{HolderLink, Reason, Refusal, VaultPeer};
+use crate::machine::{Change, Command, CreateRing, Done, Hold, Outcome, SetLease, SettleLease, State, VaultMachine};
 use crate::metrics;
-use crate::root::RootKey;
+use crate::root::{Passphrase, RootError, RootProvider};
 use crate::wire;
 
 /// After how many entries the log is compacted, and how many are kept for voters that lag a little.
@@ -81,6 +88,21 @@ pub struct VaultConfig {
     pub entropy: Entropy,
 }
 
+/// How a voter reaches other nodes.
+#[derive(Clone)]
+pub struct VaultLinks {
+    /// Those that hold keys.
+    pub holders: Arc<dyn HolderLink>,
+    /// The other voters.
+    pub peers: Arc<dyn VaultPeer>,
+}
+
+impl fmt::Debug for VaultLinks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("VaultLinks")
+    }
+}
+
 /// Who calls, as its certificate says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Caller {
@@ -100,7 +122,7 @@ pub enum VaultStartError {
 }
 
 /// Why the vault could not be initialized.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[derive(Debug, Error)]
 pub enum InitializeError {
     /// It is initialized already, and this node cannot unseal it.
     #[error("the vault cannot be unsealed: {why}")]
@@ -111,6 +133,9 @@ pub enum InitializeError {
     /// No leader came to be in time. Retry.
     #[error("the vault elected no leader in time")]
     NoLeader,
+    /// There is no root key to wrap the master key with.
+    #[error("the vault's master key cannot be wrapped")]
+    Root(#[source] RootError),
 }
 
 /// The vault, as one voter runs it. Clones are cheap and share it.
@@ -120,22 +145,20 @@ pub struct Vault(Arc<Inner>);
 struct Inner {
     config: VaultConfig,
     group: Group<VaultMachine>,
-    root: Option<RootKey>,
+    root: Arc<dyn RootProvider>,
     clock: Arc<dyn Clock>,
     holders: Arc<dyn HolderLink>,
+    /// The other voters, whom a sealed leader asks for a successor.
+    peers: Arc<dyn VaultPeer>,
     seal: Mutex<Seal>,
+    unsealing: tokio::sync::Mutex<Unsealing>,
     book: Mutex<LeaseBook>,
     /// A revocation was ordered.
     ordered: Notify,
 }
 
-enum Seal {
-    Sealed { why: String },
-    Open(Arc<MasterKey>),
-}
-
 impl Vault {
-    /// Starts this node's voter. Without a root key, or with a wrong one, it starts sealed.
+    /// Starts this node's voter. It starts sealed, and unseals by itself as soon as `root` gives the key without asking anyone.
     ///
     /// # Errors
     /// See [`VaultStartError`].
@@ -143,8 +166,8 @@ impl Vault {
         config: VaultConfig,
         runtime: &Runtime,
         log: Arc<dyn GroupLog>,
-        root: Option<RootKey>,
-        holders: Arc<dyn HolderLink>,
+        root: Arc<dyn RootProvider>,
+        links: VaultLinks,
         clock: Arc<dyn Clock>,
         tasks: &Tasks,
     ) -> Result<Self, VaultStartError> {
@@ -152,12 +175,15 @@ impl Vault {
         let mode = if config.create { Mode::Found } else { Mode::Member };
         let spec = GroupSpec { id: GroupId::VAULT, voters: config.voters.clone(), mode };
         let group = runtime.start(spec, log, VaultMachine::default()).await?;
+        let VaultLinks { holders, peers } = links;
         let vault = Self(Arc::new(Inner {
             group,
-            root,
             clock,
             holders,
-            seal: Mutex::new(Seal::Sealed { why: "the vault is not initialized yet".to_owned() }),
+            peers,
+            seal: Mutex::new(Seal::new()),
+            unsealing: tokio::sync::Mutex::new(Unsealing::new(root.pause_max())),
+            root,
             book: Mutex::default(),
             ordered: Notify::new(),
             config,
@@ -168,22 +194,27 @@ impl Vault {
         Ok(vault)
     }
 
-    /// Creates the vault master key, unless there is one. Every voter may be asked; the leader does it, the others wait for it.
+    /// Creates the vault master key, unless there is one, and unseals. Every voter may be asked; the leader does it, the others wait
+    /// for it. `phrase` is for a root key that is made of one.
     ///
     /// # Errors
-    /// See [`InitializeError`]. Safe to repeat.
-    pub async fn initialize(&self, deadline: Duration) -> Result<(), InitializeError> {
+    /// See [`InitializeError`]. Safe to repeat, with the same phrase.
+    pub async fn initialize(&self, deadline: Duration, phrase: Option<&Passphrase>) -> Result<(), InitializeError> {
         let deadline = Instant::now() + deadline;
         let inner = &self.0;
         loop {
             if inner.group.inspect(|machine| machine.state().is_some_and(|state| state.master.is_some())) {
-                return self.master().map(drop).map_err(|refusal| InitializeError::Sealed { why: refusal.message });
+                let unsealed = match phrase {
+                    Some(_) => self.unseal(phrase).await.map(drop).map_err(|error| error.to_string()),
+                    None => self.master().await.map(drop).map_err(|refusal| refusal.message),
+                };
+                return unsealed.map_err(|why| InitializeError::Sealed { why });
             }
             let leadership = *inner.group.leadership().borrow();
-            if leadership.ready
-                && let Some(root) = &inner.root
-            {
-                let change = first_master(inner.config.cluster, root, &inner.config.lease, &inner.config.entropy);
+            if leadership.ready {
+                let (cluster, lease) = (inner.config.cluster, &inner.config.lease);
+                let change = first_master(cluster, &*inner.root, phrase, lease, &inner.config.entropy).await;
+                let change = change.map_err(InitializeError::Root)?;
                 let proposal = self.propose_in(Some(leadership.term), "bootstrap", change);
                 // Whatever became of it is looked at next time round: at once if it worked.
                 match timeout_at(deadline, proposal).await {
@@ -209,14 +240,9 @@ impl Vault {
         self.0.group.membership()
     }
 
-    /// Whether this node was started with a root key, be it the right one or not: without one it could never unseal the vault.
+    /// Whether this node may come to unseal the vault: without a root key file it never will.
     pub fn has_root_key(&self) -> bool {
-        self.0.root.is_some()
-    }
-
-    /// Why the vault is sealed on this node; `None` when it is not.
-    pub fn sealed(&self) -> Option<String> {
-        self.master().err().map(|refusal| refusal.message)
+        self.0.root.missing().is_none()
     }
 
     /// The group, for its status.
@@ -274,13 +300,15 @@ impl Vault {
             Call::DeleteSecret(request) => self.delete_secret(actor, &request).await.map(Answer::SecretMeta),
             Call::ListSecrets(request) => self.list_secrets(&request).await.map(Answer::ListSecrets),
             Call::Status(_) => Ok(Answer::Status(self.status())),
+            Call::Seal(_) => self.hold(actor, Change::Seal(Hold {})).await.map(Answer::Hold),
+            Call::Lift(_) => self.hold(actor, Change::Lift(Hold {})).await.map(Answer::Hold),
         }
     }
 
     async fn lease(&self, caller: Caller, request: &pb::LeaseRequest) -> Result<pb::LeaseReply, Refusal> {
         let inner = &self.0;
         let call = LeaseCall::parse(inner.config.cluster, request)?;
-        let master = self.master()?;
+        let master = self.master().await?;
         // Begun after the request arrived: its t0 is before this round, so a newer leader's wait covers what we grant.
         self.read_index().await?;
         let plan = self.inspect(|state| {
@@ -303,7 +331,7 @@ impl Vault {
             return Err(wire::malformed("ring"));
         }
         let alg = if request.alg == 0 { Algorithm::default() } else { wire::algorithm_from(request.alg)? };
-        let master = self.master()?;
+        let master = self.master().await?;
         let kek = master.make_kek(project, ring, KeyVersion(1), alg, &self.0.config.entropy)?;
         let change = CreateRing { ring: request.ring.clone(), project: request.project.clone(), alg: alg as u32, kek };
         expect_ring(self.propose(actor, Change::CreateRing(change)).await?)
@@ -351,36 +379,6 @@ impl Vault {
         status
     }
 
-    /// The master key, unwrapped now if it was not before.
-    fn master(&self) -> Result<Arc<MasterKey>, Refusal> {
-        let inner = &self.0;
-        let mut seal = inner.seal.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Seal::Open(master) = &*seal {
-            return Ok(Arc::clone(master));
-        }
-        let unsealed = inner.group.inspect(|machine| {
-            let state = machine.state().ok_or("a newer build wrote to the vault: upgrade this node")?;
-            MasterKey::unseal(inner.config.cluster, state, inner.root.as_ref())
-        });
-        match unsealed {
-            Ok(master) => {
-                info!("the vault is unsealed");
-                let master = Arc::new(master);
-                *seal = Seal::Open(Arc::clone(&master));
-                Ok(master)
-            }
-            Err(why) => {
-                if let Seal::Sealed { why: before } = &*seal
-                    && *before != why
-                {
-                    error!(%why, "the vault is sealed on this node: it grants no keys");
-                }
-                *seal = Seal::Sealed { why: why.clone() };
-                Err(Refusal::new(Reason::Sealed, format!("the vault is sealed on node {}: {why}", inner.config.node)))
-            }
-        }
-    }
-
     fn must_lead(&self) -> Result<Term, Refusal> {
         let leadership = *self.0.group.leadership().borrow();
         if leadership.ready { Ok(leadership.term) } else { Err(Refusal::new(Reason::NotLeader, "another voter leads")) }
@@ -424,16 +422,20 @@ impl Vault {
     async fn upkeep_until(self, stop: Stop) {
         let inner = &self.0;
         let mut lease = LeaseCare::default();
-        let mut successors = inner.config.voters.iter().copied().filter(|node| *node != inner.config.node).cycle();
         while stop.run_until_cancelled(sleep(UPKEEP)).await.is_some() {
-            let sealed = self.master().is_err();
-            let initialized = inner.group.inspect(|machine| machine.state().is_none_or(|state| state.master.is_some()));
+            // A provider outside may take its time, and must not keep the node from stopping.
+            let Some(master) = stop.run_until_cancelled(self.master()).await else { return };
+            let sealed = master.is_err();
+            // What an operator sealed is sealed everywhere: no other voter could do more.
+            let elsewhere = inner
+                .group
+                .inspect(|machine| machine.state().is_none_or(|state| state.master.is_some() && state.hold.is_none()));
             let status = inner.group.status();
             metrics::vault_state(status.leadership.ready, sealed);
             if sealed
-                && initialized
+                && elsewhere
                 && status.leadership.ready
-                && let Some(successor) = successors.next()
+                && let Some(successor) = self.unsealed_voter().await
             {
                 warn!(%successor, "a sealed voter leads the vault: it hands its leadership over");
                 if let Err(error) = inner.group.transfer_leader(successor).await {

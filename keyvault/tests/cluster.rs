@@ -313,7 +313,7 @@ async fn a_voter_with_a_wrong_root_key_is_sealed_and_harms_nobody() {
     })
     .await;
     assert!(!why.contains("11111111"), "{why}");
-    assert!(matches!(sealed.initialize(Duration::ZERO).await, Err(InitializeError::Sealed { .. })));
+    assert!(matches!(sealed.initialize(Duration::ZERO, None).await, Err(InitializeError::Sealed { .. })));
 
     // It may be elected, and then hands its leadership over.
     let leader = cluster.leader().await;

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use ensign_keyvault::RootKey;
+use ensign_keyvault::Passphrase;
 use ensign_proto::PermissionSet;
 use ensign_raft::env::OsRng;
 use serde::{Deserialize, Serialize};
-use tracing::{info, warn};
+use tracing::info;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::authority::Authority;
@@ -205,25 +205,8 @@ pub async fn refuse_second(config: &Config, tls: &PeerTls) -> anyhow::Result<()>
     Ok(())
 }
 
-/// Makes the root key, unless an earlier attempt did.
-///
-/// # Errors
-/// The file cannot be written, or what is there is no root key.
-pub fn create_root_key(path: &Path) -> anyhow::Result<()> {
-    if path.exists() {
-        RootKey::load(path)?;
-        return Ok(());
-    }
-    RootKey::create(path)?;
-    warn!(
-        root_key = %path.display(),
-        "made the root key: copy it off this machine now, and to every other node of the cluster; without it all data is lost"
-    );
-    Ok(())
-}
-
 /// Makes everything that the first client needs. The credentials are kept in `kept` before they are made valid, so that a
-/// crash at any point is repaired by running this again.
+/// crash at any point is repaired by running this again. `phrase` is what the vault's root key is made of, where it is made of one.
 ///
 /// # Errors
 /// No majority of the nodes came up in time, or a step failed; start again to go on.
@@ -232,6 +215,7 @@ pub async fn run(
     kept: &Path,
     addresses: Addresses,
     authority: Option<&Authority>,
+    phrase: Option<&Passphrase>,
 ) -> anyhow::Result<Credentials> {
     let front = Front::of(node.config(), addresses);
     let credentials = match Credentials::read(kept)? {
@@ -243,7 +227,7 @@ pub async fn run(
     tokio::time::timeout(QUORUM, node.quorum()).await.context(
         "no majority of the nodes came up: start the other nodes, with the root key on each, and start this one again",
     )??;
-    node.vault().initialize(QUORUM).await.context("cannot initialize the vault")?;
+    node.vault().initialize(QUORUM, phrase).await.context("cannot initialize the vault")?;
     node.upgrades().begin().await.context("cannot give the cluster its version")?;
     if let Some(authority) = authority {
         node.joins().import(authority).await.context("the vault cannot take over the certificate authority's key")?;

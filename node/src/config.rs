@@ -17,7 +17,7 @@ use figment::Figment;
 use figment::providers::{Format as _, Serialized, Toml};
 use thiserror::Error;
 
-pub use types::{Bytes, Label, LogFormat, PeerAddress, Seconds, Timing, Upgrade};
+pub use types::{Bytes, Label, LogFormat, PeerAddress, Provider, Seconds, Timing, Upgrade};
 
 use define::settings;
 
@@ -43,7 +43,7 @@ settings! {
         [zone, "zone", "ENSIGN_SERVER_NODE_ZONE"] Label = Label::local();
         /// The directory that holds everything this node stores.
         [data_dir, "data-dir", "ENSIGN_SERVER_NODE_DATA_DIR"] PathBuf = PathBuf::from("/var/lib/ensign");
-        /// The file with the cluster's root key. Losing every copy of it loses all data.
+        /// The file with the cluster's root key, where `root.provider` is `file`. Losing every copy of it loses all data.
         [root_key, "root-key", "ENSIGN_SERVER_NODE_ROOT_KEY"] PathBuf = PathBuf::from("/etc/ensign/root.key");
     }
 
@@ -63,6 +63,8 @@ settings! {
         [private_key, "listen-private-key", "ENSIGN_SERVER_LISTEN_PRIVATE_KEY"] PathBuf = PathBuf::new();
         /// Allows client listeners outside loopback although they carry no TLS (put a TLS proxy in front).
         [plaintext, "plaintext", "ENSIGN_SERVER_LISTEN_PLAINTEXT"] bool = false;
+        /// The socket for operators on this machine (the server's own user and root). Empty: `ensign.sock` in the data directory.
+        [operator, "operator-socket", "ENSIGN_SERVER_LISTEN_OPERATOR"] PathBuf = PathBuf::new();
     }
 
     /// The cluster: every node and how they trust each other.
@@ -114,6 +116,12 @@ settings! {
     vault: VaultSettings, VaultArgs {
         /// How long a lease on keys lasts without renewal, 5 s to 60 s; 25 s where `cluster.timing` is `wan`, which needs 23 s at least.
         [lease, "vault-lease", "ENSIGN_SERVER_VAULT_LEASE"] Seconds = Seconds::new(10);
+    }
+
+    /// The root key, which opens the vault and is not in the cluster. The same on every node.
+    root: RootSettings, RootArgs {
+        /// What keeps it: `file` (`node.root_key`) or `passphrase` (typed on each node of the vault).
+        [provider, "root-provider", "ENSIGN_SERVER_ROOT_PROVIDER"] Provider = Provider::File;
     }
 
     /// Logs.
@@ -235,6 +243,15 @@ impl Config {
     /// The leases that these settings ask for.
     pub fn lease(&self) -> LeaseConfig {
         LeaseConfig { length: self.vault.lease.into(), ..LeaseConfig::default() }
+    }
+
+    /// Where operators on this machine reach the node.
+    pub fn operator_socket(&self) -> PathBuf {
+        if self.listen.operator.as_os_str().is_empty() {
+            self.node.data_dir.join("ensign.sock")
+        } else {
+            self.listen.operator.clone()
+        }
     }
 
     /// Refuses settings that contradict each other.
@@ -370,7 +387,9 @@ mod tests {
     fn the_example_file_is_valid_and_shows_every_section() {
         let text = include_str!("../../ensign.toml");
         Config::parse(text).unwrap();
-        for section in ["[node]", "[listen]", "[cluster]", "[storage]", "[auth]", "[vault]", "[log]", "[shutdown]"] {
+        for section in
+            ["[node]", "[listen]", "[cluster]", "[storage]", "[auth]", "[vault]", "[root]", "[log]", "[shutdown]"]
+        {
             assert!(text.contains(section), "{section} is missing");
         }
     }

@@ -13,11 +13,11 @@ use tokio::net::TcpListener;
 use crate::authority::Authority;
 use crate::bootstrap::{self, Credentials, Front};
 use crate::cli::{DevArgs, UsageError};
-use crate::config::{Config, LogFormat, LogSettings, PeerAddress};
+use crate::config::{Config, LogFormat, LogSettings, PeerAddress, Provider};
 use crate::files::{NodeFile, write_secret};
 use crate::node::{Addresses, Listeners, Node, NodeSpec};
 use crate::peers::PeerTls;
-use crate::{harden, signals, telemetry};
+use crate::{harden, root, signals, telemetry};
 
 /// A development cluster that runs.
 pub struct DevCluster {
@@ -105,6 +105,10 @@ impl DevCluster {
     /// An address is taken, the directory cannot be used, or a node fails.
     pub async fn start(args: &DevArgs) -> anyhow::Result<Self> {
         let settings = Config::development()?;
+        if settings.root.provider != Provider::File {
+            let what = "root.provider: `ensign dev` keeps its root key in a file; use `ensign serve` for the others";
+            return Err(UsageError(what.to_owned()).into());
+        }
         let scratch = args.data.is_none().then(tempfile::tempdir).transpose()?;
         let dir = match (&args.data, &scratch) {
             (Some(dir), _) => dir.clone(),
@@ -135,7 +139,7 @@ impl DevCluster {
         check_nodes(&dir, args.nodes)?;
         let cluster = cluster_of(&dir)?;
         if !dir.join("bootstrapped").exists() {
-            bootstrap::create_root_key(&dir.join("root.key"))?;
+            root::make_key(&dir.join("root.key"))?;
         }
         // Every node lives in this process, so nobody else ever needs to trust this authority.
         let authority = Authority::generate("dev")?;
@@ -163,7 +167,7 @@ impl DevCluster {
         let (kept, done) = (dir.join("credentials.json"), dir.join("bootstrapped"));
         let credentials = match Credentials::read(&kept)? {
             Some(credentials) if done.exists() => credentials.at(&Front::of(&settings, addresses)),
-            _ => bootstrap::run(&nodes[0], &kept, addresses, None).await?,
+            _ => bootstrap::run(&nodes[0], &kept, addresses, None, None).await?,
         };
         write_secret(&done, b"")?;
         credentials.write(&args.credentials)?;

@@ -1,8 +1,8 @@
 //! Small files of a node: who it is, and credentials that are shown once.
 
 use std::fs;
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -10,6 +10,7 @@ use ensign_keyvault::EpochFloor;
 use ensign_proto::{ClusterId, ClusterVersion, NodeId};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use zeroize::Zeroizing;
 
 /// The newest version of `node.json` that this program knows. It is written once the cluster is at version 2, so that until then
 /// the program before this one can be put back.
@@ -80,6 +81,22 @@ pub enum FileError {
         active: ClusterVersion,
         /// What this program speaks.
         speaks: ClusterVersion,
+    },
+    /// A secret that others than its owner may read.
+    #[error("{path} has mode {mode:04o}; a secret is readable by its owner alone (chmod 600)")]
+    Exposed {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// It is longer than what it should be could be.
+    #[error("{path} is longer than {bytes_max} bytes")]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+        /// What it could be.
+        bytes_max: usize,
     },
     /// The directory belongs to another node.
     #[error("{path} belongs to node {found}, not to node {expected}: set node.data_dir or node.id right")]
@@ -211,6 +228,27 @@ impl EpochFloor for NodeFloor {
         }
         Ok(())
     }
+}
+
+/// Reads a small secret, which only its owner may read.
+///
+/// # Errors
+/// [`FileError::Io`], [`FileError::Exposed`], [`FileError::TooLong`].
+pub fn read_secret(path: &Path, bytes_max: usize) -> Result<Zeroizing<Vec<u8>>, FileError> {
+    let io = |source| FileError::Io { action: "read", path: path.to_owned(), source };
+    let file = fs::File::open(path).map_err(io)?;
+    // Of the open file, so that nobody can swap it in between.
+    let mode = file.metadata().map_err(io)?.mode();
+    if mode & 0o077 != 0 {
+        return Err(FileError::Exposed { path: path.to_owned(), mode: mode & 0o7777 });
+    }
+    // Never grown, so that no copy stays behind.
+    let mut contents = Zeroizing::new(Vec::with_capacity(bytes_max + 1));
+    file.take(bytes_max as u64 + 1).read_to_end(&mut contents).map_err(io)?;
+    if contents.len() > bytes_max {
+        return Err(FileError::TooLong { path: path.to_owned(), bytes_max });
+    }
+    Ok(contents)
 }
 
 /// Replaces `path` by `contents`, readable by its owner alone; durable when it returns, never half written.

@@ -73,7 +73,7 @@ impl Health {
 /// `/metrics`, `/healthz`, `/readyz` and `/report`: for operators, on the metrics listener. `reports` is set once the node has
 /// started far enough to be asked.
 pub fn router(health: Health, metrics: &'static PrometheusHandle, reports: Arc<OnceLock<PeerReports>>) -> Router {
-    let ready = health.clone();
+    let (ready, alive) = (health.clone(), health.clone());
     Router::new()
         .route(
             "/metrics",
@@ -81,7 +81,7 @@ pub fn router(health: Health, metrics: &'static PrometheusHandle, reports: Arc<O
                 ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render()).into_response()
             }),
         )
-        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/healthz", get(move || async move { liveness(&alive) }))
         .route("/readyz", get(move || async move { readiness(&ready) }))
         .route("/report", get(move || report(reports)))
 }
@@ -93,6 +93,16 @@ async fn report(reports: Arc<OnceLock<PeerReports>>) -> Response {
     };
     let reply = reports.nameless().await.encode_to_vec();
     ([(header::CONTENT_TYPE, "application/x-protobuf")], reply).into_response()
+}
+
+/// A node that is alive says so, whatever ails it: restarting it would not help, and would seal a vault that people unseal.
+fn liveness(health: &Health) -> String {
+    let troubles = health.troubles();
+    let mut text = "ok\n".to_owned();
+    for (component, what) in &troubles {
+        text.extend([component, ": ", what, "\n"]);
+    }
+    text
 }
 
 fn readiness(health: &Health) -> Response {
@@ -119,7 +129,9 @@ mod tests {
         assert_eq!(readiness(&health).status(), StatusCode::OK);
         health.trouble("vault", Some("sealed: no root key".to_owned()));
         assert_eq!(readiness(&health).status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(liveness(&health), "ok\nvault: sealed: no root key\n");
         health.trouble("vault", None);
+        assert_eq!(liveness(&health), "ok\n");
         assert_eq!(readiness(&health).status(), StatusCode::OK);
         health.set(Phase::Stopping);
         assert_eq!(readiness(&health).status(), StatusCode::SERVICE_UNAVAILABLE);

@@ -16,8 +16,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use ensign_keyvault::{Entropy, Holder, HolderConfig, RootKey, RoutedLink, Vault, VaultClient, VaultConfig};
-use ensign_proto::{ByteCount, ClusterId, GroupId, NodeId};
+use ensign_keyvault::{Entropy, Holder, HolderConfig, RoutedLink, Vault, VaultClient, VaultConfig, VaultLinks};
+use ensign_proto::{ByteCount, ClusterId, ClusterVersion, GroupId, NodeId};
 use ensign_raft::env::{Clock, OsRng, Rng, Stop, SystemClock, Tasks};
 use ensign_raft::{Group, GroupSpec, Limits, Members, Mode, Runtime, RuntimeConfig};
 use ensign_storage::{DataDir, Disk, FrameLog, LogConfig, NodeLog as _, OpenError, Writer};
@@ -35,6 +35,7 @@ use crate::files::{NodeFile, NodeFloor};
 use crate::health::{self, Health, Phase};
 use crate::identity::{Availability, Identity, IdentityConfig, VaultSecrets};
 use crate::join::{self, JoinParts, Joins, Renewal};
+use crate::local::{self, LocalParts};
 use crate::members::{self, Council, Steward};
 use crate::partition::forward::{Channels, ForwardService, PeerForward};
 use crate::partition::{BatchLimits, Partitions, PartitionsParts};
@@ -46,6 +47,7 @@ use crate::placement::{self, Mover, MoverParts};
 use crate::plant;
 use crate::quota::{PeerQuota, QuotaParts, QuotaService, Quotas};
 use crate::report::{PeerReports, ReportService, Reporter, ReporterParts};
+use crate::root;
 use crate::rpc::{Ensign, Guarded, OPENING_MAX, RpcParts};
 use crate::telemetry;
 use crate::upgrade::{Upgrades, UpgradesParts};
@@ -166,7 +168,7 @@ impl Node {
     /// after [`Node::serve`].
     ///
     /// # Errors
-    /// The data directory is in use, damaged or of a newer format; the certificates cannot be used; the root key file is malformed.
+    /// The data directory is in use, damaged or of a newer format; the certificates cannot be used.
     pub async fn start(spec: NodeSpec) -> anyhow::Result<Self> {
         let NodeSpec { config, cluster, listeners, tls, initialize } = spec;
         let me = config.node_id();
@@ -230,7 +232,6 @@ impl Node {
         runtime.set_version(kept_version);
         let calls = VaultCalls::new(peers.clone());
         let lease = config.lease();
-        let root = load_root_key(&config, &health)?;
         let vault_config = VaultConfig {
             cluster,
             node: me,
@@ -241,8 +242,9 @@ impl Node {
             entropy: Entropy::kernel(),
         };
         let vault_group_log = vault_log.log.group(GroupId::VAULT);
-        let surrender = Arc::new(calls.clone());
-        let vault = Vault::start(vault_config, &runtime, vault_group_log, root, surrender, Arc::clone(&clock), &tasks)
+        let links = VaultLinks { holders: Arc::new(calls.clone()), peers: Arc::new(calls.clone()) };
+        let root = root::provider(&config);
+        let vault = Vault::start(vault_config, &runtime, vault_group_log, root, links, Arc::clone(&clock), &tasks)
             .await
             .context("the vault cannot start")?;
         let link = RoutedLink::new(Arc::new(calls.clone()), voters.clone(), &lease).with_replica(vault.leadership());
@@ -255,6 +257,9 @@ impl Node {
         let holder = Holder::new(holder_config, link.clone(), Arc::clone(&clock), &tasks);
         calls.connect(Arc::new(VaultService(vault.clone())), Arc::new(HolderService(holder.clone())));
         let vault_client = VaultClient::new(link.clone(), cluster, me, &Entropy::kernel());
+        // From here on, also while there is no quorum: somebody may be waiting to unseal.
+        let (watched, told) = (vault.clone(), health.clone());
+        tasks.spawn("vault-health", |stop| watch_vault(watched, told, stop));
 
         let mode = if initialize { Mode::Found } else { Mode::Member };
         let catalog_spec = GroupSpec { id: GroupId::CATALOG, voters: voters.clone(), mode };
@@ -263,7 +268,10 @@ impl Node {
             .await
             .context("the catalog cannot start")?;
         let version_view = view.clone();
-        let version = Arc::new(move || version_view.cluster_version());
+        let version: Arc<dyn Fn() -> ClusterVersion + Send + Sync> = Arc::new(move || version_view.cluster_version());
+        let local =
+            LocalParts { node: me, vault: vault.clone(), client: vault_client.clone(), version: Arc::clone(&version) };
+        local::serve(config.operator_socket(), local, &tasks);
         let (routed, vault_members, founders, catalog_view) =
             (link.clone(), vault.members(), voters.clone(), view.clone());
         tasks.spawn("vault-nodes", |stop| members::follow_vault(routed, vault_members, founders, catalog_view, stop));
@@ -416,16 +424,15 @@ impl Channels for Peers {
     }
 }
 
-/// The root key, when this node has one. Without it the vault's replica here stays sealed: it votes, and opens nothing.
-fn load_root_key(config: &Config, health: &Health) -> anyhow::Result<Option<RootKey>> {
-    let path = &config.node.root_key;
-    if path.exists() {
-        return Ok(Some(RootKey::load(path)?));
+/// Tells `/readyz` why the vault is sealed here, again and again.
+async fn watch_vault(vault: Vault, health: Health, stop: Stop) {
+    while stop.run_until_cancelled(tokio::time::sleep(HEALTH_WATCH)).await.is_some() {
+        note_vault(&vault, &health);
     }
-    let what = format!("sealed: there is no root key at {}; copy it there and restart", path.display());
-    warn!(root_key = %path.display(), "no root key: this node's vault stays sealed until the file is there and the node is restarted");
-    health.trouble("vault", Some(what));
-    Ok(None)
+}
+
+fn note_vault(vault: &Vault, health: &Health) {
+    health.trouble("vault", vault.trouble().map(|why| format!("sealed: {why}")));
 }
 
 impl Node {
@@ -531,6 +538,11 @@ impl Node {
         {
             warn!("serving before the catalog lists this node: topics that are made now get no replica here");
         }
+        // Whoever sees the node serve shall see whether its vault is sealed, too.
+        if tokio::time::timeout(FIRST_LEASE, self.vault.settle()).await.is_err() {
+            warn!("what keeps the root key takes its time: serving meanwhile");
+        }
+        note_vault(&self.vault, &self.health);
         let listeners = self.client_listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         if let Some((grpc, http)) = listeners {
             let catalog = self.catalog.clone();
@@ -662,7 +674,7 @@ impl Node {
         let (catalog, runtime) = (self.catalog.clone(), self.runtime.clone());
         self.tasks.spawn("watched-nodes", |stop| watch_nodes(catalog, runtime, stop));
         let catalog = self.catalog.clone();
-        let (record, fatal) = (self.record(), Arc::clone(&self.fatal));
+        let (record, fatal, vault) = (self.record(), Arc::clone(&self.fatal), self.vault.clone());
         let patience = self.config.cluster.vote_lost_after.into();
         for (council, group) in
             [(Council::Catalog, self.catalog_group.membership()), (Council::Vault, self.vault.members())]
@@ -673,8 +685,10 @@ impl Node {
         self.tasks.spawn("registration", |stop| async move {
             let mut changes = catalog.changes();
             let registering = async {
+                let mut record = record;
                 loop {
                     let told = catalog.cluster_version();
+                    record.vault |= vault.has_root_key();
                     while let Err(error) = register(&catalog, &record).await {
                         if is_final(&error) {
                             // No later attempt could end otherwise, and a node that lives twice must not vote.
@@ -686,7 +700,18 @@ impl Node {
                         tokio::time::sleep(Duration::from_secs(2)).await;
                     }
                     // A newer version may keep more of a node's record than the one that was registered under.
-                    if changes.wait_for(|_| catalog.cluster_version() > told).await.is_err() {
+                    let risen = changes.wait_for(|_| catalog.cluster_version() > told);
+                    // And a root key that is copied to the node makes it one that the vault can be on.
+                    let given = async {
+                        while record.vault || !vault.has_root_key() {
+                            tokio::time::sleep(HEALTH_WATCH).await;
+                        }
+                    };
+                    let closed = tokio::select! {
+                        risen = risen => risen.is_err(),
+                        () = given => false,
+                    };
+                    if closed {
                         return;
                     }
                 }

@@ -12,4 +12,5 @@ pub(crate) mod metrics;
 mod own;
 
 pub use gather::{PeerReports, ReportService};
+pub(crate) use own::vault_report;
 pub use own::{Reporter, ReporterParts};

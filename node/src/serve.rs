@@ -16,11 +16,11 @@ use crate::authority::Authority;
 use crate::bootstrap;
 use crate::certificates::ClientTls;
 use crate::cli::ServeArgs;
-use crate::config::Config;
+use crate::config::{Config, Provider};
 use crate::files::{NodeFile, write_secret};
 use crate::node::{Addresses, Listeners, Node, NodeSpec};
 use crate::peers::{PeerTls, Peers, Speaks, is_refusal};
-use crate::{door, harden, plant, signals, telemetry};
+use crate::{door, harden, plant, root, signals, telemetry};
 
 /// How often a new node asks its peers which cluster it belongs to.
 const HELLO_EVERY: Duration = Duration::from_millis(500);
@@ -43,7 +43,9 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
     std::fs::create_dir_all(&config.node.data_dir)
         .with_context(|| format!("cannot make the data directory {}", config.node.data_dir.display()))?;
 
-    refuse_key_beside_data(&config.node.root_key, &config.node.data_dir)?;
+    if config.root.provider == Provider::File {
+        refuse_key_beside_data(&config.node.root_key, &config.node.data_dir)?;
+    }
 
     let known = NodeFile::read(&config.node.data_dir, id)?;
     if let Some((file, _)) = &known {
@@ -65,9 +67,7 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
             None => return Ok(()),
         },
     };
-    if args.bootstrap {
-        bootstrap::create_root_key(&config.node.root_key)?;
-    }
+    let phrase = if args.bootstrap { root::make(&config, &args.root_passphrase)? } else { None };
 
     if let Some(certified) = tls.cluster().filter(|certified| *certified != cluster) {
         bail!(
@@ -100,7 +100,7 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
     let outcome = async {
         if args.bootstrap {
             let kept = node.config().node.data_dir.join("credentials.json");
-            let credentials = bootstrap::run(&node, &kept, addresses, authority.as_ref()).await?;
+            let credentials = bootstrap::run(&node, &kept, addresses, authority.as_ref(), phrase.as_ref()).await?;
             credentials.write(&args.credentials)?;
             // The secrets are with the operator now; the node keeps no copy.
             let _ = std::fs::remove_file(&kept);

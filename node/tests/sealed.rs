@@ -32,7 +32,11 @@ async fn publish(client: &Client, topic: &str, texts: &[String]) -> anyhow::Resu
 fn files(folder: &Path, found: &mut Vec<PathBuf>) -> anyhow::Result<()> {
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
-        if path.is_dir() { files(&path, found)? } else { found.push(path) }
+        if path.is_dir() {
+            files(&path, found)?;
+        } else if path.is_file() {
+            found.push(path);
+        }
     }
     Ok(())
 }

@@ -7,9 +7,10 @@ use prost::Message as _;
 
 use crate::lease::LeaseTerms;
 
-/// Version 2 knows what leases the vault grants, version 3 custody in batches. Everything else is still written as version 1, so
+/// Version 2 knows what leases the vault grants, version 3 custody in batches, version 4 an operator's seal and root keys that are
+/// kept by something else than a file. Everything else is still written as version 1, so
 /// that older builds follow.
-const VERSIONS: std::ops::RangeInclusive<u8> = 1..=3;
+const VERSIONS: std::ops::RangeInclusive<u8> = 1..=4;
 
 /// One change, who asked for it, and when.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -18,7 +19,7 @@ pub(crate) struct Command {
     pub(crate) ms: u64,
     #[prost(string, tag = "2")]
     pub(crate) actor: String,
-    #[prost(oneof = "Change", tags = "3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 80, 81")]
+    #[prost(oneof = "Change", tags = "3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 30, 31, 80, 81")]
     pub(crate) change: Option<Change>,
 }
 
@@ -46,6 +47,10 @@ pub(crate) enum Change {
     SetLease(SetLease),
     #[prost(message, tag = "13")]
     SettleLease(SettleLease),
+    #[prost(message, tag = "30")]
+    Seal(Hold),
+    #[prost(message, tag = "31")]
+    Lift(Hold),
     #[prost(message, tag = "80")]
     PutCustodies(Custodies),
     #[prost(message, tag = "81")]
@@ -65,7 +70,17 @@ pub(crate) struct Initialize {
     /// The leases that this vault grants. Absent in version 1.
     #[prost(message, optional, tag = "5")]
     pub(crate) lease: Option<LeaseTerms>,
+    /// What keeps the root key; 0, a file, before version 4.
+    #[prost(uint32, tag = "30")]
+    pub(crate) kind: u32,
+    /// What keeps it calls it so.
+    #[prost(string, tag = "31")]
+    pub(crate) reference: String,
 }
+
+/// An operator seals the vault, or lifts that.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Hold {}
 
 /// A KEK as it is stored.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -190,6 +205,8 @@ pub(crate) struct SettleLease {
 impl Change {
     fn version(&self) -> u8 {
         match self {
+            Self::Seal(_) | Self::Lift(_) => 4,
+            Self::Initialize(change) if change.kind != 0 => 4,
             Self::PutCustodies(_) | Self::DropCustodies(_) => 3,
             Self::SetLease(_) | Self::SettleLease(_) => 2,
             Self::Initialize(change) if change.lease.is_some() => 2,

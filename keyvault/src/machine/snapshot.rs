@@ -1,4 +1,5 @@
-//! The whole state as bytes: `version u8 = 2 ‖ protobuf ‖ SHA-256 of what precedes`. Version 1 had no leases.
+//! The whole state as bytes: `version u8 = 2 or 3 ‖ protobuf ‖ SHA-256 of what precedes`. Version 1 had no leases. Version 3 is written
+//! only where there is something that the build before could not respect: an operator's seal, or a root key that no file keeps.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use ensign_proto::pb::vault::v1 as pb;
@@ -8,13 +9,15 @@ use ensign_storage::EntryId;
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
-use super::state::{CustodyKey, Event, Master, Revocation, Ring, Secret, State, Version, VersionState, What};
+use super::state::{CustodyKey, Event, Hold, Master, Revocation, Ring, Secret, State, Version, VersionState, What};
 use crate::lease::LeaseTerms;
 use crate::link::Refusal;
 use crate::wire::{self, Dead};
 use crate::wrap::KekId;
 
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
+/// What is written where the build before understands all of it.
+const BEFORE: u8 = 2;
 /// The first version, without the fields 12 to 14.
 const FIRST: u8 = 1;
 
@@ -48,6 +51,8 @@ struct Whole {
     lease_before: Option<LeaseTerms>,
     #[prost(uint64, tag = "14")]
     lease_changed: u64,
+    #[prost(message, optional, tag = "40")]
+    hold: Option<StoredHold>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -60,6 +65,20 @@ struct StoredMaster {
     root_id: Bytes,
     #[prost(uint32, tag = "4")]
     root_version: u32,
+    #[prost(uint32, tag = "40")]
+    kind: u32,
+    #[prost(string, tag = "41")]
+    reference: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredHold {
+    #[prost(uint64, tag = "1")]
+    index: u64,
+    #[prost(uint64, tag = "2")]
+    ms: u64,
+    #[prost(string, tag = "3")]
+    actor: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -137,7 +156,8 @@ struct StoredEvent {
 pub(super) fn encode(state: &State) -> Bytes {
     let whole = to_stored(state);
     let mut out = BytesMut::with_capacity(1 + whole.encoded_len() + 32);
-    out.put_u8(VERSION);
+    let newest = whole.hold.is_some() || whole.master.as_ref().is_some_and(|master| master.kind != 0);
+    out.put_u8(if newest { VERSION } else { BEFORE });
     whole.encode(&mut out).expect("a growing buffer has room");
     let digest = Sha256::digest(&out);
     out.put_slice(&digest);
@@ -166,6 +186,8 @@ fn to_stored(state: &State) -> Whole {
             boxed: master.boxed.clone(),
             root_id: wire::bytes(&master.root_id),
             root_version: master.root_version,
+            kind: master.kind,
+            reference: master.reference.clone(),
         }),
         rings: state.rings.iter().map(|(id, ring)| ring_to(*id, ring)).collect(),
         custody: state.custody.iter().map(custody_to).collect(),
@@ -190,6 +212,11 @@ fn to_stored(state: &State) -> Whole {
         lease: state.lease,
         lease_before: state.lease_before,
         lease_changed: state.lease_changed.0,
+        hold: state.hold.as_ref().map(|hold| StoredHold {
+            index: hold.index.0,
+            ms: hold.ms,
+            actor: hold.actor.clone(),
+        }),
     }
 }
 
@@ -205,6 +232,11 @@ fn from_stored(whole: &Whole) -> Result<State, Refusal> {
         lease: whole.lease,
         lease_before: whole.lease_before,
         lease_changed: LogIndex(whole.lease_changed),
+        hold: whole.hold.as_ref().map(|hold| Hold {
+            index: LogIndex(hold.index),
+            ms: hold.ms,
+            actor: hold.actor.clone(),
+        }),
         ..State::default()
     };
     if let Some(master) = &whole.master {
@@ -213,6 +245,8 @@ fn from_stored(whole: &Whole) -> Result<State, Refusal> {
             boxed: master.boxed.clone(),
             root_id: master.root_id[..].try_into().map_err(|_| wire::malformed("root id"))?,
             root_version: master.root_version,
+            kind: master.kind,
+            reference: master.reference.clone(),
         });
     }
     for stored in &whole.rings {

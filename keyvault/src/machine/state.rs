@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 use super::command::{self, Change, Command};
 use crate::lease::LeaseTerms;
 use crate::link::{Reason, Refusal};
+use crate::root::{BLOB_MAX, REFERENCE_MAX};
 use crate::wire::{self, Dead};
 use crate::wrap::KekId;
 
@@ -39,6 +40,8 @@ pub(crate) struct State {
     pub(crate) lease_before: Option<LeaseTerms>,
     /// Where `lease` was changed last.
     pub(crate) lease_changed: LogIndex,
+    /// An operator has sealed the vault: nothing is granted until that is lifted.
+    pub(crate) hold: Option<Hold>,
     /// Rises with every destruction of a key.
     pub(crate) epoch: u64,
     /// What holders need to hear of, oldest first.
@@ -56,6 +59,18 @@ pub(crate) struct Master {
     pub(crate) boxed: Bytes,
     pub(crate) root_id: [u8; 16],
     pub(crate) root_version: u32,
+    /// The number of what keeps the root key, and what that calls it.
+    pub(crate) kind: u32,
+    pub(crate) reference: String,
+}
+
+/// An operator's seal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Hold {
+    /// Where it was ordered. Ordering it again is another one.
+    pub(crate) index: LogIndex,
+    pub(crate) ms: u64,
+    pub(crate) actor: String,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -144,6 +159,8 @@ pub(crate) enum Done {
     Custody(LogIndex),
     Secret(pb::SecretMeta),
     Lease,
+    /// Sealed, or lifted, at this index.
+    Hold(LogIndex),
 }
 
 pub(crate) type Outcome = Result<Done, Refusal>;
@@ -172,6 +189,8 @@ impl State {
             Change::DeleteSecret(change) => self.delete_secret(at, command, &change),
             Change::SetLease(change) => self.set_lease(at, command, change.terms),
             Change::SettleLease(change) => self.settle_lease(&change),
+            Change::Seal(_) => Ok(self.hold(at, command)),
+            Change::Lift(_) => Ok(self.lift(at, command)),
         }
     }
 
@@ -188,11 +207,21 @@ impl State {
         if change.lease.is_some_and(|terms| !terms.are_safe()) {
             return Err(wire::malformed("lease"));
         }
+        if change.master_box.len() > BLOB_MAX || change.reference.len() > REFERENCE_MAX {
+            return Err(wire::malformed("master box"));
+        }
         self.cluster = wire::id(&change.cluster, "cluster")?;
         self.lease = change.lease;
         self.lease_changed = if self.lease.is_some() { at.index } else { LogIndex(0) };
         let boxed = change.master_box.clone();
-        self.master = Some(Master { epoch: 1, boxed, root_id, root_version: change.root_version });
+        self.master = Some(Master {
+            epoch: 1,
+            boxed,
+            root_id,
+            root_version: change.root_version,
+            kind: change.kind,
+            reference: change.reference.clone(),
+        });
         self.epoch = 1;
         self.record(at, command, "initialize", &root_id, 0);
         Ok(Done::Initialized)
@@ -220,6 +249,21 @@ impl State {
         let length = u32::try_from(terms.length_ms).unwrap_or(u32::MAX);
         self.record(at, command, "set lease", &[0; 16], length);
         Ok(Done::Lease)
+    }
+
+    /// From here on nothing is granted, by whoever leads, until it is lifted. A repetition is a seal of its own: it also concerns
+    /// voters that have proven the root key since the first.
+    fn hold(&mut self, at: EntryId, command: &Command) -> Done {
+        self.hold = Some(Hold { index: at.index, ms: command.ms, actor: command.actor.clone() });
+        self.record(at, command, "seal", &[0; 16], 0);
+        Done::Hold(at.index)
+    }
+
+    fn lift(&mut self, at: EntryId, command: &Command) -> Done {
+        if self.hold.take().is_some() {
+            self.record(at, command, "unseal", &[0; 16], 0);
+        }
+        Done::Hold(at.index)
     }
 
     fn settle_lease(&mut self, change: &command::SettleLease) -> Outcome {

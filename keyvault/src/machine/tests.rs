@@ -22,7 +22,15 @@ fn custody(node: u64, topic: u8) -> Custody {
 }
 
 fn initialize(lease: Option<LeaseTerms>) -> Initialize {
-    Initialize { cluster: bytes(1, 16), master_box: bytes(2, 112), root_id: bytes(3, 16), root_version: 1, lease }
+    Initialize {
+        cluster: bytes(1, 16),
+        master_box: bytes(2, 112),
+        root_id: bytes(3, 16),
+        root_version: 1,
+        lease,
+        kind: 0,
+        reference: String::new(),
+    }
 }
 
 fn terms(seconds: u64) -> LeaseTerms {
@@ -102,6 +110,54 @@ fn states(outcome: Outcome) -> Vec<pb::VersionState> {
 fn nothing_happens_before_the_vault_is_initialized() {
     let mut driver = Driver { machine: VaultMachine::default(), index: 0 };
     assert_eq!(reason(&driver.create(1)), Some(Reason::Sealed));
+}
+
+#[test]
+fn what_older_builds_could_not_respect_is_written_as_they_cannot_read_it() {
+    let command = |change| Command::new(1, "tester", change).to_payload()[0];
+    assert_eq!(command(Change::Seal(Hold {})), 4);
+    assert_eq!(command(Change::Lift(Hold {})), 4);
+    let outside = |kind| Initialize { kind, reference: "kms/key".to_owned(), ..initialize(Some(terms(10))) };
+    assert_eq!(command(Change::Initialize(outside(2))), 4);
+
+    // A snapshot that forgot the seal would have an older build, or a restored one, grant again.
+    let mut driver = Driver::new();
+    assert_eq!(driver.machine.snapshot()[0], 2);
+    driver.apply(Change::Seal(Hold {})).unwrap();
+    assert_eq!(driver.machine.snapshot()[0], 3);
+    let mut restored = VaultMachine::default();
+    restored.restore(&driver.machine.snapshot()).unwrap();
+    assert_eq!(restored.state(), driver.machine.state());
+    assert_eq!(
+        restored.state().unwrap().hold.as_ref().map(|hold| (hold.index, &*hold.actor)),
+        Some((LogIndex(2), "tester"))
+    );
+    driver.apply(Change::Lift(Hold {})).unwrap();
+    assert_eq!(driver.machine.snapshot()[0], 2);
+
+    let mut driver = Driver { machine: VaultMachine::default(), index: 0 };
+    driver.apply(Change::Initialize(outside(3))).unwrap();
+    assert_eq!(driver.machine.snapshot()[0], 3);
+    restored.restore(&driver.machine.snapshot()).unwrap();
+    let master = restored.state().unwrap().master.as_ref().unwrap();
+    assert_eq!((master.kind, &*master.reference), (3, "kms/key"));
+    let large = Initialize { master_box: bytes(2, crate::root::BLOB_MAX + 1), ..outside(3) };
+    let mut driver = Driver { machine: VaultMachine::default(), index: 0 };
+    assert_eq!(reason(&driver.apply(Change::Initialize(large))), Some(Reason::Invalid));
+}
+
+#[test]
+fn a_seal_and_its_lift_are_recorded_and_each_seal_is_one_of_its_own() {
+    let mut driver = Driver::new();
+    let recorded = |driver: &Driver| driver.state().audit_seq;
+    let before = recorded(&driver);
+    assert_eq!(driver.apply(Change::Lift(Hold {})), Ok(Done::Hold(LogIndex(2))));
+    assert_eq!(recorded(&driver), before, "there was nothing to lift");
+    assert_eq!(driver.apply(Change::Seal(Hold {})), Ok(Done::Hold(LogIndex(3))));
+    assert_eq!(driver.apply(Change::Seal(Hold {})), Ok(Done::Hold(LogIndex(4))));
+    assert_eq!(driver.state().hold.as_ref().unwrap().index, LogIndex(4));
+    assert_eq!(driver.apply(Change::Lift(Hold {})), Ok(Done::Hold(LogIndex(5))));
+    assert_eq!((driver.state().hold.clone(), recorded(&driver)), (None, before + 3));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use ensign_proto::{ClusterId, DekId, KeyVersion, LogIndex, NodeId, PartitionCont
 use zeroize::Zeroizing;
 
 use super::keys::{MasterKey, StoredKek};
+use super::seal::refuse_held;
 use crate::entropy::Entropy;
 use crate::grant::{Sealer, lease_aad, lease_info};
 use crate::lease::LeaseTerms;
@@ -93,6 +94,7 @@ enum Key {
 
 /// Decides from applied state that a ReadIndex round, begun after the request arrived, has confirmed.
 pub(crate) fn plan(state: &State, node: NodeId, call: &LeaseCall) -> Result<Plan, Refusal> {
+    refuse_held(state)?;
     let lease = state.lease.ok_or_else(|| {
         Refusal::new(Reason::Unavailable, "the vault was written by an older build, and its leases are being put right")
     })?;

@@ -6,12 +6,12 @@ use bytes::Bytes;
 use ensign_proto::{Algorithm, ClusterId, KeyVersion, ProjectId, RingId};
 use zeroize::Zeroizing;
 
-use crate::arena::{Arena, KeySlot};
+use crate::arena::KeySlot;
 use crate::entropy::Entropy;
 use crate::lease::{LeaseConfig, LeaseTerms};
 use crate::link::{Reason, Refusal};
-use crate::machine::{Change, Initialize, Kek, PutSecret, State, Version};
-use crate::root::RootKey;
+use crate::machine::{Change, Initialize, Kek, PutSecret, Version};
+use crate::root::{BLOB_MAX, MasterName, Passphrase, REFERENCE_MAX, RootError, RootProvider, Unwrapped};
 use crate::seal::{self, Purpose};
 use crate::wire;
 use crate::wrap::{KekId, KekName, Origin, secret_aad};
@@ -29,36 +29,47 @@ impl fmt::Debug for MasterKey {
     }
 }
 
-/// Makes the first vault master key and wraps it: what bootstrap proposes.
-pub(crate) fn first_master(cluster: ClusterId, root: &RootKey, lease: &LeaseConfig, entropy: &Entropy) -> Change {
+/// Makes the first vault master key and has it wrapped: what bootstrap proposes.
+pub(crate) async fn first_master(
+    cluster: ClusterId,
+    root: &dyn RootProvider,
+    phrase: Option<&Passphrase>,
+    lease: &LeaseConfig,
+    entropy: &Entropy,
+) -> Result<Change, RootError> {
     let master = seal::fresh_key(entropy);
-    Change::Initialize(Initialize {
+    let wrapped = root.wrap(MasterName { cluster, epoch: 1 }, &master, phrase).await?;
+    if wrapped.blob.len() > BLOB_MAX || wrapped.reference.len() > REFERENCE_MAX {
+        return Err(RootError::provider(format!(
+            "what keeps the root key made {} bytes of a master key, under a name of {} bytes: {BLOB_MAX} and {REFERENCE_MAX} are taken",
+            wrapped.blob.len(),
+            wrapped.reference.len()
+        )));
+    }
+    Ok(Change::Initialize(Initialize {
         cluster: wire::bytes(cluster.as_bytes()),
-        master_box: root.wrap(cluster, 1, &master, entropy).into(),
-        root_id: wire::bytes(&root.id(cluster).0),
-        root_version: root.version(),
+        master_box: wrapped.blob,
+        root_id: wire::bytes(&wrapped.id.0),
+        root_version: wrapped.version,
         lease: Some(LeaseTerms::of(lease)),
-    })
+        kind: wrapped.kind as u32,
+        reference: wrapped.reference,
+    }))
 }
 
 impl MasterKey {
-    /// Unwraps the master key of `state`. The message says why it cannot, and is fit for people.
-    pub(crate) fn unseal(cluster: ClusterId, state: &State, root: Option<&RootKey>) -> Result<Self, String> {
-        let stored = state.master.as_ref().ok_or("the vault is not initialized yet")?;
-        let root = root.ok_or("this node has no root key")?;
-        if state.cluster != cluster {
-            return Err(format!("this vault belongs to cluster {}, not to {cluster}", state.cluster));
-        }
-        // Told by its public name, so that a wrong key is never taken for a damaged vault.
-        let id = root.id(cluster);
-        if id.0 != stored.root_id {
-            let needed = crate::root::RootId(stored.root_id);
-            return Err(format!("wrong root key: the vault needs root key {needed}, this node has {id}"));
-        }
-        let slot = Arena::new(1).take().map_err(|error| error.to_string())?;
-        slot.fill(|key| root.unwrap(cluster, stored.epoch, &stored.boxed, key))
-            .map_err(|_| "the vault's master key is damaged: it does not open under its root key")?;
-        Ok(Self { slot, cluster, epoch: stored.epoch })
+    /// The master key of this name.
+    pub(crate) fn new(name: MasterName, unwrapped: Unwrapped) -> Self {
+        Self { slot: unwrapped.into_slot(), cluster: name.cluster, epoch: name.epoch }
+    }
+
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Overwrites it, now, whoever still has it.
+    pub(crate) fn wipe(&self) {
+        self.slot.wipe();
     }
 
     pub(crate) fn cluster(&self) -> ClusterId {

@@ -20,7 +20,7 @@ impl Vault {
     /// Makes a new active version, and answers once every holder that can be reached knows.
     pub(super) async fn rotate(&self, actor: &str, request: &pb::RotateRequest) -> Result<pb::Ring, Refusal> {
         let id: RingId = wire::id(&request.ring, "ring")?;
-        let master = self.master()?;
+        let master = self.master().await?;
         let mut tries = 0;
         let ring = loop {
             self.read_index().await?;

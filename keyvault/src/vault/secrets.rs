@@ -5,7 +5,7 @@ use ensign_proto::NodeId;
 use ensign_proto::pb::vault::v1 as pb;
 use zeroize::Zeroize as _;
 
-use super::{Caller, Vault, page, unexpected};
+use super::{Caller, Vault, page, refuse_held, unexpected};
 use crate::entropy::Entropy;
 use crate::grant::{Sealer, secret_info};
 use crate::link::{Reason, Refusal};
@@ -54,7 +54,7 @@ impl Vault {
         if request.secret.len() > SECRET_MAX {
             return Err(wire::malformed("secret"));
         }
-        let master = self.master()?;
+        let master = self.master().await?;
         let change = master.seal_secret(kind, &id, request.expected + 1, &request.secret, &self.0.config.entropy);
         // Where nobody else shares the buffer that it came in, the plaintext ends here.
         if let Ok(mut buffer) = request.secret.try_into_mut() {
@@ -68,9 +68,10 @@ impl Vault {
 
     pub(super) async fn secret(&self, caller: Caller, request: &pb::SecretRequest) -> Result<pb::SecretReply, Refusal> {
         let (kind, id) = name(request.kind, &request.id)?;
-        let master = self.master()?;
+        let master = self.master().await?;
         self.read_index().await?;
         let (meta, boxed) = self.inspect(|state| {
+            refuse_held(state)?;
             let secret = state.secrets.get(&(kind, id));
             let secret = secret.ok_or_else(|| Refusal::new(Reason::NotFound, "there is no such secret"))?;
             Ok((secret.meta((kind, id), state.applied), secret.boxed.clone()))

@@ -1,12 +1,14 @@
 //! Three vault voters and the nodes that hold its keys, in one process, over links that can be cut.
 
+#![allow(dead_code, reason = "each test file uses its own part")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ensign_keyvault::{
-    Caller, Entropy, Holder, HolderConfig, HolderLink, LeaseConfig, LinkError, PlainBatch, RootKey, RoutedLink, Vault,
-    VaultClient, VaultConfig, VaultLink, VaultPeer,
+    Caller, Entropy, Holder, HolderConfig, HolderLink, LeaseConfig, LinkError, PlainBatch, RootProvider, RoutedLink,
+    TestRoot, Vault, VaultClient, VaultConfig, VaultLink, VaultLinks, VaultPeer,
 };
 use ensign_proto::pb::vault::v1 as pb;
 use ensign_proto::{
@@ -14,7 +16,7 @@ use ensign_proto::{
     Rlid, Term, TopicId,
 };
 use ensign_raft::Runtime;
-use ensign_raft::env::{SeededRng, SystemClock, Tasks};
+use ensign_raft::env::{Clock, SeededRng, SystemClock, Tasks};
 use ensign_raft::testing::{MemoryNet, QUICK, quick};
 use ensign_storage::{MemoryLog, NodeLog as _};
 use futures::future::BoxFuture;
@@ -160,9 +162,13 @@ impl Cluster {
         Self::start_with(&[ROOT; 3], lease()).await
     }
 
+    /// No voter yet.
+    pub(crate) fn start_empty() -> Self {
+        Self { net: MemoryNet::new(), wires: Wires::default(), voters: BTreeMap::new(), tasks: Tasks::new() }
+    }
+
     pub(crate) async fn start_with(roots: &[[u8; 32]; 3], lease: LeaseConfig) -> Self {
-        let mut cluster =
-            Self { net: MemoryNet::new(), wires: Wires::default(), voters: BTreeMap::new(), tasks: Tasks::new() };
+        let mut cluster = Self::start_empty();
         for (node, root) in VOTERS.into_iter().zip(roots) {
             cluster.start_voter(node, MemoryLog::new(), *root, lease).await;
         }
@@ -170,12 +176,23 @@ impl Cluster {
         let deadline = Duration::from_secs(10);
         // As bootstrap does: whoever leads does it, the others wait for it.
         let second = cluster.voters[&VOTERS[1]].vault.clone();
-        let (one, two) = tokio::join!(first.initialize(deadline), second.initialize(deadline));
-        assert_eq!((one, two), (Ok(()), Ok(())));
+        let (one, two) = tokio::join!(first.initialize(deadline, None), second.initialize(deadline, None));
+        one.and(two).expect("the vault is initialized");
         cluster
     }
 
     pub(crate) async fn start_voter(&mut self, node: NodeId, log: MemoryLog, root: [u8; 32], lease: LeaseConfig) {
+        self.start_voter_with(node, log, Arc::new(TestRoot::new(root)), Arc::new(SystemClock), lease).await;
+    }
+
+    pub(crate) async fn start_voter_with(
+        &mut self,
+        node: NodeId,
+        log: MemoryLog,
+        root: Arc<dyn RootProvider>,
+        clock: Arc<dyn Clock>,
+        lease: LeaseConfig,
+    ) {
         let tasks = Tasks::new();
         let transport = self.net.transport(node);
         let rng = Arc::new(SeededRng::new(node.0));
@@ -191,11 +208,10 @@ impl Cluster {
             entropy: Entropy::kernel(),
         };
         let group_log = log.group(GroupId::VAULT);
-        let root = Some(RootKey::for_test(root));
-        let surrender = Arc::new(self.wires.clone());
-        let vault = Vault::start(config, &runtime, group_log, root, surrender, Arc::new(SystemClock), &tasks)
-            .await
-            .expect("the vault starts");
+        let peers = Arc::new(Wire { wires: self.wires.clone(), from: node });
+        let links = VaultLinks { holders: Arc::new(self.wires.clone()), peers };
+        let vault =
+            Vault::start(config, &runtime, group_log, root, links, clock, &tasks).await.expect("the vault starts");
         self.wires.lock().vaults.insert(node, vault.clone());
         self.voters.insert(node, Voter { vault, runtime, log, tasks });
     }

@@ -27,11 +27,13 @@ use tracing::info;
 use crate::catalog::{ApiKey, Catalog};
 use crate::identity::{Identity, NewApiKey};
 use crate::join::Joins;
+use crate::local;
 use crate::partition::Partitions;
 use crate::quota::Quotas;
 use crate::report::PeerReports;
 use crate::upgrade::Upgrades;
 use scope::Caller;
+pub(crate) use status::vault as vault_status;
 
 /// How long a join token lives where nothing is said.
 const JOIN_TTL: Duration = Duration::from_hours(1);
@@ -407,6 +409,13 @@ impl Admin for Service {
         version::raise(&self.0, &request).await?;
         info!(version = %self.0.catalog.cluster_version(), by = %caller.claims.subject, "the cluster's version was asked for");
         Ok(Response::new(version::shown(&self.0).await))
+    }
+
+    async fn seal_vault(&self, request: Request<pb::SealVaultRequest>) -> Result<Response<pb::SealVaultReply>, Status> {
+        let (caller, _) = self.enter(request, Permission::OrganizationsEdit).await?;
+        caller.operates()?;
+        let (version, actor) = (self.0.catalog.cluster_version(), Self::actor(&caller));
+        local::seal(&self.0.vault, version, &actor).await.map(Response::new)
     }
 
     async fn list_nodes(&self, request: Request<pb::ListNodesRequest>) -> Result<Response<pb::ListNodesReply>, Status> {

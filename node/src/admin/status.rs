@@ -177,7 +177,7 @@ pub(super) fn place(error: &PlaceError) -> Status {
 }
 
 /// A key ring that was not read or changed.
-pub(super) fn vault(error: &CallError) -> Status {
+pub(crate) fn vault(error: &CallError) -> Status {
     let refusal = match error {
         CallError::Unreachable(cause) => {
             warn!(%cause, "the vault cannot be reached");
@@ -197,7 +197,12 @@ pub(super) fn vault(error: &CallError) -> Status {
         Reason::Revoked | Reason::NoActiveVersion | Reason::Conflict => Status::failed_precondition(message),
         Reason::NotGranted => Status::permission_denied(message),
         Reason::Exhausted => Status::resource_exhausted(message),
-        Reason::NotLeader | Reason::Unavailable | Reason::Sealed => Status::unavailable(message),
+        Reason::NotLeader | Reason::Unavailable => Status::unavailable(message),
+        // Where the root key lies is no business of tenants.
+        Reason::Sealed => {
+            warn!(cause = message, "the vault is sealed");
+            Status::unavailable("the key vault is sealed: an operator has to unseal it (`ensign vault status`)")
+        }
         Reason::OutcomeUnknown => Status::deadline_exceeded(message),
         Reason::Pending => Status::deadline_exceeded(
             "the keys are being destroyed: no node gets them any more, but not all have given them up yet; repeat the \

@@ -7,6 +7,7 @@ mod placement;
 mod quota;
 mod report;
 mod topic;
+mod vault;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -25,6 +26,7 @@ pub(super) use placement::{NodeCommand, PartitionCommand, WatchArgs};
 pub(super) use quota::{QuotaBytes, QuotaCommand, QuotaLimit, QuotaValue, Whose};
 pub(super) use report::{DoctorArgs, ReportArgs};
 pub(super) use topic::TopicCommand;
+pub(super) use vault::VaultCommand;
 
 /// What every command's exit tells, at the end of the main help.
 const EXIT_CODES: &str = "\
@@ -97,6 +99,9 @@ pub enum Command {
     /// Encryption keys: list, rotate, destroy.
     #[command(subcommand)]
     Key(KeyCommand),
+    /// The key vault: is it sealed, seal it, unseal it.
+    #[command(subcommand)]
+    Vault(VaultCommand),
     /// Quotas: how much each project may publish, store and open.
     #[command(subcommand)]
     Quota(QuotaCommand),
@@ -140,6 +145,10 @@ pub struct ServeArgs {
     /// Where --bootstrap writes the first credentials (mode 0600).
     #[arg(long, value_name = "FILE", default_value = "ensign-credentials.json")]
     pub credentials: PathBuf,
+    /// With --bootstrap and root.provider = "passphrase": the file with the passphrase to make the vault with. If there is none, one of
+    /// 160 random bits is made and written there (mode 0600): write it down, and delete the file.
+    #[arg(long, value_name = "FILE", default_value = "ensign-root-passphrase")]
+    pub root_passphrase: PathBuf,
     /// Settings.
     #[command(flatten)]
     pub settings: ServerArgs,

@@ -14,6 +14,7 @@ mod placement;
 mod quota;
 mod topic;
 mod topics;
+mod vault;
 
 use std::future::Future;
 use std::path::Path;
@@ -67,6 +68,7 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
         Command::Query(args) => events::query(args).await,
         Command::ApiKey(command) => admin::api_key(command).await,
         Command::Key(command) => admin::key(command).await,
+        Command::Vault(command) => vault::run(command).await,
         Command::Quota(command) => quota::run(command).await,
         Command::Node(command) => placement::node(command).await,
         Command::Partition(command) => placement::partition(command).await,

@@ -94,14 +94,22 @@ pub(super) fn wire_time(time: Option<&prost_types::Timestamp>) -> Option<String>
 /// # Errors
 /// [`UsageError`]: the answer was no, or there is nobody to ask.
 pub(super) fn confirm(yes: bool, what: &str) -> anyhow::Result<()> {
+    agree(yes, &format!("{what} This cannot be undone"))
+}
+
+/// Lets a person confirm what disturbs others: a sentence without its full stop.
+///
+/// # Errors
+/// As [`confirm`].
+pub(super) fn agree(yes: bool, what: &str) -> anyhow::Result<()> {
     if yes {
         return Ok(());
     }
     if !io::stdin().is_terminal() {
-        return Err(UsageError(format!("{what} This cannot be undone: confirm with --yes")).into());
+        return Err(UsageError(format!("{what}: confirm with --yes")).into());
     }
     let mut err = io::stderr().lock();
-    write!(err, "{what} This cannot be undone. Type yes to go on: ")?;
+    write!(err, "{what}. Type yes to go on: ")?;
     err.flush()?;
     let mut answer = String::new();
     io::stdin().read_line(&mut answer)?;

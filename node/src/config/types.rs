@@ -48,6 +48,16 @@ pub enum Upgrade {
     Manual,
 }
 
+/// What keeps the cluster's root key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Provider {
+    /// A file on each node: `node.root_key`.
+    File,
+    /// A phrase that people type on each node of the vault: `ensign vault unseal`.
+    Passphrase,
+}
+
 /// The form of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -122,7 +122,29 @@ impl Reporter {
             speaks: parts.speaks.newest.0,
             holds_version: parts.speaks.held,
             cluster_version: (parts.cluster_version)().0,
+            vault: Some(vault_report(&parts.vault)),
         }
+    }
+}
+
+/// How the vault is on this node.
+pub(crate) fn vault_report(vault: &Vault) -> pb::VaultReport {
+    let status = vault.seal_status();
+    let root = status.root.as_ref();
+    let kind = |root: &ensign_keyvault::RootName| root.kind.map_or("newer", ensign_keyvault::RootKind::name).to_owned();
+    pb::VaultReport {
+        sealed: status.sealed.unwrap_or_default(),
+        held: status.held,
+        provider: status.provider.name().to_owned(),
+        root_kind: root.map(kind).unwrap_or_default(),
+        root_id: root.map(|root| root.id.to_string()).unwrap_or_default(),
+        root_version: root.map_or(0, |root| root.version),
+        root_reference: root.map(|root| root.reference.clone()).unwrap_or_default(),
+        leader: status.leader.map_or(0, |node| node.0),
+        term: status.term.0,
+        epoch: status.epoch,
+        voter: status.votes,
+        applied_index: status.applied.0,
     }
 }
 

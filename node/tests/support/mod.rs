@@ -127,6 +127,8 @@ pub struct Cluster {
     /// The directory of everything.
     pub dir: tempfile::TempDir,
     plant: Plant,
+    /// More settings of every node.
+    settings: String,
     authority: Authority,
     nodes: BTreeMap<u64, Process>,
     peers: BTreeMap<u64, u16>,
@@ -142,8 +144,17 @@ impl Cluster {
         Self::start_tapped(count, None, None)
     }
 
+    /// Starts and bootstraps `count` nodes with these settings more. Nothing waits for the root key of those that did not make it.
+    pub fn start_set(count: u64, settings: &str) -> anyhow::Result<Self> {
+        Self::start_whole(count, None, None, settings)
+    }
+
     /// Starts and bootstraps `count` nodes with something wrong, whose peer connections all pass through a wiretap.
     pub fn start_tapped(count: u64, plant: Plant, seen: Option<&wiretap::Seen>) -> anyhow::Result<Self> {
+        Self::start_whole(count, plant, seen, "")
+    }
+
+    fn start_whole(count: u64, plant: Plant, seen: Option<&wiretap::Seen>, settings: &str) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
         let authority = Authority::generate("test")?;
         std::fs::write(dir.path().join("ca.pem"), authority.certificate())?;
@@ -171,6 +182,7 @@ impl Cluster {
         let mut cluster = Self {
             dir,
             plant,
+            settings: settings.to_owned(),
             authority,
             nodes: BTreeMap::new(),
             peers: (1..=count).zip(ports).collect(),
@@ -213,7 +225,8 @@ impl Cluster {
              peers = \"127.0.0.1:{port}\"\n\
              [cluster]\npeers = [{peers}]\ncertificate = \"{folder}/node.pem\"\nprivate_key = \"{folder}/node.key\"\n\
              authority = \"{root}/ca.pem\"\nvote_lost_after = \"5s\"\n[storage]\nprefill = \"64MiB\"\ntail_cache = \"64MiB\"\n\
-             [shutdown]\ndeadline = \"5s\"\n",
+             [shutdown]\ndeadline = \"5s\"\n{more}",
+            more = self.settings,
             folder = folder.display(),
             root = root.display(),
             port = self.peers[&id],
@@ -261,6 +274,7 @@ impl Cluster {
         if bootstrap {
             args.push("--bootstrap".to_owned());
             args.push(format!("--credentials={}", self.credentials().display()));
+            args.push(format!("--root-passphrase={}", self.passphrase().display()));
         }
         args
     }
@@ -273,6 +287,21 @@ impl Cluster {
     /// The credentials file of the bootstrap.
     pub fn credentials(&self) -> PathBuf {
         self.dir.path().join("credentials.json")
+    }
+
+    /// The file with the passphrase of the bootstrap, where the root key is made of one.
+    pub fn passphrase(&self) -> PathBuf {
+        self.dir.path().join("passphrase")
+    }
+
+    /// The settings of node `id`.
+    pub fn config(&self, id: u64) -> PathBuf {
+        self.folder(id).join("ensign.toml")
+    }
+
+    /// Where operators reach node `id` on this machine.
+    pub fn socket(&self, id: u64) -> PathBuf {
+        self.data(id).join("ensign.sock")
     }
 
     /// Where node `id` tells operators how it is.

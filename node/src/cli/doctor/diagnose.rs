@@ -115,7 +115,8 @@ fn of_node(node: &pb::PeerReport, report: &pb::NodeReport, findings: &mut Vec<Fi
             Severity::Warning,
             "vault-sealed",
             what,
-            "put the root key file at node.root_key (mode 0600) and restart the node",
+            "where it waits for the passphrase, run `ensign vault unseal` on its machine; else put the right root key in its place, which \
+             is found by itself: docs/operations/root-keys.md",
         );
     }
     if report.lease_left.is_none() && report.phase == "serving" {
