@@ -2,19 +2,28 @@
 //!
 //! [`FileDisk`] is the real one. `FaultDisk` (feature `testing`) keeps its files in memory and injects what real disks do.
 
+mod cached;
+
 use std::any::Any;
 use std::fmt::Debug;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, IoSlice, Write};
+use std::io::{self, Write};
+#[cfg(target_os = "linux")]
+use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ensign_proto::ByteCount;
-use rustix::fs::{FallocateFlags, OFlags};
-use rustix::io::{Errno, ReadWriteFlags};
+use rustix::fs::FallocateFlags;
+#[cfg(target_os = "linux")]
+use rustix::fs::{Advice, OFlags};
+use rustix::io::Errno;
 use tracing::debug;
+
+use self::cached::Cached;
 
 /// An open file. All calls take `&self`; the caller keeps its own writes apart.
 pub trait DiskFile: Debug + Send + Sync + 'static {
@@ -110,9 +119,7 @@ impl Disk for FileDisk {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
         // Also when it was there: whoever created it may have crashed before its name was durable.
         sync_parent(path)?;
-        // Some file systems have no such thing.
-        let direct = OpenOptions::new().write(true).custom_flags(OFlags::DIRECT.bits().cast_signed()).open(path).ok();
-        Ok(Box::new(RealFile { file, direct, uncached: AtomicBool::new(true) }))
+        Ok(Box::new(RealFile { file, direct: open_direct(path), cached: Mutex::default() }))
     }
 
     fn exists(&self, path: &Path) -> io::Result<bool> {
@@ -188,30 +195,32 @@ struct RealFile {
     file: File,
     /// The same file past the page cache, where there is such a way: nobody will read the zeros.
     direct: Option<File>,
-    /// Whether the system can be told to keep nothing in its page cache of what is written.
-    uncached: AtomicBool,
+    /// What the page cache need not keep once it is on the disk.
+    cached: Mutex<Cached>,
 }
 
-/// `RWF_DONTCACHE`, since Linux 6.14.
-const DONT_CACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
+fn lock(cached: &Mutex<Cached>) -> MutexGuard<'_, Cached> {
+    cached.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
-impl RealFile {
-    /// Writes through the page cache, which lets go of it as soon as it is on the disk: what was written last is in our own memory, and
-    /// a log that only grows would otherwise push everything else out. `None`: the system, or this file system, cannot.
-    fn write_uncached(&self, offset: u64, data: &[u8]) -> Option<io::Result<()>> {
-        let mut done = 0;
-        while done < data.len() {
-            let rest = [IoSlice::new(&data[done..])];
-            match rustix::io::pwritev2(&self.file, &rest, offset + done as u64, DONT_CACHE) {
-                Ok(0) => return Some(Err(io::ErrorKind::WriteZero.into())),
-                Ok(written) => done += written,
-                Err(Errno::INTR) => {}
-                Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => return None,
-                Err(error) => return Some(Err(error.into())),
-            }
-        }
-        Some(Ok(()))
-    }
+/// Tells the page cache. Only a hint: where it is not heeded, the cache is fuller.
+#[cfg(target_os = "linux")]
+fn let_go(file: &File, Range { start, end }: Range<u64>) {
+    let _ = rustix::fs::fadvise(file, start, NonZeroU64::new(end - start), Advice::DontNeed);
+}
+
+#[cfg(not(target_os = "linux"))]
+fn let_go(_: &File, _: Range<u64>) {}
+
+/// The same file past the page cache.
+#[cfg(target_os = "linux")]
+fn open_direct(path: &Path) -> Option<File> {
+    OpenOptions::new().write(true).custom_flags(OFlags::DIRECT.bits().cast_signed()).open(path).ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn open_direct(_: &Path) -> Option<File> {
+    None
 }
 
 impl DiskFile for RealFile {
@@ -224,13 +233,9 @@ impl DiskFile for RealFile {
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        if self.uncached.load(Ordering::Relaxed) {
-            if let Some(written) = self.write_uncached(offset, data) {
-                return written;
-            }
-            self.uncached.store(false, Ordering::Relaxed);
-        }
-        self.file.write_all_at(data, offset)
+        self.file.write_all_at(data, offset)?;
+        lock(&self.cached).add(offset, data.len() as u64);
+        Ok(())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
@@ -257,7 +262,10 @@ impl DiskFile for RealFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.file.sync_data()
+        let written = lock(&self.cached).take_enough();
+        self.file.sync_data()?;
+        written.into_iter().for_each(|range| let_go(&self.file, range));
+        Ok(())
     }
 }
 
