@@ -264,7 +264,9 @@ impl DiskFile for RealFile {
     fn sync_data(&self) -> io::Result<()> {
         let written = lock(&self.cached).take_enough();
         self.file.sync_data()?;
-        written.into_iter().for_each(|range| let_go(&self.file, range));
+        for range in written {
+            let_go(&self.file, range);
+        }
         Ok(())
     }
 }

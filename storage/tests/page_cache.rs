@@ -15,7 +15,7 @@ const MIB: u64 = 1 << 20;
 /// Whether the page at `offset` can be read without waiting for the disk.
 fn cached(path: &Path, offset: u64) -> bool {
     let mut out = [0; 16];
-    let file = File::open(path).unwrap();
+    let file = File::open(path).expect("it is there");
     match rustix::io::preadv2(&file, &mut [IoSliceMut::new(&mut out)], offset, ReadWriteFlags::NOWAIT) {
         Ok(read) => read > 0,
         Err(Errno::AGAIN) => false,

@@ -17,6 +17,8 @@ use ensign_raft::env::{Clock, Stop};
 use futures::future::BoxFuture;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
+#[cfg(test)]
+pub(super) use self::crowd::CROWDED;
 pub(super) use self::crowd::Crowd;
 use self::task::Task;
 use super::append::{AppendError, Appended, AppendedRun, Chunk, Outcome};

@@ -34,6 +34,7 @@ use super::route::{ForwardLink, Route};
 use super::testing::OpenKeys;
 use super::{BodyShape, FairRoom, PartitionMachine, Tail, TailBudget, encode_body, forward};
 
+mod gathering;
 mod refusals;
 mod retries;
 mod trouble;
@@ -88,6 +89,9 @@ struct Cluster {
     runtimes: BTreeMap<NodeId, Runtime>,
     logs: BTreeMap<NodeId, MemoryLog>,
     voters: BTreeSet<NodeId>,
+    /// How large batches become.
+    target: ByteCount,
+    crowd: Crowd,
 }
 
 const GROUP: GroupId = GroupId(16);
@@ -103,6 +107,15 @@ fn context() -> PartitionContext {
 
 impl Cluster {
     async fn start(size: u64) -> Self {
+        let mut cluster = Self::prepare(size, MemoryLog::new);
+        for me in cluster.voters.clone() {
+            cluster.run(me).await;
+        }
+        cluster
+    }
+
+    /// Nodes that run nothing yet.
+    fn prepare(size: u64, log: impl Fn() -> MemoryLog) -> Self {
         let (net, link, keys, tasks) =
             (MemoryNet::new(), Arc::<TestLink>::default(), Arc::<OpenKeys>::default(), Tasks::new());
         let manual = ManualClock::new();
@@ -117,13 +130,9 @@ impl Cluster {
             })
             .collect();
         let runtimes = runtimes.into_iter().map(|runtime| (runtime.node(), runtime)).collect();
-        let logs = voters.iter().map(|me| (*me, MemoryLog::new())).collect();
-        let mut cluster =
-            Self { net, nodes: BTreeMap::new(), link, keys, clock: manual, tasks, runtimes, logs, voters };
-        for me in cluster.voters.clone() {
-            cluster.run(me).await;
-        }
-        cluster
+        let logs = voters.iter().map(|me| (*me, log())).collect();
+        let (nodes, target, crowd) = (BTreeMap::new(), ByteCount(8 << 10), Crowd::default());
+        Self { net, nodes, link, keys, clock: manual, tasks, runtimes, logs, voters, target, crowd }
     }
 
     /// Starts a node's replica on what its log holds.
@@ -142,8 +151,8 @@ impl Cluster {
             keys: Arc::<OpenKeys>::clone(&self.keys),
             clock: Arc::new(SystemClock),
             admission: admitted.clone(),
-            limits: BatchLimits { target: ByteCount(8 << 10), ..BatchLimits::default() },
-            crowd: Crowd::default(),
+            limits: BatchLimits { target: self.target, ..BatchLimits::default() },
+            crowd: self.crowd.clone(),
         }
         .start();
         self.tasks.spawn("batcher", task);

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Bytes to gather, by how many batches of the partition are in flight.
 const ENOUGH: [u64; 4] = [1, 8 << 10, 32 << 10, 128 << 10];
 /// Batches in flight, over all partitions that a node leads, from which on it is crowded.
-const CROWDED: usize = 128;
+pub(in crate::partition) const CROWDED: usize = 128;
 
 /// The batches in flight of all partitions that a node leads. Clones share it.
 #[derive(Debug, Clone, Default)]
@@ -19,7 +19,7 @@ pub(in crate::partition) struct Crowd(Arc<AtomicUsize>);
 
 /// One batch in flight, for as long as it lives.
 #[derive(Debug)]
-pub(super) struct InCrowd(Arc<AtomicUsize>);
+pub(in crate::partition) struct InCrowd(Arc<AtomicUsize>);
 
 impl Drop for InCrowd {
     fn drop(&mut self) {
@@ -28,7 +28,7 @@ impl Drop for InCrowd {
 }
 
 impl Crowd {
-    pub(super) fn enter(&self) -> InCrowd {
+    pub(in crate::partition) fn enter(&self) -> InCrowd {
         self.0.fetch_add(1, Ordering::Relaxed);
         InCrowd(Arc::clone(&self.0))
     }
