@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::time::SystemTime;
 
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
-use comfy_table::{ContentArrangement, Table};
+use comfy_table::{ContentArrangement, LineStyle, Table, TableStyle};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -14,6 +14,8 @@ use super::exit::UsageError;
 
 /// How wide tables are where no terminal says.
 const WIDTH: u16 = 120;
+/// A line beneath the headings and none between rows: what is looked for is many rows at once.
+const STYLE: TableStyle = UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none());
 
 /// Prints a list: a table under `headings`, or an array of objects.
 pub(super) fn list<T: Serialize>(
@@ -28,7 +30,7 @@ pub(super) fn list<T: Serialize>(
         Output::Human if items.is_empty() => line(none),
         Output::Human => {
             let mut table = Table::new();
-            table.load_style(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+            table.load_style(STYLE).set_content_arrangement(ContentArrangement::Dynamic);
             // Into a file or a pipe there is no width to keep to, but people still read it.
             if table.width().is_none() {
                 table.set_width(WIDTH);

@@ -132,21 +132,18 @@ fn show(output: Output, report: &pb::ClusterReportReply) -> anyhow::Result<()> {
     for group in &shown.groups {
         line(format_args!("{}", of_group(group)))?;
     }
-    let headings = [
-        "node",
-        "name",
-        "place",
-        "address",
-        "state",
-        "version",
-        "up",
-        "leads",
-        "replicas",
-        "disk free",
-        "clock",
-        "not well",
-    ];
-    list(output, &headings, &shown.nodes, row, "no nodes")
+    let headings =
+        ["node", "name", "place", "address", "state", "version", "up", "leads", "replicas", "disk free", "clock"];
+    list(output, &headings, &shown.nodes, row, "no nodes")?;
+    shown.nodes.iter().flat_map(not_well).try_for_each(line)
+}
+
+/// What is wrong with a node, a sentence each: too long for a table.
+fn not_well(node: &ShownNode) -> Vec<String> {
+    let silent = node.failure.iter().map(|failure| format!("node {} is silent: {failure}", node.id));
+    let troubles =
+        node.troubles.iter().map(|(what, trouble)| format!("node {} is not well: {what}: {trouble}", node.id));
+    silent.chain(troubles).collect()
 }
 
 /// What the newest leader of a group says of its members.
@@ -200,7 +197,6 @@ fn row(node: &ShownNode) -> Vec<String> {
     let number = |number: Option<u64>| number.map_or_else(String::new, output::thousands);
     let free = node.disk_free_bytes.zip(node.disk_bytes).and_then(|(free, all)| (free * 100).checked_div(all));
     let uptime = node.uptime_seconds.map(|it| humantime::format_duration(Duration::from_secs(it)).to_string());
-    let not_well: Vec<_> = node.troubles.keys().cloned().chain(node.failure.clone()).collect();
     vec![
         node.id.to_string(),
         node.name.clone(),
@@ -213,7 +209,6 @@ fn row(node: &ShownNode) -> Vec<String> {
         number(node.replicas),
         free.map_or_else(String::new, |free| format!("{free} %")),
         node.clock_offset_seconds.map_or_else(String::new, |offset| format!("{:+.0} ms", offset * 1e3)),
-        not_well.join(", "),
     ]
 }
 
@@ -257,11 +252,9 @@ mod tests {
             clock_offset: Some(prost_types::Duration { seconds: 9, nanos: 0 }),
             ..Default::default()
         };
-        let row = row(&node(&peer));
-        assert_eq!(
-            row,
-            ["3", "three", "north/a", "node-3:5357", "silent", "", "", "", "", "", "", "connection refused"]
-        );
+        let silent = node(&peer);
+        assert_eq!(row(&silent), ["3", "three", "north/a", "node-3:5357", "silent", "", "", "", "", "", ""]);
+        assert_eq!(not_well(&silent), ["node 3 is silent: connection refused"]);
     }
 
     #[test]
@@ -282,7 +275,8 @@ mod tests {
             }),
             ..Default::default()
         };
-        let row = row(&node(&peer));
-        assert_eq!(row, ["1", "", "", "", "serving", "1.0.0", "1h 1m 1s", "1,234", "3,000", "55 %", "-12 ms", "vault"]);
+        let shown = node(&peer);
+        assert_eq!(row(&shown), ["1", "", "", "", "serving", "1.0.0", "1h 1m 1s", "1,234", "3,000", "55 %", "-12 ms"]);
+        assert_eq!(not_well(&shown), ["node 1 is not well: vault: sealed"]);
     }
 }
