@@ -46,7 +46,7 @@ pub use link::{HolderLink, LinkError, Reason, Refusal, RoutedLink, VaultLink, Va
 pub use root::TestRoot;
 pub use root::{
     BLOB_MAX, Cost, FileRoot, MasterName, PASSPHRASE_BYTES, Passphrase, PassphraseRoot, REFERENCE_MAX, RootError,
-    RootId, RootKey, RootKeyError, RootKind, RootProvider, Unwrapped, WrappedMaster, master_id,
+    RootId, RootKey, RootKeyError, RootKind, RootProvider, Unwrapped, WrappedMaster, check_kind, master_id,
 };
 pub use vault::{
     Caller, InitializeError, RootName, SealStatus, UnsealError, Unsealed, Vault, VaultConfig, VaultLinks,

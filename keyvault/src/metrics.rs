@@ -39,7 +39,7 @@ pub fn describe() {
         "How long a revocation waited for holders of its keys"
     );
     describe_gauge!("ensign_vault_leads", "1 while this node leads the vault");
-    describe_gauge!("ensign_vault_sealed", "1 while this node's vault has no root key, or a wrong one");
+    describe_gauge!("ensign_vault_sealed", "1 while the vault is sealed on this node");
 }
 
 /// A batch was sealed, or was not.

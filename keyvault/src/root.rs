@@ -210,6 +210,12 @@ pub enum RootError {
         /// What there is.
         free_mib: u64,
     },
+    /// What keeps the root key has no versions of its own.
+    #[error("a root key that is kept by {kind} has no versions that could be changed one by one")]
+    Unsupported {
+        /// What keeps it.
+        kind: RootKind,
+    },
     /// The program or the service that keeps the root key did not do it.
     #[error("{message}")]
     Provider {
@@ -257,10 +263,26 @@ pub trait RootProvider: Send + Sync + 'static {
         wrapped: &'a WrappedMaster,
         phrase: Option<&'a Passphrase>,
     ) -> BoxFuture<'a, Result<Unwrapped, RootError>>;
+
+    /// Makes a new version of the root key, which wraps what is wrapped from then on, and says which. Not safe to repeat: each call makes
+    /// one more.
+    fn rotate(&self) -> BoxFuture<'_, Result<u32, RootError>> {
+        let kind = self.kind();
+        Box::pin(async move { Err(RootError::Unsupported { kind }) })
+    }
+
+    /// Destroys every version up to this one, and has its provider confirm that. What they wrapped is gone for ever. Safe to repeat.
+    fn destroy(&self, version: u32) -> BoxFuture<'_, Result<(), RootError>> {
+        let (kind, _) = (self.kind(), version);
+        Box::pin(async move { Err(RootError::Unsupported { kind }) })
+    }
 }
 
 /// Refuses what something else wrapped.
-pub(crate) fn check_kind(wrapped: &WrappedMaster, has: RootKind) -> Result<(), RootError> {
+///
+/// # Errors
+/// [`RootError::WrongKind`].
+pub fn check_kind(wrapped: &WrappedMaster, has: RootKind) -> Result<(), RootError> {
     if wrapped.kind == has { Ok(()) } else { Err(RootError::WrongKind { needs: wrapped.kind, has }) }
 }
 

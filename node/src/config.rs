@@ -120,8 +120,21 @@ settings! {
 
     /// The root key, which opens the vault and is not in the cluster. The same on every node.
     root: RootSettings, RootArgs {
-        /// What keeps it: `file` (`node.root_key`) or `passphrase` (typed on each node of the vault).
+        /// What keeps it: `file` (`node.root_key`), `passphrase` (typed on each node of the vault), `command` (a program of yours) or
+        /// `transit` (a transit engine of HashiCorp Vault, or what speaks its API).
         [provider, "root-provider", "ENSIGN_SERVER_ROOT_PROVIDER"] Provider = Provider::File;
+        /// With `command`: the program's absolute path. It is run without a shell, arguments or environment.
+        [command, "root-command", "ENSIGN_SERVER_ROOT_COMMAND"] PathBuf = PathBuf::new();
+        /// With `transit`: where the server is, `https://HOST:PORT`.
+        [transit_address, "transit-address", "ENSIGN_SERVER_ROOT_TRANSIT_ADDRESS"] String = String::new();
+        /// With `transit`: where the engine is mounted.
+        [transit_mount, "transit-mount", "ENSIGN_SERVER_ROOT_TRANSIT_MOUNT"] String = "transit".to_owned();
+        /// With `transit`: the name of the key, of an AEAD type.
+        [transit_key, "transit-key", "ENSIGN_SERVER_ROOT_TRANSIT_KEY"] String = String::new();
+        /// With `transit`: the file with the token, mode 0600. It is read anew for each call.
+        [transit_token, "transit-token", "ENSIGN_SERVER_ROOT_TRANSIT_TOKEN"] PathBuf = PathBuf::from("/etc/ensign/transit.token");
+        /// With `transit`: the only authority (PEM) to trust for the server's certificate. Empty: the system's.
+        [transit_authority, "transit-authority", "ENSIGN_SERVER_ROOT_TRANSIT_AUTHORITY"] PathBuf = PathBuf::new();
     }
 
     /// Logs.
@@ -292,6 +305,7 @@ impl Config {
                 ));
             }
         }
+        self.root.check().map_err(ConfigError::Contradiction)?;
         let lease = Duration::from(self.vault.lease);
         if !(Duration::from_secs(3)..=Duration::from_mins(1)).contains(&lease) {
             return contradiction(format!("vault.lease is {}: it must lie between 3s and 60s", self.vault.lease));
@@ -327,6 +341,49 @@ impl Config {
             return contradiction(
                 "auth.refresh_ttl is shorter than auth.access_ttl: a client could never refresh".to_owned(),
             );
+        }
+        Ok(())
+    }
+}
+
+impl RootSettings {
+    /// Refuses a provider that lacks what it needs.
+    fn check(&self) -> Result<(), String> {
+        match self.provider {
+            Provider::File | Provider::Passphrase => Ok(()),
+            Provider::Command if self.command.is_absolute() => Ok(()),
+            Provider::Command => Err(format!(
+                "root.command is \"{}\": with root.provider = \"command\" it must be the absolute path of a program",
+                self.command.display()
+            )),
+            Provider::Transit => self.check_transit(),
+        }
+    }
+
+    fn check_transit(&self) -> Result<(), String> {
+        let host = self.transit_address.strip_prefix("https://").map(|rest| rest.trim_end_matches('/'));
+        if !host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '?', '#', '@', ' '])) {
+            return Err(format!(
+                "root.transit_address is \"{}\": it must be https://HOST:PORT, since the vault's master key travels there",
+                self.transit_address
+            ));
+        }
+        let names = |text: &str, separators: bool| {
+            let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c) || (separators && c == '/');
+            !text.is_empty()
+                && text.len() <= 200
+                && text.chars().all(plain)
+                && !text.starts_with('/')
+                && !text.ends_with('/')
+        };
+        for (key, value, separators) in
+            [("root.transit_mount", &self.transit_mount, true), ("root.transit_key", &self.transit_key, false)]
+        {
+            if !names(value, separators) {
+                return Err(format!(
+                    "{key} is \"{value}\": letters, digits, '-', '_' and '.' are what such a name has"
+                ));
+            }
         }
         Ok(())
     }
@@ -459,6 +516,29 @@ mod tests {
         Config::parse(tls).unwrap();
         assert!(refusal("[vault]\nlease = \"1s\"").contains("between 3s and 60s"));
         assert!(refusal("[auth]\nrefresh_ttl = \"1m\"").contains("could never refresh"));
+    }
+
+    #[test]
+    fn a_provider_of_the_root_key_that_lacks_something_is_refused() {
+        assert!(refusal("[root]\nprovider = \"tpm\"").contains("root.provider"));
+        for command in ["", "bin/kms"] {
+            let refused = refusal(&format!("[root]\nprovider = \"command\"\ncommand = \"{command}\""));
+            assert!(refused.contains("it must be the absolute path of a program"), "{refused}");
+        }
+        Config::parse("[root]\nprovider = \"command\"\ncommand = \"/usr/bin/kms\"").unwrap();
+        let transit = |address: &str, mount: &str, key: &str| {
+            format!(
+                "[root]\nprovider = \"transit\"\ntransit_address = \"{address}\"\ntransit_mount = \"{mount}\"\ntransit_key = \"{key}\""
+            )
+        };
+        for address in ["", "http://vault:8200", "https://", "https://vault/v1", "https://me@vault", "vault:8200"] {
+            let refused = refusal(&transit(address, "transit", "root"));
+            assert!(refused.contains("it must be https://HOST:PORT"), "{refused}");
+        }
+        assert!(refusal(&transit("https://vault:8200", "transit", "")).contains("root.transit_key"));
+        assert!(refusal(&transit("https://vault:8200", "transit", "a/b")).contains("root.transit_key"));
+        assert!(refusal(&transit("https://vault:8200", "/transit", "root")).contains("root.transit_mount"));
+        Config::parse(&transit("https://vault:8200/", "team/transit", "ensign-root.v1")).unwrap();
     }
 
     #[test]

@@ -244,6 +244,7 @@ fn refusal(error: &UnsealError) -> Status {
         | UnsealError::Root(
             RootError::PassphraseNeeded
             | RootError::WrongKind { .. }
+            | RootError::Unsupported { .. }
             | RootError::WrongKey { .. }
             | RootError::Missing { .. }
             | RootError::File(_),
@@ -254,6 +255,10 @@ fn refusal(error: &UnsealError) -> Status {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::MetadataExt as _;
+
+    use ensign_keyvault::Entropy;
+    use ensign_keyvault::testing::TestVault;
+    use ensign_proto::ClusterId;
 
     use super::*;
 
@@ -271,6 +276,20 @@ mod tests {
         assert_eq!(fs::read(&other).unwrap(), b"precious");
         let far = folder.path().join("x".repeat(200));
         assert!(bind(&far).is_err(), "longer than a socket's name may be");
+    }
+
+    #[tokio::test]
+    async fn a_vault_is_sealed_only_where_every_node_can_follow() {
+        let vault = TestVault::new(ClusterId::from_bytes([1; 16]));
+        let client =
+            VaultClient::new(vault.link(NodeId(1)), ClusterId::from_bytes([1; 16]), NodeId(1), &Entropy::kernel());
+        let refused = seal(&client, ClusterVersion::V1, "ada").await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
+        assert!(refused.message().contains("`ensign cluster version` shows which nodes are behind"), "{refused}");
+        assert!(!client.lift("ada").await.unwrap().held, "nothing was sealed");
+        let sealed = seal(&client, ClusterVersion::V2, "ada").await.unwrap();
+        assert!(sealed.index > 0 && sealed.keys_end_within.is_some_and(|within| within.seconds >= 10), "{sealed:?}");
+        assert!(client.seal("ada").await.unwrap().held);
     }
 
     #[test]

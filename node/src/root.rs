@@ -1,5 +1,9 @@
 //! What keeps the root key, as the settings choose it; and what a bootstrap makes of it.
 
+mod command;
+mod outside;
+mod transit;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -7,6 +11,9 @@ use anyhow::bail;
 use ensign_keyvault::{Cost, Entropy, FileRoot, PASSPHRASE_BYTES, Passphrase, PassphraseRoot, RootKey, RootProvider};
 use tracing::warn;
 use zeroize::Zeroizing;
+
+use command::CommandRoot;
+use transit::TransitRoot;
 
 use crate::config::{Config, Provider};
 use crate::files::{read_secret, write_secret};
@@ -16,6 +23,14 @@ pub(crate) fn provider(config: &Config) -> Arc<dyn RootProvider> {
     match config.root.provider {
         Provider::File => Arc::new(FileRoot::new(config.node.root_key.clone())),
         Provider::Passphrase => Arc::new(PassphraseRoot::new(Cost::of_this_machine())),
+        Provider::Command => Arc::new(CommandRoot::new(config.root.command.clone())),
+        Provider::Transit => Arc::new(TransitRoot {
+            address: config.root.transit_address.clone(),
+            mount: config.root.transit_mount.clone(),
+            key: config.root.transit_key.clone(),
+            token: config.root.transit_token.clone(),
+            authority: config.root.transit_authority.clone(),
+        }),
     }
 }
 
@@ -28,6 +43,8 @@ pub(crate) fn make(config: &Config, phrase: &Path) -> anyhow::Result<Option<Pass
     match config.root.provider {
         Provider::File => make_key(&config.node.root_key).map(|()| None),
         Provider::Passphrase => make_phrase(phrase).map(Some),
+        // What keeps it has made it, or is asked to when the vault is made.
+        Provider::Command | Provider::Transit => Ok(None),
     }
 }
 

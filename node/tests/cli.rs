@@ -140,3 +140,12 @@ fn a_bench_in_memory_is_refused() {
         assert!(stderr(&output).contains("in memory"), "{}", stderr(&output));
     }
 }
+
+#[test]
+fn a_development_cluster_keeps_its_root_key_in_a_file() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ensign"));
+    let output =
+        command.arg("dev").env("ENSIGN_SERVER_ROOT_PROVIDER", "passphrase").output().expect("the command runs");
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("`ensign dev` keeps its root key in a file"), "{}", stderr(&output));
+}

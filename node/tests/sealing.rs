@@ -10,6 +10,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use ensign_client::CallError;
 use serde_json::Value;
 use support::Cluster;
 use support::ledger::{Load, TOPIC, judge};
@@ -118,6 +119,8 @@ async fn an_operator_seals_the_vault_and_publishers_go_on_where_they_stopped_onc
     let credentials = cluster.credentials().display().to_string();
     let (code, _, error) = run(&["vault", "seal", "--credentials", &credentials], "")?;
     ensure!(code == Some(2) && error.contains("confirm with --yes"), "{code:?} {error}");
+    let tenant = cluster.client(false)?.admin().seal_vault().await;
+    ensure!(matches!(tenant, Err(CallError::PermissionDenied { .. })), "{tenant:?}");
     let load = Load::start(vec![cluster.client(false)?]);
     load.wait_for_acks(50).await?;
 

@@ -253,6 +253,11 @@ mod tests {
         assert!(root.missing().is_none());
         fs::write(&path, [&right[..31], &[right[31] ^ 1]].concat()).unwrap();
         assert!(why().await.starts_with("wrong root key: the vault needs root key"), "{}", why().await);
+        let versions = [root.rotate().await.unwrap_err(), root.destroy(1).await.unwrap_err()];
+        assert!(
+            versions.iter().all(|error| error.to_string().contains("kept by file has no versions")),
+            "{versions:?}"
+        );
         let foreign = WrappedMaster { kind: RootKind::Passphrase, ..wrapped.clone() };
         let refused = root.unwrap(NAME, &foreign, None).await.unwrap_err().to_string();
         assert!(refused.contains("set root.provider = \"passphrase\""), "{refused}");

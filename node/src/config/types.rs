@@ -56,6 +56,10 @@ pub enum Provider {
     File,
     /// A phrase that people type on each node of the vault: `ensign vault unseal`.
     Passphrase,
+    /// A program on each node, which wraps and unwraps: `root.command`.
+    Command,
+    /// A transit engine of HashiCorp Vault, or of what speaks its API: `root.transit_…`.
+    Transit,
 }
 
 /// The form of log lines.
