@@ -152,8 +152,10 @@ impl LeaseTerms {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Lease {
     session: SessionId,
-    /// The highest index acted on.
+    /// Replies from before this index are ignored.
     seen: LogIndex,
+    /// Everything up to here was acted on. A surrender tells of one change only: what else the vault did before it, it has yet to say.
+    acted: LogIndex,
     /// The highest epoch seen: a vault that was set back answers below it.
     floor: u64,
     base: BootTime,
@@ -182,7 +184,7 @@ pub(crate) enum Ignored {
 impl Lease {
     /// No lease yet. `floor` is the highest epoch that this node ever saw.
     pub(crate) fn new(session: SessionId, floor: u64) -> Self {
-        Self { session, seen: LogIndex(0), floor, base: BootTime::default(), expiry: BootTime::default() }
+        Self { session, seen: LogIndex(0), acted: LogIndex(0), floor, base: BootTime::default(), expiry: BootTime::default() }
     }
 
     /// Whether keys may be used at `now`. A clock behind the last renewal was set back: no.
@@ -210,6 +212,7 @@ impl Lease {
         self.base = t0;
         self.expiry = self.expiry.max(BootTime(t0.0 + length));
         self.saw(head.index);
+        self.acted = self.acted.max(head.index);
         self.floor = self.floor.max(head.epoch);
     }
 
@@ -223,8 +226,9 @@ impl Lease {
         self.expiry = self.base;
     }
 
-    pub(crate) fn seen(&self) -> LogIndex {
-        self.seen
+    /// Since when the vault must tell what it did.
+    pub(crate) fn acted(&self) -> LogIndex {
+        self.acted
     }
 
     pub(crate) fn floor(&self) -> u64 {
@@ -323,7 +327,17 @@ mod tests {
         assert_eq!(lease.accepts(&head(6, 0)), Err(Ignored::Stale));
         assert_eq!(lease.accepts(&head(7, 0)), Ok(()));
         lease.saw(LogIndex(3));
-        assert_eq!(lease.seen(), LogIndex(7));
+        assert_eq!(lease.accepts(&head(6, 0)), Err(Ignored::Stale));
+    }
+
+    #[test]
+    fn a_surrender_leaves_what_came_before_it_to_be_told() {
+        let mut lease = Lease::new(session(1), 0);
+        lease.renew(&head(5, 1), at(100), L);
+        lease.saw(LogIndex(14));
+        assert_eq!(lease.acted(), LogIndex(5));
+        lease.renew(&head(20, 1), at(103), L);
+        assert_eq!(lease.acted(), LogIndex(20));
     }
 
     #[test]

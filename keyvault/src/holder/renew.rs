@@ -193,7 +193,7 @@ impl Holder {
         &self,
         groups: Vec<Group>,
     ) -> Result<Vec<(Group, Result<WrappedDek, KeyError>)>, (CallError, Vec<Group>)> {
-        let seen = self.0.table().lease.seen();
+        let seen = self.0.table().lease.acted();
         // Before the request is handed to the transport: the vault cannot have granted earlier than this.
         let t0 = self.0.clock.boot();
         let request = pb::LeaseRequest {

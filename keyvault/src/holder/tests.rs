@@ -427,6 +427,27 @@ async fn a_ring_that_died_is_known_to_those_who_hold_none_of_its_keys() {
     assert_eq!(fresh.refuse_revoked(world.ring), Ok(()));
 }
 
+/// The vault's leader asks for one ring, and dies before it asks for another that it was told to destroy first.
+#[tokio::test]
+async fn a_surrender_hides_nothing_that_the_vault_did_before_it() {
+    let world = World::new();
+    let dek = world.holder.create_dek(&ctx(0), world.ring).await.unwrap();
+    let other = world.vault.create_ring(PROJECT);
+    world.vault.order_revoke(world.ring, None);
+    let index = world.vault.order_revoke(other, None);
+    let only_the_other = pb::SurrenderRequest {
+        session: wire::bytes(world.holder.session().as_bytes()),
+        index: index.0,
+        dead: vec![wire::dead_to(&Dead::Ring(other))],
+    };
+    world.holder.surrender(only_the_other).await.unwrap();
+    assert!(world.holder.usable(dek.dek), "nobody has told of it yet");
+    let third = world.vault.create_ring(PROJECT);
+    world.holder.create_dek(&ctx(1), third).await.unwrap();
+    assert!(!world.holder.usable(dek.dek), "the lease was renewed, and the key of a revoked ring lives on");
+    assert!(matches!(world.holder.ensure(&ctx(0), &dek).await, Err(KeyError::Revoked { .. })));
+}
+
 #[tokio::test]
 async fn a_key_is_granted_in_custody_and_in_its_place_only() {
     let world = World::new();
