@@ -24,7 +24,7 @@ pub struct Admin {
 }
 
 /// Which key ring is meant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ring {
     /// That of the key's project, or of the only project of its organization.
     Own,
@@ -32,6 +32,8 @@ pub enum Ring {
     Project(ProjectId),
     /// This one.
     Id(RingId),
+    /// The one of this name, in the key's project or in the one that is named.
+    Name(String, Option<ProjectId>),
 }
 
 impl Ring {
@@ -41,17 +43,33 @@ impl Ring {
             Self::Own => (String::new(), String::new()),
             Self::Project(project) => (String::new(), project.to_string()),
             Self::Id(ring) => (ring.to_string(), String::new()),
+            Self::Name(name, project) => (name, text(project)),
         }
     }
 }
 
-/// Which versions of a key ring to destroy.
+/// Which versions of a key ring to destroy, or what of it to disable or enable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Revoke {
     /// One.
     Version(KeyVersion),
     /// Every one there is.
     All,
+}
+
+fn switch(ring: Ring, which: Revoke) -> pb::SwitchKeyRequest {
+    use pb::switch_key_request::Which;
+    let which = Some(match which {
+        Revoke::Version(version) => Which::Version(version.0),
+        Revoke::All => Which::All(true),
+    });
+    let (ring_id, project_id) = ring.wire();
+    pb::SwitchKeyRequest { ring_id, project_id, which }
+}
+
+/// A span on the wire; the longest there is for one that is longer.
+fn span(span: Duration) -> prost_types::Duration {
+    prost_types::Duration::try_from(span).unwrap_or(prost_types::Duration { seconds: i64::MAX, nanos: 0 })
 }
 
 fn text<T: ToString>(id: Option<T>) -> String {
@@ -168,6 +186,73 @@ impl Admin {
         let message = pb::RevokeKeyRequest { ring_id, project_id, which: Some(which) };
         let send = |channel: Channel, request| async move { AdminClient::new(channel).revoke_key(request).await };
         self.client.connection().call_within(REVOKE_TIMEOUT, Repeat::Harmless, message, send).await
+    }
+
+    /// Makes a key ring beside the one that a project began with.
+    pub async fn create_key_ring(
+        &self,
+        name: &str,
+        project: Option<ProjectId>,
+        algorithm: pb::KeyAlgorithm,
+    ) -> Result<pb::KeyRing, CallError> {
+        let (name, algorithm) = (name.to_owned(), algorithm.into());
+        let message = pb::CreateKeyRingRequest { project_id: text(project), name, algorithm };
+        call!(self, OnlyIfUnsent, message, create_key_ring)
+    }
+
+    /// One key ring, with its settings.
+    pub async fn key_ring(&self, ring: Ring) -> Result<pb::KeyRing, CallError> {
+        let (ring_id, project_id) = ring.wire();
+        call!(self, Harmless, pb::DescribeKeyRequest { ring_id, project_id }, describe_key)
+    }
+
+    /// Takes a version or a whole ring out of use until it is enabled, and waits until no node seals or opens under it, as
+    /// [`Admin::revoke_key`] waits.
+    pub async fn disable_key(&self, ring: Ring, which: Revoke) -> Result<pb::KeyRing, CallError> {
+        let message = switch(ring, which);
+        let send = |channel: Channel, request| async move { AdminClient::new(channel).disable_key(request).await };
+        self.client.connection().call_within(REVOKE_TIMEOUT, Repeat::Harmless, message, send).await
+    }
+
+    /// Takes it back into use. What is revoked stays revoked.
+    pub async fn enable_key(&self, ring: Ring, which: Revoke) -> Result<pb::KeyRing, CallError> {
+        call!(self, Harmless, switch(ring, which), enable_key)
+    }
+
+    /// Has it be destroyed once it has cooled off for `after` (absent: seven days), unless that is cancelled.
+    pub async fn schedule_revoke_key(
+        &self,
+        ring: Ring,
+        which: Revoke,
+        after: Option<Duration>,
+    ) -> Result<pb::KeyRing, CallError> {
+        use pb::schedule_revoke_key_request::Which;
+        let which = Some(match which {
+            Revoke::Version(version) => Which::Version(version.0),
+            Revoke::All => Which::All(true),
+        });
+        let (ring_id, project_id) = ring.wire();
+        let after = after.map(span);
+        let message = pb::ScheduleRevokeKeyRequest { ring_id, project_id, which, after };
+        call!(self, Harmless, message, schedule_revoke_key)
+    }
+
+    /// Cancels that.
+    pub async fn cancel_revoke_key(&self, ring: Ring, which: Revoke) -> Result<pb::KeyRing, CallError> {
+        call!(self, OnlyIfUnsent, switch(ring, which), cancel_revoke_key)
+    }
+
+    /// Sets how often a ring is rotated, and how data keys that are made from now on seal. What is absent stays.
+    pub async fn set_key(
+        &self,
+        ring: Ring,
+        rotation: Option<Duration>,
+        algorithm: Option<pb::KeyAlgorithm>,
+    ) -> Result<pb::KeyRing, CallError> {
+        let (ring_id, project_id) = ring.wire();
+        let algorithm = algorithm.unwrap_or_default().into();
+        let message = pb::SetKeyRequest { ring_id, project_id, rotation: rotation.map(span), algorithm };
+        call!(self, Harmless, message, set_key)
     }
 
     /// Changes limits of a project, or with none named of every project that has none of its own; answers what holds then. Only

@@ -1,5 +1,7 @@
 //! What the rest of a node asks of the vault: rings, custody and secrets. Every call may be repeated.
 
+mod rings;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +13,7 @@ use subtle::ConstantTimeEq as _;
 use tokio::time::{Instant, sleep};
 use zeroize::Zeroizing;
 
+pub use self::rings::{RingState, ScheduledInfo};
 use crate::entropy::Entropy;
 use crate::error::CallError;
 use crate::grant::{Opener, ProcessKey, secret_info};
@@ -27,6 +30,8 @@ pub enum VersionState {
     Active,
     /// Opens only.
     Retired,
+    /// Neither any more, but not every node has given it up yet.
+    Disabling,
     /// Neither, until it is enabled again.
     Disabled,
     /// Being destroyed.
@@ -57,21 +62,39 @@ pub struct RingInfo {
     pub ring: RingId,
     /// The project it belongs to.
     pub project: ProjectId,
-    /// How new data keys seal.
+    /// How data keys that are made from now on seal.
     pub alg: Algorithm,
     /// When it was made, in Unix milliseconds.
     pub created_ms: u64,
     /// Ascending.
     pub versions: Vec<VersionInfo>,
-    /// Revoked as a whole.
-    pub closed: bool,
+    /// Whether it may be used as a whole.
+    pub state: RingState,
+    /// Empty for the ring that its project began with.
+    pub name: String,
+    /// How old the active version is when the next one is made.
+    pub rotation: Duration,
+    /// Revocations to come.
+    pub scheduled: Vec<ScheduledInfo>,
+    /// In the answer to a change: where that stands in the vault's log.
+    pub index: LogIndex,
 }
 
 impl RingInfo {
     /// The version that seals, if there is one.
     pub fn active(&self) -> Option<KeyVersion> {
-        let active = self.versions.iter().find(|version| version.state == VersionState::Active);
-        active.map(|version| version.version)
+        self.active_info().map(|version| version.version)
+    }
+
+    /// When the next version is made, in Unix milliseconds; `None` while none is active.
+    pub fn next_rotation_ms(&self) -> Option<u64> {
+        let period = u64::try_from(self.rotation.as_millis()).unwrap_or(u64::MAX);
+        self.active_info().map(|version| version.created_ms.saturating_add(period))
+    }
+
+    fn active_info(&self) -> Option<&VersionInfo> {
+        let usable = self.state == RingState::Enabled;
+        self.versions.iter().find(|version| usable && version.state == VersionState::Active)
     }
 }
 
@@ -205,6 +228,7 @@ impl VaultClient {
             ring: wire::bytes(ring.as_bytes()),
             project: wire::bytes(project.as_bytes()),
             alg: alg as u32,
+            name: String::new(),
         };
         ring_of(self.call(actor, pb::request::Call::CreateRing(request)).await?)
     }
@@ -269,15 +293,27 @@ impl VaultClient {
         version: Option<KeyVersion>,
         patience: Duration,
     ) -> Result<Receipt, CallError> {
+        let target = version
+            .map_or(pb::revoke_request::Target::All(true), |version| pb::revoke_request::Target::Version(version.0));
+        let request = pb::RevokeRequest { ring: wire::bytes(ring.as_bytes()), target: Some(target) };
+        match self.call_patiently(actor, patience, |_| pb::request::Call::Revoke(request.clone())).await? {
+            pb::reply::Result::Receipt(receipt) => receipt_of(&receipt),
+            _ => Err(CallError::Malformed { what: "it is not a receipt" }),
+        }
+    }
+
+    /// Repeats what may be repeated, while the vault is on its way to it. `call` is told of the order that is under way.
+    async fn call_patiently(
+        &self,
+        actor: &str,
+        patience: Duration,
+        call: impl Fn(LogIndex) -> pb::request::Call,
+    ) -> Result<pb::reply::Result, CallError> {
         let deadline = Instant::now() + patience;
+        let mut order = LogIndex(0);
         loop {
-            let target = version.map_or(pb::revoke_request::Target::All(true), |version| {
-                pb::revoke_request::Target::Version(version.0)
-            });
-            let request = pb::RevokeRequest { ring: wire::bytes(ring.as_bytes()), target: Some(target) };
-            let error = match self.call(actor, pb::request::Call::Revoke(request)).await {
-                Ok(pb::reply::Result::Receipt(receipt)) => return receipt_of(&receipt),
-                Ok(_) => return Err(CallError::Malformed { what: "it is not a receipt" }),
+            let error = match self.call(actor, call(order)).await {
+                Ok(result) => return Ok(result),
                 Err(error) => error,
             };
             let passes = match error.reason() {
@@ -289,6 +325,9 @@ impl VaultClient {
             };
             if !passes || Instant::now() >= deadline {
                 return Err(error);
+            }
+            if let CallError::Refused(refusal) = &error {
+                order = order.max(refusal.order);
             }
             sleep(Duration::from_millis(50)).await;
         }
@@ -516,6 +555,7 @@ fn ring_info(ring: &pb::Ring) -> Result<RingInfo, CallError> {
         let state = match version.state() {
             pb::VersionState::Active => VersionState::Active,
             pb::VersionState::Retired => VersionState::Retired,
+            pb::VersionState::Disabling => VersionState::Disabling,
             pb::VersionState::Disabled => VersionState::Disabled,
             pb::VersionState::Revoking => VersionState::Revoking,
             pb::VersionState::Revoked => VersionState::Revoked,
@@ -535,7 +575,17 @@ fn ring_info(ring: &pb::Ring) -> Result<RingInfo, CallError> {
         alg: wire::algorithm_from(ring.alg)?,
         created_ms: ring.created_ms,
         versions: ring.versions.iter().map(version).collect::<Result<_, _>>()?,
-        closed: ring.closed,
+        state: match ring.state() {
+            _ if ring.closed => RingState::Revoked,
+            // A voter of an older build says nothing of it, and knows of nothing but enabled rings.
+            pb::RingState::Unspecified | pb::RingState::Enabled => RingState::Enabled,
+            pb::RingState::Disabling => RingState::Disabling,
+            pb::RingState::Disabled => RingState::Disabled,
+        },
+        name: ring.name.clone(),
+        rotation: Duration::from_millis(ring.rotation_ms),
+        scheduled: ring.scheduled.iter().map(Into::into).collect(),
+        index: LogIndex(ring.index),
     })
 }
 

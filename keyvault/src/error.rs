@@ -19,6 +19,20 @@ pub enum KeyError {
         /// Which version; zero where all of them are.
         version: KeyVersion,
     },
+    /// The key is disabled: nobody seals or opens with it until it is enabled.
+    #[error("{}", disabled(*ring, *version))]
+    Disabled {
+        /// Which ring.
+        ring: RingId,
+        /// Which version; zero where the whole ring is.
+        version: KeyVersion,
+    },
+    /// The ring has no version to seal with, until somebody enables one or makes one.
+    #[error("{cause}")]
+    NoActiveVersion {
+        /// What the vault said: it names the commands that change it.
+        cause: String,
+    },
     /// The vault did not grant the key to this node.
     #[error("the key was not granted: {cause}")]
     NotGranted {
@@ -61,6 +75,14 @@ fn revoked(ring: RingId, version: KeyVersion) -> String {
     format!("version {version} of key ring {ring} was revoked")
 }
 
+fn disabled(ring: RingId, version: KeyVersion) -> String {
+    let enable = crate::machine::enable_with(ring, version);
+    if version == KeyVersion(0) {
+        return format!("key ring {ring} is disabled until {enable}");
+    }
+    format!("version {version} of key ring {ring} is disabled until {enable}")
+}
+
 /// Why a call to the vault brought nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum CallError {
@@ -101,9 +123,9 @@ impl From<Refusal> for KeyError {
     fn from(refusal: Refusal) -> Self {
         match refusal.reason {
             Reason::Revoked => Self::Revoked { ring: refusal.ring, version: refusal.version },
-            Reason::NotGranted | Reason::NoActiveVersion | Reason::NotFound => {
-                Self::NotGranted { cause: refusal.message }
-            }
+            Reason::Disabled => Self::Disabled { ring: refusal.ring, version: refusal.version },
+            Reason::NoActiveVersion => Self::NoActiveVersion { cause: refusal.message },
+            Reason::NotGranted | Reason::NotFound => Self::NotGranted { cause: refusal.message },
             Reason::Damaged => Self::Damaged,
             Reason::NotLeader
             | Reason::Unavailable

@@ -178,7 +178,8 @@ impl Holder {
     /// Commit the wrapped key before its first use: without it, nobody ever opens what was sealed.
     ///
     /// # Errors
-    /// [`KeyError::Revoked`] and [`KeyError::NotGranted`] last; everything else may be retried.
+    /// [`KeyError::Revoked`] and [`KeyError::NotGranted`] last, [`KeyError::Disabled`] until it is enabled; everything else may be
+    /// retried.
     pub async fn create_dek(&self, ctx: &PartitionContext, ring: RingId) -> Result<WrappedDek, KeyError> {
         self.ask(Want::Create { ctx: *ctx, ring, usage: DekUse::Batches }).await
     }
@@ -186,7 +187,8 @@ impl Holder {
     /// Sees to it that this node holds the key, under a lease that runs: asks the vault unless that is so already.
     ///
     /// # Errors
-    /// [`KeyError::Revoked`], [`KeyError::NotGranted`] and [`KeyError::Damaged`] last; everything else may be retried.
+    /// [`KeyError::Revoked`], [`KeyError::NotGranted`] and [`KeyError::Damaged`] last, [`KeyError::Disabled`] until it is enabled;
+    /// everything else may be retried.
     pub async fn ensure(&self, ctx: &PartitionContext, wrapped: &WrappedDek) -> Result<(), KeyError> {
         {
             let table = self.0.table();
@@ -302,17 +304,18 @@ impl Holder {
         Ok(Use { held: Arc::clone(held), holder: self.clone() })
     }
 
-    /// Counts up whenever keys die, held here or not, so that idle streams notice.
+    /// Counts up whenever keys die, are disabled or enabled, held here or not, so that idle streams notice.
     pub fn deaths(&self) -> watch::Receiver<u64> {
         self.0.deaths.subscribe()
     }
 
-    /// Refuses a ring that this process knows to be revoked as a whole: nothing will ever be sealed or opened under it again.
+    /// Refuses a ring that this process knows to be revoked or disabled as a whole: nothing is sealed or opened under it, for ever or
+    /// until it is enabled.
     ///
     /// # Errors
-    /// [`KeyError::Revoked`].
-    pub fn refuse_revoked(&self, ring: RingId) -> Result<(), KeyError> {
-        self.0.table().refuse_revoked(ring)
+    /// [`KeyError::Revoked`], [`KeyError::Disabled`].
+    pub fn refuse_ring(&self, ring: RingId) -> Result<(), KeyError> {
+        self.0.table().refuse_ring(ring)
     }
 
     /// The name of this process's life.
@@ -453,7 +456,13 @@ impl Use {
     /// # Errors
     /// As for [`Holder::begin_use`].
     pub fn check(&self) -> Result<(), KeyError> {
-        self.holder.0.table().usable(self.dek(), self.holder.0.clock.boot()).map(drop)
+        let table = self.holder.0.table();
+        match table.usable(self.dek(), self.holder.0.clock.boot()) {
+            // Taken away meanwhile; by whom, its version knows.
+            Err(KeyError::Unknown { .. }) => table.refuse_dead(&self.held.wrapped)?,
+            usable => return usable.map(drop),
+        }
+        Err(KeyError::Unknown { dek: self.dek() })
     }
 
     /// Cancelled when a surrender has waited long enough: reset the stream and drop this, now.

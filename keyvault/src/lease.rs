@@ -184,7 +184,14 @@ pub(crate) enum Ignored {
 impl Lease {
     /// No lease yet. `floor` is the highest epoch that this node ever saw.
     pub(crate) fn new(session: SessionId, floor: u64) -> Self {
-        Self { session, seen: LogIndex(0), acted: LogIndex(0), floor, base: BootTime::default(), expiry: BootTime::default() }
+        Self {
+            session,
+            seen: LogIndex(0),
+            acted: LogIndex(0),
+            floor,
+            base: BootTime::default(),
+            expiry: BootTime::default(),
+        }
     }
 
     /// Whether keys may be used at `now`. A clock behind the last renewal was set back: no.

@@ -33,7 +33,8 @@ mod wrap;
 
 pub use batch::{BatchFull, PlainBatch, RAW_BYTES_MAX, SealedBatch};
 pub use client::{
-    CUSTODY_BATCH_MAX, Held, Receipt, RingInfo, Secret, SecretInfo, SecretKind, VaultClient, VersionInfo, VersionState,
+    CUSTODY_BATCH_MAX, Held, Receipt, RingInfo, RingState, ScheduledInfo, Secret, SecretInfo, SecretKind, VaultClient,
+    VersionInfo, VersionState,
 };
 pub use entropy::Entropy;
 pub use error::{CallError, KeyError};

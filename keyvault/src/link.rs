@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ensign_proto::pb::vault::v1 as pb;
-use ensign_proto::{KeyVersion, NodeId, RingId};
+use ensign_proto::{KeyVersion, LogIndex, NodeId, RingId};
 use ensign_raft::Leadership;
 use futures::future::BoxFuture;
 use thiserror::Error;
@@ -89,8 +89,10 @@ pub enum Reason {
     Exhausted,
     /// It may or may not have happened.
     OutcomeUnknown,
-    /// The destruction is ordered and under way: ask again for its receipt.
+    /// What was ordered is under way: ask again for its outcome.
     Pending,
+    /// The ring or the version is disabled, until it is enabled.
+    Disabled,
 }
 
 /// A refusal, with what people need to know about it.
@@ -103,16 +105,25 @@ pub struct Refusal {
     pub message: String,
     /// With `NotLeader`: who leads.
     pub leader: Option<NodeId>,
-    /// With `Revoked` and `NoActiveVersion`: of which ring.
+    /// With `Revoked`, `Disabled` and `NoActiveVersion`: of which ring.
     pub ring: RingId,
-    /// With `Revoked`: which version; zero for all.
+    /// With `Revoked` and `Disabled`: which version; zero for all.
     pub version: KeyVersion,
+    /// With `Pending`, of a disable: the order to ask for again.
+    pub order: LogIndex,
 }
 
 impl Refusal {
     /// A refusal for this reason.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), leader: None, ring: RingId::default(), version: KeyVersion(0) }
+        Self {
+            reason,
+            message: message.into(),
+            leader: None,
+            ring: RingId::default(),
+            version: KeyVersion(0),
+            order: LogIndex(0),
+        }
     }
 
     pub(crate) fn of_version(mut self, ring: RingId, version: KeyVersion) -> Self {
@@ -139,6 +150,7 @@ impl From<Refusal> for pb::Refusal {
             Reason::Exhausted => Wire::Exhausted,
             Reason::OutcomeUnknown => Wire::OutcomeUnknown,
             Reason::Pending => Wire::Pending,
+            Reason::Disabled => Wire::Disabled,
         };
         Self {
             reason: reason.into(),
@@ -146,6 +158,7 @@ impl From<Refusal> for pb::Refusal {
             leader: refusal.leader.map_or(0, |node| node.0),
             ring: refusal.ring.as_bytes().to_vec().into(),
             version: refusal.version.0,
+            order: refusal.order.0,
         }
     }
 }
@@ -169,12 +182,14 @@ impl From<pb::Refusal> for Refusal {
             Wire::Exhausted => Reason::Exhausted,
             Wire::OutcomeUnknown => Reason::OutcomeUnknown,
             Wire::Pending => Reason::Pending,
+            Wire::Disabled => Reason::Disabled,
         };
         Self {
             reason,
             leader: (wire.leader != 0).then_some(NodeId(wire.leader)),
             ring: RingId::try_from(&wire.ring[..]).unwrap_or_default(),
             version: KeyVersion(wire.version),
+            order: LogIndex(wire.order),
             message: wire.message,
         }
     }
@@ -202,7 +217,7 @@ pub struct RoutedLink {
 const READ_HOP: Duration = Duration::from_secs(1);
 /// The same for what it commits first: to pass it over sooner would only do things twice on a slow disk.
 const WRITE_HOP: Duration = Duration::from_secs(3);
-/// The same for a revoke or a rotation, which wait for holders for two seconds at most, and their commits.
+/// The same for what waits for holders, for two seconds at most, and its commits: to revoke, to rotate, to disable, to enable.
 const WAITING_HOP: Duration = Duration::from_secs(5);
 
 impl RoutedLink {
@@ -254,9 +269,12 @@ impl RoutedLink {
                 Call::ListRings(_) | Call::ListCustody(_) | Call::Secret(_) | Call::ListSecrets(_) | Call::Status(_),
             )
             | None => READ_HOP,
-            Some(Call::Revoke(_) | Call::Rotate(_)) => WAITING_HOP,
+            Some(Call::Revoke(_) | Call::Rotate(_) | Call::Disable(_) | Call::Enable(_)) => WAITING_HOP,
             Some(
                 Call::CreateRing(_)
+                | Call::SetRing(_)
+                | Call::ScheduleRevoke(_)
+                | Call::CancelRevoke(_)
                 | Call::PutCustody(_)
                 | Call::DropCustody(_)
                 | Call::PutCustodies(_)

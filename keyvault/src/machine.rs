@@ -4,6 +4,7 @@
 //! makes keys and boxes before it proposes. Not here: who may lease what and until when (`vault`), the clock.
 
 mod command;
+mod rings;
 mod snapshot;
 mod state;
 
@@ -11,9 +12,10 @@ use bytes::Bytes;
 use ensign_raft::{CommittedEntry, RestoreError, StateMachine};
 
 pub(crate) use self::command::{
-    Change, Command, CreateRing, Custodies, Custody, DeleteSecret, Drain, Hold, Initialize, Kek, PutSecret, Revoke,
-    Rotate, SetLease, SettleLease,
+    Change, Command, CreateRing, Custodies, Custody, DeleteSecret, Drain, Elapse, Hold, Initialize, Kek, PutSecret,
+    Revoke, RevokeDue, Rotate, ScheduleRevoke, SetLease, SetRing, SettleDisable, SettleLease, Target,
 };
+pub(crate) use self::rings::{ELAPSE_MAX_MS, Scheduled, Switch, enable_with};
 #[cfg(test)]
 pub(crate) use self::state::EVENTS_MAX;
 pub(crate) use self::state::{CUSTODIES_MAX, CustodyKey, Done, Outcome, Revocation, Ring, State, Version, What};

@@ -38,6 +38,11 @@ pub fn describe() {
         Unit::Seconds,
         "How long a revocation waited for holders of its keys"
     );
+    describe_gauge!(
+        "ensign_vault_active_key_age_seconds",
+        Unit::Seconds,
+        "Age of the oldest key version that seals; on the vault's leader, 0 elsewhere"
+    );
     describe_gauge!("ensign_vault_leads", "1 while this node leads the vault");
     describe_gauge!("ensign_vault_sealed", "1 while the vault is sealed on this node");
 }
@@ -89,6 +94,8 @@ fn cause(error: &KeyError) -> &'static str {
     match error {
         KeyError::NoLease => "no_lease",
         KeyError::Revoked { .. } => "revoked",
+        KeyError::Disabled { .. } => "disabled",
+        KeyError::NoActiveVersion { .. } => "no_active_version",
         KeyError::NotGranted { .. } => "not_granted",
         KeyError::Unknown { .. } => "unknown_key",
         KeyError::Damaged => "damaged",
@@ -122,6 +129,7 @@ pub(crate) fn vault_refusal(reason: Reason) {
         Reason::Exhausted => "exhausted",
         Reason::OutcomeUnknown => "outcome_unknown",
         Reason::Pending => "pending",
+        Reason::Disabled => "disabled",
     };
     counter!("ensign_vault_refusals_total", "reason" => reason).increment(1);
 }
@@ -129,6 +137,11 @@ pub(crate) fn vault_refusal(reason: Reason) {
 /// A revocation is complete; this is how long its holders were waited for.
 pub(crate) fn vault_revoked(waited: Duration) {
     histogram!("ensign_vault_revoke_wait_seconds").record(waited.as_secs_f64());
+}
+
+/// How old the oldest version is that seals.
+pub(crate) fn vault_active_age(age: Duration) {
+    gauge!("ensign_vault_active_key_age_seconds").set(age.as_secs_f64());
 }
 
 /// Whether this voter leads, and whether it is sealed.

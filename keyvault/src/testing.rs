@@ -24,12 +24,13 @@ use crate::holder::{Holder, HolderConfig};
 use crate::lease::LeaseConfig;
 use crate::link::{LinkError, Reason, Refusal, VaultLink};
 use crate::machine::{
-    Change, Command, CreateRing, Custodies, Custody, DeleteSecret, Done, Drain, Hold, Outcome, Revoke, Rotate, State,
-    VaultMachine,
+    Change, Command, CreateRing, Custodies, Custody, DeleteSecret, Done, Drain, Hold, Outcome, Revoke, Rotate, SetRing,
+    SettleDisable, State, Target, VaultMachine,
 };
 use crate::root::{RootProvider as _, TestRoot};
 use crate::vault::{
     LeaseCall, MasterKey, custodies_from, custody_page, first_master, fulfil, plan, seal_reply, secret_name, stored,
+    target_of,
 };
 use crate::wire::{self, Dead};
 
@@ -53,6 +54,11 @@ impl ManualClock {
     pub fn advance(&self, by: Duration) {
         self.boot_ns.fetch_add(by.as_nanos() as u64, Ordering::SeqCst);
         self.wall_ns.fetch_add(by.as_nanos() as u64, Ordering::SeqCst);
+    }
+
+    /// Sets the wall clock, backwards too. The boot clock goes on as it did.
+    pub fn set_wall(&self, to: UnixNanos) {
+        self.wall_ns.store(to.0, Ordering::SeqCst);
     }
 
     /// Sets the boot clock, backwards too.
@@ -160,6 +166,7 @@ impl TestVault {
             ring: wire::bytes(ring.as_bytes()),
             project: wire::bytes(project.as_bytes()),
             alg: 1,
+            name: String::new(),
         };
         self.create(&request).expect("a fresh id is free");
         ring
@@ -201,16 +208,7 @@ impl TestVault {
     /// The second half.
     pub async fn finish_revoke(&self, ring: RingId, version: Option<KeyVersion>, index: LogIndex) {
         let dead = version.map_or(Dead::Ring(ring), |version| Dead::Version(ring, version));
-        let holders: Vec<(SessionId, Holder)> =
-            self.holders().iter().map(|(session, (_, holder))| (*session, holder.clone())).collect();
-        for (session, holder) in holders {
-            let request = pb::SurrenderRequest {
-                session: wire::bytes(session.as_bytes()),
-                index: index.0,
-                dead: vec![wire::dead_to(&dead)],
-            };
-            while holder.surrender(request.clone()).await.is_err() {}
-        }
+        self.surrender_all(index, vec![wire::dead_to(&dead)], Vec::new()).await;
         let drain = Drain {
             ring: wire::bytes(ring.as_bytes()),
             revoking: index.0,
@@ -219,6 +217,42 @@ impl TestVault {
             w_ms: self.lease.wait().as_millis() as u64,
         };
         self.inner().apply(Change::Drain(drain)).expect("what was ordered can be completed");
+    }
+
+    /// Disables a version, or the whole ring. Waits as [`TestVault::revoke`] does.
+    ///
+    /// # Errors
+    /// What the machine refuses.
+    pub async fn disable(&self, ring: RingId, version: Option<KeyVersion>) -> Result<pb::Ring, Refusal> {
+        let bytes = wire::bytes(ring.as_bytes());
+        let target = Target { ring: bytes.clone(), version: version.map_or(0, |version| version.0) };
+        let order = match self.inner().apply(Change::Disable(target))? {
+            Done::Disabling(index) => index,
+            other => panic!("a ring was disabled with {other:?}"),
+        };
+        let switched = self.inspect(|state| state.rings.get(&ring).map(|known| known.switched(ring, state.applied)));
+        self.surrender_all(order, Vec::new(), switched.into_iter().collect()).await;
+        expect_ring(self.inner().apply(Change::SettleDisable(SettleDisable { ring: bytes, disabling: order.0 })))
+    }
+
+    /// Takes it back into use. Holders hear of it when they renew.
+    pub fn enable(&self, ring: RingId, version: Option<KeyVersion>) {
+        let target = Target { ring: wire::bytes(ring.as_bytes()), version: version.map_or(0, |version| version.0) };
+        self.inner().apply(Change::Enable(target)).expect("what is not revoked can be enabled");
+    }
+
+    async fn surrender_all(&self, index: LogIndex, dead: Vec<pb::Dead>, switched: Vec<pb::Switched>) {
+        let holders: Vec<(SessionId, Holder)> =
+            self.holders().iter().map(|(session, (_, holder))| (*session, holder.clone())).collect();
+        for (session, holder) in holders {
+            let request = pb::SurrenderRequest {
+                session: wire::bytes(session.as_bytes()),
+                index: index.0,
+                dead: dead.clone(),
+                switched: switched.clone(),
+            };
+            while holder.surrender(request.clone()).await.is_err() {}
+        }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -238,7 +272,13 @@ impl TestVault {
         let alg = Algorithm::Aes256Gcm;
         let kek = self.master.make_kek(project, ring, KeyVersion(1), alg, &self.entropy)?;
         let (ring, project) = (request.ring.clone(), request.project.clone());
-        expect_ring(self.inner().apply(Change::CreateRing(CreateRing { ring, project, alg: alg as u32, kek })))
+        expect_ring(self.inner().apply(Change::CreateRing(CreateRing {
+            ring,
+            project,
+            alg: alg as u32,
+            kek,
+            name: request.name.clone(),
+        })))
     }
 
     fn rotate_inner(&self, request: &pb::RotateRequest) -> Result<pb::Ring, Refusal> {
@@ -302,6 +342,21 @@ impl TestVault {
                     receipts.into_iter().find(|receipt| receipt.revoking_index == index.0)
                 });
                 receipt.map(Answer::Receipt).ok_or_else(|| Refusal::new(Reason::Pending, "not yet"))
+            }
+            Call::Disable(request) => {
+                let (ring, target) = target_of(&request)?;
+                let version = KeyVersion(target.version);
+                self.disable(ring, (version.0 != 0).then_some(version)).await.map(Answer::Ring)
+            }
+            Call::Enable(request) => {
+                expect_ring(self.inner().apply(Change::Enable(target_of(&request)?.1))).map(Answer::Ring)
+            }
+            Call::SetRing(request) => {
+                let set = SetRing { ring: request.ring, rotation_ms: request.rotation_ms, alg: request.alg };
+                expect_ring(self.inner().apply(Change::SetRing(set))).map(Answer::Ring)
+            }
+            Call::ScheduleRevoke(_) | Call::CancelRevoke(_) => {
+                Err(Refusal::new(Reason::Unavailable, "this double has no schedule"))
             }
             Call::PutCustody(request) => self.custody(&request, Change::PutCustody),
             Call::DropCustody(request) => self.custody(&request, Change::DropCustody),

@@ -18,8 +18,10 @@ mod grants;
 mod keys;
 mod revoke;
 mod rotate;
+mod schedule;
 mod seal;
 mod secrets;
+mod switch;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -43,6 +45,7 @@ pub(crate) use self::book::LeaseBook;
 pub(crate) use self::custody::{custodies_from, custody_page};
 pub(crate) use self::grants::{LeaseCall, fulfil, plan};
 pub(crate) use self::keys::{MasterKey, first_master};
+use self::schedule::ScheduleCare;
 pub(crate) use self::seal::refuse_held;
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use self::seal::stored;
@@ -51,6 +54,8 @@ use self::seal::{Seal, Unsealing};
 pub(crate) use self::secrets::read_aad;
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use self::secrets::{name as secret_name, seal_reply};
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use self::switch::target_of;
 use crate::entropy::Entropy;
 use crate::lease::{InvalidLease, LeaseConfig, LeaseTerms};
 use crate::link::{HolderLink, Reason, Refusal, VaultPeer};
@@ -286,6 +291,11 @@ impl Vault {
             Call::ListRings(request) => self.list_rings(&request).await.map(Answer::ListRings),
             Call::Rotate(request) => self.rotate(actor, &request).await.map(Answer::Ring),
             Call::Revoke(request) => self.revoke(actor, &request).await.map(Answer::Receipt),
+            Call::Disable(request) => self.disable(actor, &request).await.map(Answer::Ring),
+            Call::Enable(request) => self.enable(actor, &request).await.map(Answer::Ring),
+            Call::SetRing(request) => self.set_ring(actor, &request).await.map(Answer::Ring),
+            Call::ScheduleRevoke(request) => self.schedule_revoke(actor, &request).await.map(Answer::Ring),
+            Call::CancelRevoke(request) => self.cancel_revoke(actor, &request).await.map(Answer::Ring),
             Call::PutCustody(request) => self.custody(actor, &request, Change::PutCustody).await.map(Answer::Custody),
             Call::DropCustody(request) => self.custody(actor, &request, Change::DropCustody).await.map(Answer::Custody),
             Call::PutCustodies(request) => {
@@ -325,15 +335,27 @@ impl Vault {
 
     async fn create_ring(&self, actor: &str, request: &pb::CreateRingRequest) -> Result<pb::Ring, Refusal> {
         self.must_lead()?;
-        let ring: RingId = wire::id(&request.ring, "ring")?;
         let project: ProjectId = wire::id(&request.project, "project")?;
+        // Of a ring with a name, a repetition is told by that.
+        let ring = match optional::<RingId>(&request.ring, "ring")? {
+            None if !request.name.is_empty() => {
+                RingId::new(self.0.clock.wall().as_millis(), self.0.config.entropy.array())
+            }
+            ring => ring.unwrap_or_default(),
+        };
         if ring.is_zero() || project.is_zero() {
             return Err(wire::malformed("ring"));
         }
         let alg = if request.alg == 0 { Algorithm::default() } else { wire::algorithm_from(request.alg)? };
         let master = self.master().await?;
         let kek = master.make_kek(project, ring, KeyVersion(1), alg, &self.0.config.entropy)?;
-        let change = CreateRing { ring: request.ring.clone(), project: request.project.clone(), alg: alg as u32, kek };
+        let change = CreateRing {
+            ring: wire::bytes(ring.as_bytes()),
+            project: request.project.clone(),
+            alg: alg as u32,
+            kek,
+            name: request.name.clone(),
+        };
         expect_ring(self.propose(actor, Change::CreateRing(change)).await?)
     }
 
@@ -422,6 +444,7 @@ impl Vault {
     async fn upkeep_until(self, stop: Stop) {
         let inner = &self.0;
         let mut lease = LeaseCare::default();
+        let mut schedules = ScheduleCare::default();
         while stop.run_until_cancelled(sleep(UPKEEP)).await.is_some() {
             // A provider outside may take its time, and must not keep the node from stopping.
             let Some(master) = stop.run_until_cancelled(self.master()).await else { return };
@@ -444,6 +467,7 @@ impl Vault {
             }
             if !sealed {
                 self.tend_lease(&mut lease, status.leadership).await;
+                self.tend_schedules(&mut schedules, status.leadership).await;
             }
             let readable = inner.group.inspect(|machine| machine.state().is_some());
             if readable && status.applied.0 >= status.snapshot.0 + COMPACT_EVERY {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use common::{Cluster, PROJECT, ROOT, VOTERS, batch, ctx, lease, within};
 use ensign_keyvault::{
-    CallError, Caller, InitializeError, KeyError, LeaseConfig, Reason, SecretKind, VaultClient, VersionState,
+    CallError, Caller, InitializeError, KeyError, LeaseConfig, Reason, RingState, SecretKind, VaultClient, VersionState,
 };
 use ensign_proto::pb::vault::v1 as pb;
 use ensign_proto::{Algorithm, KeyVersion, NodeId, RingId};
@@ -102,7 +102,9 @@ async fn keys_are_made_rotated_and_revoked_through_failovers() {
     assert!(matches!(a.create_dek(&ctx(), RING).await, Err(KeyError::Revoked { .. })));
     assert!(matches!(b.open(&ctx(), sealed_new.bytes()), Err(KeyError::Revoked { .. })));
     let ring = client.ring(RING).await.unwrap();
-    assert!(ring.closed && ring.versions.iter().all(|version| version.state == VersionState::Revoked));
+    assert!(
+        ring.state == RingState::Revoked && ring.versions.iter().all(|version| version.state == VersionState::Revoked)
+    );
 }
 
 #[tokio::test]

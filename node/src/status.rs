@@ -3,6 +3,7 @@
 //! A nack is a promise that the event is not stored. What may be stored after all ends the stream instead.
 #![deny(clippy::wildcard_enum_match_arm)]
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use ensign_proto::InvalidTopicName;
@@ -202,6 +203,7 @@ pub(crate) fn key_failed(error: &KeysError) -> Status {
         KeysError::Unusable(cause) => {
             Status::failed_precondition(format!("these events cannot be read any more: {cause}"))
         }
+        KeysError::Disabled(cause) => Status::failed_precondition(format!("these events cannot be read now: {cause}")),
         KeysError::NotHeld(_) => {
             Status::unavailable("the topic's encryption keys are not available at the moment, please try again")
         }
@@ -293,7 +295,7 @@ const SESSION_AFTER: &str = "ensign-session-after";
 #[derive(Debug, Clone)]
 pub(crate) enum Refusal {
     /// They are not stored: a nack for each, and the stream lives on.
-    Nack(NackCode, &'static str),
+    Nack(NackCode, Cow<'static, str>),
     /// The stream ends.
     End(Status),
 }
@@ -328,6 +330,7 @@ pub(crate) fn publish_cause(error: &PublishError) -> &'static str {
         PublishError::DiskFull => "disk_full",
         PublishError::TooLarge => "too_large",
         PublishError::KeyUnusable { .. } => "key_unusable",
+        PublishError::KeyDisabled { .. } => "key_disabled",
         PublishError::Fenced { .. } => "fenced",
         PublishError::Spent { .. } => "spent",
         PublishError::Forgotten { .. } => "forgotten",
@@ -338,17 +341,20 @@ pub(crate) fn publish_cause(error: &PublishError) -> &'static str {
 
 /// What a publisher is told.
 pub(crate) fn publish_failed(error: &PublishError) -> Refusal {
+    let nack = |code, reason: &'static str| Refusal::Nack(code, reason.into());
     match error {
-        PublishError::Archived => Refusal::Nack(NackCode::TopicArchived, "cannot publish to an archived topic"),
-        PublishError::Deleted => Refusal::Nack(NackCode::TopicDeleted, "topic is currently being deleted"),
-        PublishError::DiskFull => Refusal::Nack(
+        PublishError::Archived => nack(NackCode::TopicArchived, "cannot publish to an archived topic"),
+        PublishError::Deleted => nack(NackCode::TopicDeleted, "topic is currently being deleted"),
+        PublishError::DiskFull => nack(
             NackCode::ConsensusFailure,
             "could not commit event: the disk of the topic's leader is full, please try again when there is room",
         ),
-        PublishError::TooLarge => Refusal::Nack(NackCode::MaxEventSizeExceeded, "maximum event size has been exceeded"),
+        PublishError::TooLarge => nack(NackCode::MaxEventSizeExceeded, "maximum event size has been exceeded"),
         PublishError::KeyUnusable { detail } => {
             Refusal::End(Status::failed_precondition(format!("the topic cannot be written: {detail}")))
         }
+        // It names the command that an operator has to run.
+        PublishError::KeyDisabled { .. } => Refusal::Nack(NackCode::PermissionDenied, error.to_string().into()),
         PublishError::Fenced { .. } | PublishError::Spent { .. } => {
             Refusal::End(Status::failed_precondition(error.to_string()))
         }
@@ -474,6 +480,7 @@ mod tests {
             shown(&change_topic_failed(&ChangeTopicError::State(TopicState::Deleting))),
             shown(&read_failed(&ReadError::Trimmed { log_start: ensign_proto::Offset(5) })),
             shown(&key_failed(&KeysError::Unusable("the key was revoked".to_owned()))),
+            shown(&key_failed(&KeysError::Disabled("version 2 is disabled".to_owned()))),
         ];
         let expected = [
             "AlreadyExists: topic name already exists in project",
@@ -481,6 +488,7 @@ mod tests {
             "FailedPrecondition: cannot archive or destroy a topic that is in the DELETING state",
             "OutOfRange: events before offset 5 are no longer kept",
             "FailedPrecondition: these events cannot be read any more: the key was revoked",
+            "FailedPrecondition: these events cannot be read now: version 2 is disabled",
         ];
         assert_eq!(lines, expected);
     }

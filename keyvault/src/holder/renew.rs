@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, error, warn};
 
-use super::table::Held;
+use super::table::{Held, Switched};
 use super::{Holder, reply_result};
 use crate::error::{CallError, KeyError};
 use crate::grant::{Opener, lease_aad, lease_info};
@@ -260,6 +260,7 @@ impl Holder {
             .iter()
             .map(|dead| wire::dead_from(self.0.config.cluster, dead))
             .collect::<Result<Vec<_>, Refusal>>()?;
+        let switched = reply.switched.iter().map(Switched::parse).collect::<Result<Vec<_>, Refusal>>()?;
         // Opened before the lock is taken; what is not installed is overwritten as it drops.
         let granted = self.open_grants(reply, &head, groups);
 
@@ -275,7 +276,10 @@ impl Holder {
         }
         table.kill(&dead, self.0.config.node);
         if reply.resync {
-            table.drop_all(false);
+            table.start_over();
+        }
+        for switched in &switched {
+            table.switch(switched);
         }
         for rotated in &reply.rotated {
             if let Ok(ring) = RingId::try_from(&rotated.ring[..]) {
@@ -298,7 +302,7 @@ impl Holder {
             .collect();
         drop(table);
         // Also for keys that are not held: whoever waits for the next event of their ring waits for nothing.
-        if reply.resync || !dead.is_empty() {
+        if reply.resync || !dead.is_empty() || !reply.switched.is_empty() {
             self.0.deaths.send_modify(|count| *count += 1);
         }
         self.0.renewed.send_replace(head.index);

@@ -1,19 +1,21 @@
 //! What a holder knows: its lease, its keys, and which keys are dead for ever.
 
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use ensign_proto::{DekId, KeyVersion, NodeId, PartitionContext, RingId};
+use ensign_proto::pb::vault::v1 as pb;
+use ensign_proto::{DekId, KeyVersion, LogIndex, NodeId, PartitionContext, RingId};
 use ensign_raft::env::{BootTime, UnixNanos};
 use tokio_util::sync::CancellationToken;
 
 use crate::arena::KeySlot;
 use crate::error::KeyError;
 use crate::lease::Lease;
-use crate::wire::Dead;
+use crate::link::Refusal;
+use crate::wire::{self, Dead};
 use crate::wrap::WrappedDek;
 
 /// A key moves on after 90 % of 2³² seals, of 1 TiB, and of 30 days, so that its successor is there in time.
@@ -24,6 +26,34 @@ const AGE_WORN: Duration = Duration::from_hours(27 * 24);
 const SHREDDED_MAX: usize = 100_000;
 /// How many dead versions and rings are remembered.
 const TOMBSTONES_MAX: usize = 500_000;
+
+/// In how many rings something may be remembered to be disabled.
+const SWITCHED_MAX: usize = 200_000;
+
+/// All that is disabled of a ring.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Switched {
+    ring: RingId,
+    all: bool,
+    versions: BTreeSet<KeyVersion>,
+    /// Of the vault's state that says so.
+    index: LogIndex,
+}
+
+impl Switched {
+    pub(super) fn parse(wire: &pb::Switched) -> Result<Self, Refusal> {
+        Ok(Self {
+            ring: wire::id(&wire.ring, "ring")?,
+            all: wire.all,
+            versions: wire.versions.iter().copied().map(KeyVersion).collect(),
+            index: LogIndex(wire.index),
+        })
+    }
+
+    fn covers(&self, version: KeyVersion) -> bool {
+        self.all || self.versions.contains(&version)
+    }
+}
 
 /// A key in memory.
 pub(super) struct Held {
@@ -115,6 +145,8 @@ pub(super) struct Table {
     shredded_order: VecDeque<DekId>,
     /// Versions, and with `None` whole rings, that are dead for ever.
     tombstones: HashSet<(RingId, Option<KeyVersion>)>,
+    /// What is disabled, as far as this node was told.
+    switched: HashMap<RingId, Switched>,
     /// Keys that died while they were in use.
     dying: Vec<Arc<Held>>,
     keys_max: usize,
@@ -131,6 +163,7 @@ impl Table {
             shredded: HashMap::new(),
             shredded_order: VecDeque::new(),
             tombstones: HashSet::new(),
+            switched: HashMap::new(),
             dying: Vec::new(),
             keys_max,
             released: false,
@@ -148,17 +181,40 @@ impl Table {
         self.keys.get(&dek).ok_or(KeyError::Unknown { dek })
     }
 
-    /// Refuses a key whose version is dead.
+    /// Refuses a key whose version is dead or disabled.
     pub(super) fn refuse_dead(&self, wrapped: &WrappedDek) -> Result<(), KeyError> {
-        self.refuse_revoked(wrapped.ring)?;
-        let dead = self.tombstones.contains(&(wrapped.ring, Some(wrapped.version)));
-        if dead { Err(KeyError::Revoked { ring: wrapped.ring, version: wrapped.version }) } else { Ok(()) }
+        let (ring, version) = (wrapped.ring, wrapped.version);
+        let whole = self.refuse_ring(ring);
+        if self.tombstones.contains(&(ring, Some(version))) && !matches!(whole, Err(KeyError::Revoked { .. })) {
+            return Err(KeyError::Revoked { ring, version });
+        }
+        whole?;
+        let disabled = self.switched.get(&ring).is_some_and(|switched| switched.covers(version));
+        if disabled { Err(KeyError::Disabled { ring, version }) } else { Ok(()) }
     }
 
-    /// Refuses a ring that is dead as a whole.
-    pub(super) fn refuse_revoked(&self, ring: RingId) -> Result<(), KeyError> {
-        let dead = self.tombstones.contains(&(ring, None));
-        if dead { Err(KeyError::Revoked { ring, version: KeyVersion(0) }) } else { Ok(()) }
+    /// Refuses a ring that is dead or disabled as a whole.
+    pub(super) fn refuse_ring(&self, ring: RingId) -> Result<(), KeyError> {
+        let version = KeyVersion(0);
+        if self.tombstones.contains(&(ring, None)) {
+            return Err(KeyError::Revoked { ring, version });
+        }
+        let disabled = self.switched.get(&ring).is_some_and(|switched| switched.all);
+        if disabled { Err(KeyError::Disabled { ring, version }) } else { Ok(()) }
+    }
+
+    /// Takes what is disabled out of use, until it is said to be enabled. Older news than this node has is passed over.
+    pub(super) fn switch(&mut self, news: &Switched) {
+        let newer = |known: &Switched| known.index > news.index;
+        if news.index < self.lease.acted() || self.switched.get(&news.ring).is_some_and(newer) {
+            return;
+        }
+        self.kill_where(false, |held| held.wrapped.ring == news.ring && news.covers(held.wrapped.version));
+        if !news.all && news.versions.is_empty() {
+            self.switched.remove(&news.ring);
+        } else if self.switched.len() < SWITCHED_MAX || self.switched.contains_key(&news.ring) {
+            self.switched.insert(news.ring, news.clone());
+        }
     }
 
     /// Takes keys out of use, for ever where their version died.
@@ -215,6 +271,12 @@ impl Table {
     pub(super) fn dying(&mut self) -> Vec<Arc<Held>> {
         self.dying.retain(|held| held.in_use());
         self.dying.clone()
+    }
+
+    /// Drops all keys and what is known to be disabled: the vault says anew what is.
+    pub(super) fn start_over(&mut self) {
+        self.switched.clear();
+        self.drop_all(false);
     }
 
     /// Drops all keys. With `wipe`, also from under uses in progress: their lease is over.

@@ -76,6 +76,7 @@ impl World {
             session: wire::bytes(holder.session().as_bytes()),
             index,
             dead: vec![wire::dead_to(&Dead::Ring(self.ring))],
+            switched: Vec::new(),
         }
     }
 }
@@ -223,6 +224,7 @@ async fn a_reply_from_before_a_surrender_has_no_effect() {
             session: wire::bytes(holder.session().as_bytes()),
             index: reply.index + 1,
             dead: vec![wire::dead_to(&Dead::Ring(ring))],
+            switched: Vec::new(),
         };
         holder.surrender(request).now_or_never().unwrap().unwrap();
     });
@@ -411,10 +413,10 @@ async fn a_ring_that_died_is_known_to_those_who_hold_none_of_its_keys() {
     world.vault.order_revoke(closed, None);
     world.holder.create_dek(&ctx(1), world.ring).await.unwrap();
     assert!(deaths.has_changed().unwrap());
-    let refused = world.holder.refuse_revoked(closed).unwrap_err();
+    let refused = world.holder.refuse_ring(closed).unwrap_err();
     assert_eq!(refused.to_string(), format!("key ring {closed} was revoked"));
-    assert_eq!(world.holder.refuse_revoked(versioned), Ok(()), "a ring outlives its versions: it can be rotated");
-    assert_eq!(world.holder.refuse_revoked(world.ring), Ok(()));
+    assert_eq!(world.holder.refuse_ring(versioned), Ok(()), "a ring outlives its versions: it can be rotated");
+    assert_eq!(world.holder.refuse_ring(world.ring), Ok(()));
 
     // A process that begins after that history is gone hears of it, too.
     for _ in 0..=crate::machine::EVENTS_MAX {
@@ -423,8 +425,79 @@ async fn a_ring_that_died_is_known_to_those_who_hold_none_of_its_keys() {
     }
     let fresh = world.vault.holder(ME, world.clock.clone(), &world.tasks);
     fresh.create_dek(&ctx(0), world.ring).await.unwrap();
-    assert!(fresh.refuse_revoked(closed).is_err());
-    assert_eq!(fresh.refuse_revoked(world.ring), Ok(()));
+    assert!(fresh.refuse_ring(closed).is_err());
+    assert_eq!(fresh.refuse_ring(world.ring), Ok(()));
+}
+
+#[tokio::test]
+async fn what_is_disabled_is_given_up_says_so_and_is_had_again_when_it_is_enabled() {
+    let world = World::new();
+    let first = world.holder.create_dek(&ctx(0), world.ring).await.unwrap();
+    let sealed = world.holder.seal(&ctx(0), first.dek, header(), plain("an event")).unwrap();
+    world.vault.rotate(world.ring);
+    let second = world.holder.create_dek(&ctx(0), world.ring).await.unwrap();
+    let using = world.holder.begin_use(first.dek).unwrap();
+    let mut deaths = world.holder.deaths();
+    deaths.mark_unchanged();
+    let disabled = world.vault.disable(world.ring, Some(KeyVersion(1)));
+    tokio::pin!(disabled);
+    assert!(soon(&mut disabled).await.is_none(), "a use is in progress");
+    let expected = KeyError::Disabled { ring: world.ring, version: KeyVersion(1) };
+    assert_eq!(using.check(), Err(expected.clone()));
+    assert!(deaths.has_changed().unwrap());
+    drop(using);
+    disabled.await.unwrap();
+    assert!(!world.holder.usable(first.dek));
+    assert_eq!(world.holder.ensure(&ctx(0), &first).await, Err(expected));
+    assert!(world.holder.usable(second.dek), "another version goes on");
+    assert_eq!(world.holder.refuse_ring(world.ring), Ok(()));
+
+    world.vault.enable(world.ring, Some(KeyVersion(1)));
+    world.holder.create_dek(&ctx(1), world.ring).await.unwrap();
+    world.holder.ensure(&ctx(0), &first).await.unwrap();
+    assert_eq!(world.holder.open(&ctx(0), sealed.bytes()).unwrap().blocks(), b"an event");
+}
+
+#[tokio::test]
+async fn a_ring_that_is_disabled_is_known_to_those_who_begin_after_that_history_is_gone() {
+    let world = World::new();
+    world.vault.disable(world.ring, None).await.unwrap();
+    assert!(matches!(world.holder.create_dek(&ctx(0), world.ring).await, Err(KeyError::Disabled { .. })));
+    for _ in 0..=crate::machine::EVENTS_MAX {
+        world.vault.put_custody(ME, &ctx(9));
+        world.vault.drop_custody(ME, &ctx(9));
+    }
+    let other = world.vault.create_ring(PROJECT);
+    let fresh = world.vault.holder(ME, world.clock.clone(), &world.tasks);
+    fresh.create_dek(&ctx(0), other).await.unwrap();
+    let expected = KeyError::Disabled { ring: world.ring, version: KeyVersion(0) };
+    assert_eq!(fresh.refuse_ring(world.ring), Err(expected));
+    world.vault.enable(world.ring, None);
+    fresh.create_dek(&ctx(1), other).await.unwrap();
+    assert_eq!(fresh.refuse_ring(world.ring), Ok(()));
+}
+
+#[tokio::test]
+async fn an_order_to_give_up_that_comes_late_does_not_take_back_what_was_enabled_since() {
+    let world = World::new();
+    world.holder.create_dek(&ctx(0), world.ring).await.unwrap();
+    let disabled = world.vault.disable(world.ring, None).await.unwrap();
+    world.vault.enable(world.ring, None);
+    world.holder.create_dek(&ctx(1), world.ring).await.unwrap();
+    let late = pb::SurrenderRequest {
+        session: wire::bytes(world.holder.session().as_bytes()),
+        index: disabled.index,
+        dead: Vec::new(),
+        switched: vec![pb::Switched {
+            ring: wire::bytes(world.ring.as_bytes()),
+            all: true,
+            versions: Vec::new(),
+            index: disabled.index,
+        }],
+    };
+    world.holder.surrender(late).await.unwrap();
+    assert_eq!(world.holder.refuse_ring(world.ring), Ok(()));
+    world.holder.create_dek(&ctx(2), world.ring).await.unwrap();
 }
 
 /// The vault's leader asks for one ring, and dies before it asks for another that it was told to destroy first.
@@ -439,6 +512,7 @@ async fn a_surrender_hides_nothing_that_the_vault_did_before_it() {
         session: wire::bytes(world.holder.session().as_bytes()),
         index: index.0,
         dead: vec![wire::dead_to(&Dead::Ring(other))],
+        switched: Vec::new(),
     };
     world.holder.surrender(only_the_other).await.unwrap();
     assert!(world.holder.usable(dek.dek), "nobody has told of it yet");

@@ -8,6 +8,7 @@ use thiserror::Error;
 use tokio::time::timeout;
 
 use super::Holder;
+use super::table::Switched;
 use crate::metrics;
 use crate::wire::{self, Dead};
 
@@ -58,11 +59,16 @@ impl Holder {
             .map(|dead| wire::dead_from(self.0.config.cluster, dead))
             .collect::<Result<_, _>>()
             .map_err(|_| SurrenderError::Malformed)?;
+        let switched = request.switched.iter().map(Switched::parse).collect::<Result<Vec<_>, _>>();
+        let switched = switched.map_err(|_| SurrenderError::Malformed)?;
         let dying = {
             let mut table = self.0.table_mut();
             // Replies from before the revoke are on their way still; from now on they are ignored.
             table.lease.saw(LogIndex(request.index));
             table.kill(&dead, self.0.config.node);
+            for switched in &switched {
+                table.switch(switched);
+            }
             table.dying()
         };
         self.0.deaths.send_modify(|count| *count += 1);

@@ -7,9 +7,9 @@ use prost::Message as _;
 
 use crate::lease::LeaseTerms;
 
-/// Version 2 knows what leases the vault grants, version 3 custody in batches, version 4 an operator's seal and root keys that are
-/// kept by something else than a file. Everything else is still written as version 1, so
-/// that older builds follow.
+/// Version 2 knows what leases the vault grants, version 3 custody in batches, version 4 what is done to rings beside rotating and
+/// revoking them, an operator's seal, and root keys that are kept by something else than a file. Everything else is still written as
+/// version 1, so that older builds follow.
 const VERSIONS: std::ops::RangeInclusive<u8> = 1..=4;
 
 /// One change, who asked for it, and when.
@@ -19,7 +19,10 @@ pub(crate) struct Command {
     pub(crate) ms: u64,
     #[prost(string, tag = "2")]
     pub(crate) actor: String,
-    #[prost(oneof = "Change", tags = "3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 30, 31, 80, 81")]
+    #[prost(
+        oneof = "Change",
+        tags = "3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 30, 31, 80, 81"
+    )]
     pub(crate) change: Option<Change>,
 }
 
@@ -47,6 +50,22 @@ pub(crate) enum Change {
     SetLease(SetLease),
     #[prost(message, tag = "13")]
     SettleLease(SettleLease),
+    #[prost(message, tag = "14")]
+    Disable(Target),
+    #[prost(message, tag = "15")]
+    SettleDisable(SettleDisable),
+    #[prost(message, tag = "16")]
+    Enable(Target),
+    #[prost(message, tag = "17")]
+    SetRing(SetRing),
+    #[prost(message, tag = "18")]
+    ScheduleRevoke(ScheduleRevoke),
+    #[prost(message, tag = "19")]
+    CancelRevoke(Target),
+    #[prost(message, tag = "20")]
+    Elapse(Elapse),
+    #[prost(message, tag = "21")]
+    RevokeDue(RevokeDue),
     #[prost(message, tag = "30")]
     Seal(Hold),
     #[prost(message, tag = "31")]
@@ -103,6 +122,9 @@ pub(crate) struct CreateRing {
     pub(crate) alg: u32,
     #[prost(message, required, tag = "4")]
     pub(crate) kek: Kek,
+    /// Empty: the ring that a project begins with. Absent before version 4.
+    #[prost(string, tag = "5")]
+    pub(crate) name: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -202,11 +224,80 @@ pub(crate) struct SettleLease {
     pub(crate) changed: u64,
 }
 
+/// A ring, or one version of it.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Target {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) ring: Bytes,
+    /// 0: the whole ring.
+    #[prost(uint32, tag = "2")]
+    pub(crate) version: u32,
+}
+
+/// No holder is left of what was disabled.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct SettleDisable {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) ring: Bytes,
+    /// The index of the order that is complete.
+    #[prost(uint64, tag = "2")]
+    pub(crate) disabling: u64,
+}
+
+/// What is 0 stays as it is.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct SetRing {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) ring: Bytes,
+    #[prost(uint64, tag = "2")]
+    pub(crate) rotation_ms: u64,
+    #[prost(uint32, tag = "3")]
+    pub(crate) alg: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct ScheduleRevoke {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) ring: Bytes,
+    /// 0: all.
+    #[prost(uint32, tag = "2")]
+    pub(crate) version: u32,
+    /// How long a leader must have been there from the order on.
+    #[prost(uint64, tag = "3")]
+    pub(crate) after_ms: u64,
+}
+
+/// A leader was there for so long more: what is scheduled has waited for it.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Elapse {
+    #[prost(uint64, tag = "1")]
+    pub(crate) ms: u64,
+}
+
+/// Carries out what was scheduled at this index, unless it was cancelled.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct RevokeDue {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) ring: Bytes,
+    #[prost(uint64, tag = "2")]
+    pub(crate) scheduled: u64,
+}
+
 impl Change {
     fn version(&self) -> u8 {
         match self {
-            Self::Seal(_) | Self::Lift(_) => 4,
             Self::Initialize(change) if change.kind != 0 => 4,
+            Self::Seal(_)
+            | Self::Lift(_)
+            | Self::Disable(_)
+            | Self::SettleDisable(_)
+            | Self::Enable(_)
+            | Self::SetRing(_)
+            | Self::ScheduleRevoke(_)
+            | Self::CancelRevoke(_)
+            | Self::Elapse(_)
+            | Self::RevokeDue(_) => 4,
+            Self::CreateRing(change) if !change.name.is_empty() => 4,
             Self::PutCustodies(_) | Self::DropCustodies(_) => 3,
             Self::SetLease(_) | Self::SettleLease(_) => 2,
             Self::Initialize(change) if change.lease.is_some() => 2,

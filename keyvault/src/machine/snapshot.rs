@@ -1,5 +1,6 @@
 //! The whole state as bytes: `version u8 = 2 or 3 ‖ protobuf ‖ SHA-256 of what precedes`. Version 1 had no leases. Version 3 is written
-//! only where there is something that the build before could not respect: an operator's seal, or a root key that no file keeps.
+//! only where there is something that the build before could not respect: an operator's seal, a root key that no file keeps, or a ring
+//! in which something is disabled, scheduled, named or set.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use ensign_proto::pb::vault::v1 as pb;
@@ -9,10 +10,11 @@ use ensign_storage::EntryId;
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
+use super::rings::{Scheduled, Switch};
 use super::state::{CustodyKey, Event, Hold, Master, Revocation, Ring, Secret, State, Version, VersionState, What};
 use crate::lease::LeaseTerms;
 use crate::link::Refusal;
-use crate::wire::{self, Dead};
+use crate::wire;
 use crate::wrap::KekId;
 
 const VERSION: u8 = 3;
@@ -93,6 +95,22 @@ struct StoredRing {
     revocations: Vec<StoredRevocation>,
     #[prost(message, repeated, tag = "4")]
     receipts: Vec<pb::Receipt>,
+    /// What was set; `ring` says what holds.
+    #[prost(uint64, tag = "20")]
+    rotation_ms: u64,
+    #[prost(message, optional, tag = "21")]
+    switch: Option<StoredSwitch>,
+}
+
+/// Absent: on.
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredSwitch {
+    /// Of the order.
+    #[prost(uint64, tag = "1")]
+    index: u64,
+    /// No holder is left.
+    #[prost(bool, tag = "2")]
+    off: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -101,6 +119,14 @@ struct StoredBox {
     boxed: Bytes,
     #[prost(uint64, tag = "2")]
     master_epoch: u64,
+    /// 0: the ring's.
+    #[prost(uint32, tag = "20")]
+    alg: u32,
+    #[prost(message, optional, tag = "21")]
+    switch: Option<StoredSwitch>,
+    /// With `switch`: whether enabling it makes it the one that seals.
+    #[prost(bool, tag = "22")]
+    active: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -151,13 +177,15 @@ struct StoredEvent {
     dead: Option<pb::Dead>,
     #[prost(message, optional, tag = "3")]
     rotated: Option<pb::RingVersion>,
+    #[prost(bytes = "bytes", tag = "20")]
+    switched: Bytes,
 }
 
 pub(super) fn encode(state: &State) -> Bytes {
     let whole = to_stored(state);
     let mut out = BytesMut::with_capacity(1 + whole.encoded_len() + 32);
-    let newest = whole.hold.is_some() || whole.master.as_ref().is_some_and(|master| master.kind != 0);
-    out.put_u8(if newest { VERSION } else { BEFORE });
+    let root = whole.master.as_ref().is_some_and(|master| master.kind != 0);
+    out.put_u8(if whole.hold.is_some() || root || needs_rings(state) { VERSION } else { BEFORE });
     whole.encode(&mut out).expect("a growing buffer has room");
     let digest = Sha256::digest(&out);
     out.put_slice(&digest);
@@ -176,6 +204,32 @@ pub(super) fn decode(bytes: &Bytes) -> Result<State, RestoreError> {
     }
     let whole = Whole::decode(bytes.slice(1..body.len())).map_err(|error| RestoreError::new(error.to_string()))?;
     from_stored(&whole).map_err(|refusal| RestoreError::new(refusal.message))
+}
+
+/// Whether a build that knows nothing of switches, names, settings and schedules would lose something.
+fn needs_rings(state: &State) -> bool {
+    let plain = |ring: &Ring| {
+        let of_ring = |version: &Version| version.switch.is_on() && version.alg == ring.alg;
+        ring.name.is_empty()
+            && ring.switch.is_on()
+            && ring.rotation_ms == 0
+            && ring.scheduled.is_empty()
+            && ring.versions.values().all(of_ring)
+    };
+    !state.rings.values().all(plain) || state.events.iter().any(|event| matches!(event.what, What::Switched(_)))
+}
+
+fn switch_to(switch: Switch) -> Option<StoredSwitch> {
+    let index = switch.ordered()?.0;
+    Some(StoredSwitch { index, off: matches!(switch, Switch::Off(_)) })
+}
+
+fn switch_from(stored: Option<&StoredSwitch>) -> Switch {
+    match stored {
+        None => Switch::On,
+        Some(StoredSwitch { index, off: true }) => Switch::Off(LogIndex(*index)),
+        Some(StoredSwitch { index, off: false }) => Switch::Disabling(LogIndex(*index)),
+    }
 }
 
 fn to_stored(state: &State) -> Whole {
@@ -269,9 +323,10 @@ fn from_stored(whole: &Whole) -> Result<State, Refusal> {
         state.secrets.insert((kind, id), secret);
     }
     for stored in &whole.events {
-        let what = match (&stored.dead, &stored.rotated) {
-            (Some(dead), None) => What::Dead(wire::dead_from(cluster, dead)?),
-            (None, Some(rotated)) => What::Rotated(wire::id(&rotated.ring, "ring")?, KeyVersion(rotated.version)),
+        let what = match (&stored.dead, &stored.rotated, stored.switched.is_empty()) {
+            (Some(dead), None, true) => What::Dead(wire::dead_from(cluster, dead)?),
+            (None, Some(rotated), true) => What::Rotated(wire::id(&rotated.ring, "ring")?, KeyVersion(rotated.version)),
+            (None, None, false) => What::Switched(wire::id(&stored.switched, "switched")?),
             _ => return Err(wire::malformed("event")),
         };
         state.events.push_back(Event { index: LogIndex(stored.index), what });
@@ -285,7 +340,13 @@ fn ring_to(id: RingId, ring: &Ring) -> StoredRing {
         boxes: ring
             .versions
             .values()
-            .map(|version| StoredBox { boxed: version.boxed.clone(), master_epoch: version.master_epoch })
+            .map(|version| StoredBox {
+                boxed: version.boxed.clone(),
+                master_epoch: version.master_epoch,
+                alg: version.alg as u32,
+                switch: switch_to(version.switch),
+                active: version.state == VersionState::Active,
+            })
             .collect(),
         revocations: ring
             .revocations
@@ -300,6 +361,8 @@ fn ring_to(id: RingId, ring: &Ring) -> StoredRing {
             })
             .collect(),
         receipts: ring.receipts.clone(),
+        rotation_ms: ring.rotation_ms,
+        switch: switch_to(ring.switch),
     }
 }
 
@@ -312,6 +375,10 @@ fn ring_from(stored: &StoredRing) -> Result<(RingId, Ring), Refusal> {
         project: wire::id(&seen.project, "project")?,
         alg: wire::algorithm_from(seen.alg)?,
         created_ms: seen.created_ms,
+        name: seen.name.clone(),
+        switch: switch_from(stored.switch.as_ref()),
+        rotation_ms: stored.rotation_ms,
+        scheduled: seen.scheduled.iter().map(scheduled_from).collect(),
         versions: std::collections::BTreeMap::new(),
         closed: seen.closed,
         revocations: Vec::new(),
@@ -323,11 +390,20 @@ fn ring_from(stored: &StoredRing) -> Result<(RingId, Ring), Refusal> {
             pb::VersionState::Retired => VersionState::Retired,
             pb::VersionState::Revoking => VersionState::Revoking,
             pb::VersionState::Revoked => VersionState::Revoked,
-            pb::VersionState::Disabled | pb::VersionState::Unspecified => return Err(wire::malformed("state")),
+            pb::VersionState::Disabling | pb::VersionState::Disabled => {
+                if stored.active {
+                    VersionState::Active
+                } else {
+                    VersionState::Retired
+                }
+            }
+            pb::VersionState::Unspecified => return Err(wire::malformed("state")),
         };
         let kek_id = KekId(version.kek_id[..].try_into().map_err(|_| wire::malformed("kek id"))?);
         let whole = Version {
             state,
+            switch: switch_from(stored.switch.as_ref()),
+            alg: if stored.alg == 0 { ring.alg } else { wire::algorithm_from(stored.alg)? },
             kek_id,
             boxed: stored.boxed.clone(),
             master_epoch: stored.master_epoch,
@@ -348,6 +424,17 @@ fn ring_from(stored: &StoredRing) -> Result<(RingId, Ring), Refusal> {
     Ok((wire::id(&seen.ring, "ring")?, ring))
 }
 
+fn scheduled_from(seen: &pb::Scheduled) -> Scheduled {
+    Scheduled {
+        index: LogIndex(seen.index),
+        version: KeyVersion(seen.version),
+        ordered_ms: seen.ordered_ms,
+        actor: seen.actor.clone(),
+        after_ms: seen.after_ms,
+        waited_ms: seen.waited_ms,
+    }
+}
+
 fn custody_to(key: &CustodyKey) -> StoredCustody {
     // The cluster is the same for all, so it is stored once.
     let ctx = PartitionContext {
@@ -360,11 +447,13 @@ fn custody_to(key: &CustodyKey) -> StoredCustody {
 }
 
 fn event_to(event: &Event) -> StoredEvent {
-    let (dead, rotated): (Option<&Dead>, _) = match &event.what {
-        What::Dead(dead) => (Some(dead), None),
+    let mut stored = StoredEvent { index: event.index.0, ..StoredEvent::default() };
+    match &event.what {
+        What::Dead(dead) => stored.dead = Some(wire::dead_to(dead)),
         What::Rotated(ring, version) => {
-            (None, Some(pb::RingVersion { ring: wire::bytes(ring.as_bytes()), version: version.0 }))
+            stored.rotated = Some(pb::RingVersion { ring: wire::bytes(ring.as_bytes()), version: version.0 });
         }
-    };
-    StoredEvent { index: event.index.0, dead: dead.map(wire::dead_to), rotated }
+        What::Switched(ring) => stored.switched = wire::bytes(ring.as_bytes()),
+    }
+    stored
 }

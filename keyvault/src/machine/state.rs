@@ -10,6 +10,7 @@ use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
 use super::command::{self, Change, Command};
+use super::rings::{self, Scheduled, Switch};
 use crate::lease::LeaseTerms;
 use crate::link::{Reason, Refusal};
 use crate::root::{BLOB_MAX, REFERENCE_MAX};
@@ -76,8 +77,16 @@ pub(crate) struct Hold {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Ring {
     pub(crate) project: ProjectId,
+    /// Of data keys that are made from now on.
     pub(crate) alg: Algorithm,
     pub(crate) created_ms: u64,
+    /// Empty for the ring that the project began with.
+    pub(crate) name: String,
+    /// Of the ring as a whole, whatever those of its versions.
+    pub(crate) switch: Switch,
+    /// 0: as often as where nothing is said.
+    pub(crate) rotation_ms: u64,
+    pub(crate) scheduled: Vec<Scheduled>,
     pub(crate) versions: BTreeMap<KeyVersion, Version>,
     /// Revoked as a whole: no version is made any more.
     pub(crate) closed: bool,
@@ -97,6 +106,9 @@ pub(crate) enum VersionState {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Version {
     pub(crate) state: VersionState,
+    pub(crate) switch: Switch,
+    /// The ring's when it was made: its box is bound to it.
+    pub(crate) alg: Algorithm,
     pub(crate) kek_id: KekId,
     /// Empty once revoked: that is the destruction.
     pub(crate) boxed: Bytes,
@@ -146,6 +158,8 @@ pub(crate) struct Event {
 pub(crate) enum What {
     Dead(Dead),
     Rotated(RingId, KeyVersion),
+    /// Something of it was disabled or enabled.
+    Switched(RingId),
 }
 
 /// What a command did.
@@ -156,6 +170,9 @@ pub(crate) enum Done {
     /// Ordered at this index; complete once a receipt says so.
     Revoking(LogIndex),
     Revoked(Box<pb::Receipt>),
+    /// Ordered at this index; complete once its switch is off.
+    Disabling(LogIndex),
+    Elapsed,
     Custody(LogIndex),
     Secret(pb::SecretMeta),
     Lease,
@@ -165,7 +182,7 @@ pub(crate) enum Done {
 
 pub(crate) type Outcome = Result<Done, Refusal>;
 
-fn refuse<T>(reason: Reason, message: impl Into<String>) -> Result<T, Refusal> {
+pub(super) fn refuse<T>(reason: Reason, message: impl Into<String>) -> Result<T, Refusal> {
     Err(Refusal::new(reason, message))
 }
 
@@ -181,6 +198,14 @@ impl State {
             Change::Rotate(change) => self.rotate(at, command, &change),
             Change::Revoke(change) => self.revoke(at, command, &change),
             Change::Drain(change) => self.drain(at, command, &change),
+            Change::Disable(change) => self.disable(at, command, &change),
+            Change::SettleDisable(change) => self.settle_disable(at, command, &change),
+            Change::Enable(change) => self.enable(at, command, &change),
+            Change::SetRing(change) => self.set_ring(at, command, &change),
+            Change::ScheduleRevoke(change) => self.schedule_revoke(at, command, &change),
+            Change::CancelRevoke(change) => self.cancel_revoke(at, command, &change),
+            Change::Elapse(change) => Ok(self.elapse(&change)),
+            Change::RevokeDue(change) => self.revoke_due(at, command, &change),
             Change::PutCustody(change) => self.put_custody(at, command, &change),
             Change::DropCustody(change) => self.drop_custody(at, command, &change),
             Change::PutCustodies(change) => self.put_custodies(at, command, &change),
@@ -280,9 +305,11 @@ impl State {
         let project: ProjectId = wire::id(&change.project, "project")?;
         let alg = wire::algorithm_from(change.alg)?;
         if let Some(ring) = self.rings.get(&id) {
-            let same = ring.project == project && ring.alg == alg;
+            // How it was made: what was set since makes it no other ring.
+            let made = ring.versions.first_key_value().map_or(ring.alg, |(_, version)| version.alg);
+            let same = ring.project == project && made == alg && ring.name == change.name;
             return if same {
-                Ok(Done::Ring(ring.to_wire(id)))
+                Ok(Done::Ring(ring.to_wire_at(id, at.index)))
             } else {
                 refuse(Reason::AlreadyExists, format!("key ring {id} exists and is different"))
             };
@@ -290,30 +317,55 @@ impl State {
         if self.rings.len() >= RINGS_MAX {
             return refuse(Reason::Exhausted, format!("there are {RINGS_MAX} key rings"));
         }
-        let version = Version::active(&change.kek, command.ms)?;
+        if !change.name.is_empty() {
+            self.check_ring_name(project, &change.name)?;
+        }
+        let version = Version::active(&change.kek, alg, command.ms)?;
         let ring = Ring {
             project,
             alg,
             created_ms: command.ms,
+            name: change.name.clone(),
+            switch: Switch::On,
+            rotation_ms: 0,
+            scheduled: Vec::new(),
             versions: [(KeyVersion(1), version)].into(),
             closed: false,
             revocations: Vec::new(),
             receipts: Vec::new(),
         };
-        let answer = ring.to_wire(id);
+        let answer = ring.to_wire_at(id, at.index);
         self.rings.insert(id, ring);
         self.record(at, command, "create ring", id.as_bytes(), 1);
         Ok(Done::Ring(answer))
     }
 
+    /// The name is fit for people, nobody else's in the project, and there is room.
+    fn check_ring_name(&self, project: ProjectId, name: &str) -> Result<(), Refusal> {
+        rings::check_name(name)?;
+        let mut named = 0;
+        for (id, ring) in self.rings.iter().filter(|(_, ring)| ring.project == project && !ring.name.is_empty()) {
+            if ring.name == name {
+                return refuse(Reason::AlreadyExists, format!("the project has a key ring {name} already: {id}"));
+            }
+            named += 1;
+        }
+        if named >= rings::NAMED_MAX {
+            return refuse(Reason::Exhausted, format!("the project has {named} key rings beside its own"));
+        }
+        Ok(())
+    }
+
     fn rotate(&mut self, at: EntryId, command: &Command, change: &command::Rotate) -> Outcome {
         let (id, ring) = self.ring_mut(&change.ring)?;
         if ring.closed {
-            return Err(
-                Refusal::new(Reason::Revoked, format!("key ring {id} is revoked")).of_version(id, KeyVersion(0))
-            );
+            return Err(rings::closed(id));
         }
-        let active = ring.active().unwrap_or_default();
+        if !ring.switch.is_on() {
+            return Err(rings::disabled(id));
+        }
+        // Also one that is disabled: it is retired, and comes back as that.
+        let active = ring.newest().unwrap_or_default();
         if change.expected != 0 && change.expected != active.0 {
             return refuse(
                 Reason::Conflict,
@@ -327,20 +379,20 @@ impl State {
         if ring.versions.len() >= VERSIONS_MAX {
             return refuse(Reason::Exhausted, format!("key ring {id} has {VERSIONS_MAX} versions"));
         }
-        let version = Version::active(&change.kek, command.ms)?;
+        let version = Version::active(&change.kek, ring.alg, command.ms)?;
         if let Some(old) = ring.versions.get_mut(&active) {
             (old.state, old.changed_ms) = (VersionState::Retired, command.ms);
         }
         let new = KeyVersion(change.version);
         ring.versions.insert(new, version);
-        let answer = ring.to_wire(id);
+        let answer = ring.to_wire_at(id, at.index);
         self.event(at, What::Rotated(id, new));
         self.record(at, command, "rotate", id.as_bytes(), new.0);
         Ok(Done::Ring(answer))
     }
 
     /// Step 1 of a revoke: from here on nothing is granted under these versions. Not cancellable.
-    fn revoke(&mut self, at: EntryId, command: &Command, change: &command::Revoke) -> Outcome {
+    pub(super) fn revoke(&mut self, at: EntryId, command: &Command, change: &command::Revoke) -> Outcome {
         let (id, ring) = self.ring_mut(&change.ring)?;
         let all = change.version == 0;
         let versions: Vec<KeyVersion> = if all {
@@ -368,6 +420,8 @@ impl State {
             }
         }
         ring.closed |= all;
+        // What is revoked now need not be later.
+        ring.scheduled.retain(|later| !all && later.version.0 != change.version);
         ring.revocations.push(Revocation {
             id: at,
             versions: versions.clone(),
@@ -522,7 +576,7 @@ impl State {
         }))
     }
 
-    fn ring_mut(&mut self, id: &[u8]) -> Result<(RingId, &mut Ring), Refusal> {
+    pub(super) fn ring_mut(&mut self, id: &[u8]) -> Result<(RingId, &mut Ring), Refusal> {
         let id: RingId = wire::id(id, "ring")?;
         let ring = self.rings.get_mut(&id);
         ring.map(|ring| (id, ring)).ok_or_else(|| Refusal::new(Reason::NotFound, format!("there is no key ring {id}")))
@@ -542,7 +596,7 @@ impl State {
         change.custody.iter().map(|custody| self.custody_of(custody)).collect()
     }
 
-    fn event(&mut self, at: EntryId, what: What) {
+    pub(super) fn event(&mut self, at: EntryId, what: What) {
         self.events.push_back(Event { index: at.index, what });
         while self.events.len() > EVENTS_MAX {
             if let Some(oldest) = self.events.pop_front() {
@@ -552,7 +606,7 @@ impl State {
     }
 
     /// Adds a link to the chain of what was changed: H(label ‖ previous ‖ seq ‖ index ‖ term ‖ len ‖ record).
-    fn record(&mut self, at: EntryId, command: &Command, action: &str, object: &[u8; 16], detail: u32) {
+    pub(super) fn record(&mut self, at: EntryId, command: &Command, action: &str, object: &[u8; 16], detail: u32) {
         let record = AuditRecord {
             ms: command.ms,
             actor: command.actor.clone(),
@@ -607,10 +661,12 @@ impl Secret {
 }
 
 impl Version {
-    fn active(kek: &command::Kek, ms: u64) -> Result<Self, Refusal> {
+    fn active(kek: &command::Kek, alg: Algorithm, ms: u64) -> Result<Self, Refusal> {
         let kek_id = kek.id[..].try_into().map_err(|_| wire::malformed("kek id"))?;
         Ok(Self {
             state: VersionState::Active,
+            switch: Switch::On,
+            alg,
             kek_id: KekId(kek_id),
             boxed: kek.boxed.clone(),
             master_epoch: kek.master_epoch,
@@ -625,7 +681,13 @@ impl Version {
 }
 
 impl Ring {
+    /// The version that seals; none while it is disabled.
     pub(crate) fn active(&self) -> Option<KeyVersion> {
+        self.newest().filter(|newest| self.switch.is_on() && self.versions[newest].switch.is_on())
+    }
+
+    /// The version that seals, or would if it were enabled.
+    pub(crate) fn newest(&self) -> Option<KeyVersion> {
         let active = self.versions.iter().find(|(_, version)| version.state == VersionState::Active);
         active.map(|(version, _)| *version)
     }
@@ -645,13 +707,7 @@ impl Ring {
     pub(crate) fn to_wire(&self, id: RingId) -> pb::Ring {
         let version = |(number, version): (&KeyVersion, &Version)| pb::Version {
             version: number.0,
-            state: match version.state {
-                VersionState::Active => pb::VersionState::Active,
-                VersionState::Retired => pb::VersionState::Retired,
-                VersionState::Revoking => pb::VersionState::Revoking,
-                VersionState::Revoked => pb::VersionState::Revoked,
-            }
-            .into(),
+            state: version.shown().into(),
             kek_id: Bytes::copy_from_slice(&version.kek_id.0),
             created_ms: version.created_ms,
             changed_ms: version.changed_ms,
@@ -663,6 +719,16 @@ impl Ring {
             created_ms: self.created_ms,
             versions: self.versions.iter().map(version).collect(),
             closed: self.closed,
+            name: self.name.clone(),
+            state: match self.switch {
+                Switch::On => pb::RingState::Enabled,
+                Switch::Disabling(_) => pb::RingState::Disabling,
+                Switch::Off(_) => pb::RingState::Disabled,
+            }
+            .into(),
+            rotation_ms: self.rotation_ms(),
+            scheduled: self.scheduled.iter().map(Scheduled::to_wire).collect(),
+            index: 0,
         }
     }
 }

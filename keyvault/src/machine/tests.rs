@@ -9,6 +9,8 @@ use super::*;
 use crate::lease::LeaseTerms;
 use crate::wire::Dead;
 
+mod rings;
+
 fn bytes(byte: u8, len: usize) -> Bytes {
     vec![byte; len].into()
 }
@@ -75,6 +77,7 @@ impl Driver {
             project: bytes(9, 16),
             alg: 1,
             kek: kek(ring),
+            name: String::new(),
         }))
     }
 
@@ -367,11 +370,33 @@ fn only_a_batch_of_custody_is_written_so_that_older_builds_cannot_read_it() {
 /// A snapshot that the first format wrote: one ring, and no word about leases.
 const FIRST_SNAPSHOT: &str = include_str!("tests/snapshot-1.hex");
 
+/// What the second format wrote of a ring that was rotated once.
+const SECOND_SNAPSHOT: &str = include_str!("tests/snapshot-2.hex");
+
+fn stored(hex: &str) -> Bytes {
+    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
+    hex.trim().as_bytes().chunks(2).map(byte).collect()
+}
+
+#[test]
+fn a_snapshot_of_the_second_format_opens_with_everything_switched_on_and_nothing_set() {
+    let bytes = stored(SECOND_SNAPSHOT);
+    assert_eq!(bytes[0], 2);
+    let mut driver = Driver { machine: VaultMachine::default(), index: 3 };
+    driver.machine.restore(&bytes).unwrap();
+    let ring = driver.state().rings.values().next().unwrap();
+    let versions: Vec<_> = ring.versions.values().map(|it| (it.state, it.switch, it.alg)).collect();
+    let alg = ensign_proto::Algorithm::Aes256Gcm;
+    let expected = [(state::VersionState::Retired, Switch::On, alg), (state::VersionState::Active, Switch::On, alg)];
+    assert_eq!(versions, expected);
+    assert_eq!((&*ring.name, ring.switch, ring.rotation_ms, ring.alg), ("", Switch::On, 0, alg));
+    assert!(driver.create(1).is_ok(), "it is the ring that it was");
+    driver.rotate(1, 3, 2).unwrap();
+}
+
 #[test]
 fn a_snapshot_of_the_first_format_opens_and_waits_for_the_longest_lease_there_is() {
-    let text = FIRST_SNAPSHOT.trim().as_bytes();
-    let hex = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
-    let stored: Bytes = text.chunks(2).map(hex).collect();
+    let stored = stored(FIRST_SNAPSHOT);
     assert_eq!(stored[0], 1);
     let mut driver = Driver { machine: VaultMachine::default(), index: 2 };
     driver.machine.restore(&stored).unwrap();
@@ -388,7 +413,7 @@ fn a_command_of_a_newer_build_stops_the_machine() {
     let mut driver = Driver::new();
     driver.create(1).unwrap();
     let id = EntryId { term: Term(1), index: LogIndex(9) };
-    let newer = CommittedEntry { id, payload: Bytes::from_static(&[3, 0]) };
+    let newer = CommittedEntry { id, payload: Bytes::from_static(&[5, 0]) };
     assert_eq!(reason(&driver.machine.apply(&newer)), Some(Reason::Sealed));
     assert!(driver.machine.state().is_none());
     assert_eq!(reason(&driver.create(2)), Some(Reason::Sealed));

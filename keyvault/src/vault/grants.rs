@@ -1,10 +1,10 @@
 //! A lease call in two steps: decide from the state, under its lock; then do the cryptography, outside of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use ensign_proto::pb::vault::v1 as pb;
-use ensign_proto::{ClusterId, DekId, KeyVersion, LogIndex, NodeId, PartitionContext, RingId, SessionId};
+use ensign_proto::{Algorithm, ClusterId, DekId, KeyVersion, LogIndex, NodeId, PartitionContext, RingId, SessionId};
 use zeroize::Zeroizing;
 
 use super::keys::{MasterKey, StoredKek};
@@ -77,6 +77,7 @@ pub(crate) struct Plan {
     resync: bool,
     dead: Vec<Dead>,
     rotated: Vec<(RingId, KeyVersion)>,
+    switched: Vec<pb::Switched>,
     grants: Vec<Result<Granted, Refusal>>,
 }
 
@@ -89,7 +90,7 @@ struct Granted {
 
 enum Key {
     Unwrap(WrappedDek),
-    Create(DekUse),
+    Create(DekUse, Algorithm),
 }
 
 /// Decides from applied state that a ReadIndex round, begun after the request arrived, has confirmed.
@@ -101,25 +102,40 @@ pub(crate) fn plan(state: &State, node: NodeId, call: &LeaseCall) -> Result<Plan
     let news = state.events.iter().filter(|event| event.index > call.seen);
     // A session that begins holds nothing that could have died, but must hear of nothing older either.
     let resync = call.seen < state.events_floor || news.clone().count() > NEWS_MAX;
-    let (mut dead, mut rotated) = (Vec::new(), Vec::new());
+    let (mut dead, mut rotated, mut switched) = (Vec::new(), Vec::new(), BTreeSet::new());
     for event in news.filter(|_| !resync) {
         match event.what {
             What::Dead(Dead::Custody(of, _)) if of != node => {}
             What::Dead(what) => dead.push(what),
             What::Rotated(ring, version) => rotated.push((ring, version)),
+            What::Switched(ring) => drop(switched.insert(ring)),
         }
     }
     if resync {
         // Rings that are dead as a whole stay known, so that whoever waits for their next event hears that there is none.
         let closed = state.rings.iter().filter(|(_, ring)| ring.closed);
         dead.extend(closed.map(|(id, _)| Dead::Ring(*id)).take(NEWS_MAX));
+        // Likewise rings that are disabled. The vault refuses those that find no room here, too.
+        let off = state.rings.iter().filter(|(_, ring)| ring.has_switched_off());
+        switched.extend(off.map(|(id, _)| *id).take(NEWS_MAX));
     }
+    // As they are now, whatever was done to them on the way.
+    let switched = switched.into_iter().filter_map(|id| Some(state.rings.get(&id)?.switched(id, state.applied)));
     let grants = call
         .wants
         .iter()
         .map(|want| want.as_ref().map_err(Clone::clone).and_then(|want| decide(state, node, want)))
         .collect();
-    Ok(Plan { index: state.applied, epoch: state.epoch, lease, resync, dead, rotated, grants })
+    Ok(Plan {
+        index: state.applied,
+        epoch: state.epoch,
+        lease,
+        resync,
+        dead,
+        rotated,
+        switched: switched.collect(),
+        grants,
+    })
 }
 
 fn decide(state: &State, node: NodeId, want: &Wanted) -> Result<Granted, Refusal> {
@@ -135,32 +151,13 @@ fn decide(state: &State, node: NodeId, want: &Wanted) -> Result<Granted, Refusal
     let ring = state.rings.get(&ring_id).filter(|ring| ring.project == ctx.project);
     let ring = ring
         .ok_or_else(|| Refusal::new(Reason::NotFound, format!("project {} has no key ring {ring_id}", ctx.project)))?;
-    let active = ring.active();
     let (version, what) = match want {
-        Wanted::Create { usage, .. } => {
-            let active = active.ok_or_else(|| {
-                if ring.closed {
-                    Refusal::new(Reason::Revoked, format!("key ring {ring_id} is revoked"))
-                } else {
-                    let message = format!("key ring {ring_id} has no active version: rotate it to go on");
-                    Refusal::new(Reason::NoActiveVersion, message)
-                }
-                .of_version(ring_id, KeyVersion(0))
-            })?;
-            (active, Key::Create(*usage))
-        }
+        Wanted::Create { usage, .. } => (ring.sealable(ring_id)?, Key::Create(*usage, ring.alg)),
         Wanted::Unwrap { wrapped, .. } => (wrapped.version, Key::Unwrap(wrapped.clone())),
     };
-    let stored = ring
-        .versions
-        .get(&version)
-        .ok_or_else(|| Refusal::new(Reason::Damaged, format!("key ring {ring_id} has no version {version}")))?;
-    if !stored.is_living() {
-        let message = format!("version {version} of key ring {ring_id} was revoked");
-        return Err(Refusal::new(Reason::Revoked, message).of_version(ring_id, version));
-    }
+    let stored = ring.openable(ring_id, version)?;
     let kek = StoredKek::of(state.cluster, ring_id, ring, version, stored);
-    Ok(Granted { ctx: *ctx, kek, active: active.unwrap_or_default(), what })
+    Ok(Granted { ctx: *ctx, kek, active: ring.active().unwrap_or_default(), what })
 }
 
 /// Makes and unwraps keys, and seals them to the session.
@@ -204,6 +201,7 @@ pub(crate) fn fulfil(
             .iter()
             .map(|(ring, version)| pb::RingVersion { ring: wire::bytes(ring.as_bytes()), version: version.0 })
             .collect(),
+        switched: plan.switched,
         enc: Bytes::copy_from_slice(sealer.enc()),
         results,
     })
@@ -226,11 +224,11 @@ fn grant(
             })?;
             wrapped.clone()
         }
-        Key::Create(usage) => {
+        Key::Create(usage, alg) => {
             dek = seal::fresh_key(entropy);
             let (ring, version) = granted.kek.key();
             let id = DekId::new(now_ms, entropy.array());
-            let name = DekName { dek: id, ring, version, alg: granted.kek.alg(), usage: *usage };
+            let name = DekName { dek: id, ring, version, alg: *alg, usage: *usage };
             WrappedDek::wrap(kek, &granted.ctx, name, &dek, entropy)
         }
     };

@@ -167,7 +167,7 @@ impl StoredKek {
             project: ring.project,
             ring: id,
             version,
-            alg: ring.alg,
+            alg: stored.alg,
             origin: Origin::Generated,
             epoch: stored.master_epoch,
         };
@@ -176,9 +176,5 @@ impl StoredKek {
 
     pub(crate) fn key(&self) -> (RingId, KeyVersion) {
         (self.name.ring, self.name.version)
-    }
-
-    pub(crate) fn alg(&self) -> Algorithm {
-        self.name.alg
     }
 }

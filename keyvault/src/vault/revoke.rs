@@ -1,18 +1,19 @@
-//! Revoking: order it, have every holder surrender or outwait it, then destroy.
+//! Revoking and disabling: order it, have every holder surrender or outwait it, then destroy what was revoked.
 
 use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 
 use ensign_proto::pb::vault::v1 as pb;
+use ensign_proto::pb::vault::v1::SurrenderRequest;
 use ensign_proto::{LogIndex, NodeId, RingId, SessionId, Term};
 use ensign_raft::env::{BootTime, Stop};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{Vault, unexpected};
 use crate::link::{Reason, Refusal};
-use crate::machine::{Change, Done, Drain, Revocation, Revoke, Ring};
+use crate::machine::{Change, Done, Drain, Revocation, Revoke, Ring, SettleDisable, State};
 use crate::metrics;
 use crate::wire::{self, Dead};
 
@@ -24,6 +25,15 @@ const LOOK: Duration = Duration::from_millis(10);
 const PUSH_AGAIN: Duration = Duration::from_millis(200);
 /// One try: a holder waits up to three seconds for its streams.
 const PUSH_DEADLINE: Duration = Duration::from_secs(4);
+
+/// What was ordered and has holders to wait for.
+#[derive(Debug, Clone)]
+struct Order {
+    ring: RingId,
+    index: LogIndex,
+    /// Absent: something is disabled.
+    revocation: Option<Revocation>,
+}
 
 impl Vault {
     /// Orders a revocation and answers with its receipt, or with `Pending` when it takes longer than a call may.
@@ -43,19 +53,26 @@ impl Vault {
             other => return Err(unexpected(&other)),
         };
         self.0.ordered.notify_one();
+        let look = |state: &State| Ok(state.rings.get(&ring).and_then(|ring| complete(ring, version, index)));
+        self.await_holders(look).await?.ok_or_else(|| {
+            Refusal::new(Reason::Pending, "the key is dead to the vault; its holders are being waited for")
+        })
+    }
+
+    /// What `look` finds once the state has it; `None` when that takes longer than a call may.
+    pub(super) async fn await_holders<T>(
+        &self,
+        look: impl Fn(&State) -> Result<Option<T>, Refusal>,
+    ) -> Result<Option<T>, Refusal> {
         let mut applied = self.0.group.applied();
         let deadline = Instant::now() + ANSWER_WITHIN;
         loop {
             applied.borrow_and_update();
-            let receipt =
-                self.inspect(|state| Ok(state.rings.get(&ring).and_then(|ring| complete(ring, version, index))))?;
-            if let Some(receipt) = receipt {
-                return Ok(receipt);
+            if let Some(found) = self.inspect(&look)? {
+                return Ok(Some(found));
             }
-            let changed = tokio::time::timeout_at(deadline, applied.changed()).await;
-            if !matches!(changed, Ok(Ok(()))) {
-                let message = "the key is dead to the vault; its holders are being waited for";
-                return Err(Refusal::new(Reason::Pending, message));
+            if !matches!(tokio::time::timeout_at(deadline, applied.changed()).await, Ok(Ok(()))) {
+                return Ok(None);
             }
         }
     }
@@ -77,9 +94,9 @@ impl Vault {
             }
             if let Some(term) = term {
                 self.book().leading_since(term, self.0.clock.boot());
-                for (ring, revocation) in self.ordered() {
-                    if running.insert((ring, revocation.id.index)) {
-                        drains.spawn(self.clone().drain(term, ring, revocation));
+                for order in self.ordered() {
+                    if running.insert((order.ring, order.index)) {
+                        drains.spawn(self.clone().drain(term, order));
                     }
                 }
             }
@@ -103,15 +120,45 @@ impl Vault {
         drains.shutdown().await;
     }
 
-    fn ordered(&self) -> Vec<(RingId, Revocation)> {
+    fn ordered(&self) -> Vec<Order> {
         self.0.group.inspect(|machine| {
-            let rings = machine.state().into_iter().flat_map(|state| &state.rings);
-            rings.flat_map(|(id, ring)| ring.revocations.iter().map(|ordered| (*id, ordered.clone()))).collect()
+            let mut orders = Vec::new();
+            for (id, ring) in machine.state().into_iter().flat_map(|state| &state.rings) {
+                let order = |index, revocation| Order { ring: *id, index, revocation };
+                orders.extend(ring.revocations.iter().map(|it| order(it.id.index, Some(it.clone()))));
+                orders.extend(ring.disablings().map(|index| order(index, None)));
+            }
+            orders
         })
     }
 
-    async fn drain(self, term: Term, ring: RingId, revocation: Revocation) -> (RingId, LogIndex) {
-        let done = (ring, revocation.id.index);
+    /// Whether it is still to be carried out: what is disabled may be enabled again meanwhile.
+    fn stands(&self, order: &Order) -> bool {
+        self.0.group.inspect(|machine| {
+            let ring = machine.state().and_then(|state| state.rings.get(&order.ring));
+            ring.is_some_and(|ring| order.revocation.is_some() || ring.disablings().any(|index| index == order.index))
+        })
+    }
+
+    /// What its holders have to give up.
+    fn surrender_of(&self, order: &Order) -> SurrenderRequest {
+        let mut request = SurrenderRequest { index: order.index.0, ..SurrenderRequest::default() };
+        if let Some(revocation) = &order.revocation {
+            let versions = revocation.versions.iter().map(|version| Dead::Version(order.ring, *version));
+            let dead: Vec<Dead> = if revocation.all { vec![Dead::Ring(order.ring)] } else { versions.collect() };
+            request.dead = dead.iter().map(wire::dead_to).collect();
+        } else {
+            request.switched = self.0.group.inspect(|machine| {
+                let state = machine.state();
+                let ring = state.and_then(|state| Some((state.applied, state.rings.get(&order.ring)?)));
+                ring.map(|(applied, ring)| ring.switched(order.ring, applied)).into_iter().collect()
+            });
+        }
+        request
+    }
+
+    async fn drain(self, term: Term, order: Order) -> (RingId, LogIndex) {
+        let done = (order.ring, order.index);
         // Of the longest lease that may be running, whoever granted it; see the state.
         let Ok(wait) = self.inspect(|state| Ok(state.lease_wait())) else { return done };
         // This runs after the order was applied here, so `begun` is not before that.
@@ -120,14 +167,10 @@ impl Vault {
             let mut book = self.book();
             (book.leading_since(term, begun), book.known(begun, wait))
         };
-        let dead: Vec<Dead> = if revocation.all {
-            vec![Dead::Ring(ring)]
-        } else {
-            revocation.versions.iter().map(|version| Dead::Version(ring, *version)).collect()
-        };
+        let request = self.surrender_of(&order);
         let mut pushes = JoinSet::new();
         for (session, node) in &sessions {
-            pushes.spawn(self.clone().push(*session, *node, revocation.id.index, dead.clone()));
+            pushes.spawn(self.clone().push(*session, *node, request.clone()));
         }
         let mut acked: BTreeSet<SessionId> = BTreeSet::new();
         loop {
@@ -137,7 +180,7 @@ impl Vault {
             if may_destroy(self.0.clock.boot(), start, begun, wait, acked.len() == sessions.len()) {
                 break;
             }
-            if self.must_lead() != Ok(term) {
+            if self.must_lead() != Ok(term) || !self.stands(&order) {
                 return done;
             }
             sleep(LOOK).await;
@@ -147,32 +190,40 @@ impl Vault {
                 sessions.iter().filter(|(session, _)| holds(session)).map(|(_, node)| *node).collect();
             nodes.into_iter().map(|node| node.0).collect()
         };
-        let drain = Drain {
-            ring: wire::bytes(ring.as_bytes()),
-            revoking: revocation.id.index.0,
-            surrendered: nodes(&|session| acked.contains(session)),
-            waited: nodes(&|session| !acked.contains(session)),
-            w_ms: wait.as_millis() as u64,
+        let ring = wire::bytes(order.ring.as_bytes());
+        let (actor, change) = match &order.revocation {
+            Some(revocation) => {
+                let drain = Drain {
+                    ring,
+                    revoking: order.index.0,
+                    surrendered: nodes(&|session| acked.contains(session)),
+                    waited: nodes(&|session| !acked.contains(session)),
+                    w_ms: wait.as_millis() as u64,
+                };
+                (revocation.actor.as_str(), Change::Drain(drain))
+            }
+            None => ("vault", Change::SettleDisable(SettleDisable { ring, disabling: order.index.0 })),
         };
         let waited = self.0.clock.boot().0.saturating_sub(begun.0);
+        let (ring, holders) = (order.ring, sessions.len());
         // With the term: the wait was this leadership's, and proves nothing under another.
-        match self.propose_in(Some(term), &revocation.actor, Change::Drain(drain)).await {
-            Ok(_) => {
+        match self.propose_in(Some(term), actor, change).await {
+            Ok(_) if order.revocation.is_some() => {
                 metrics::vault_revoked(waited);
-                info!(%ring, ?waited, holders = sessions.len(), "keys were revoked: no node can open what they sealed");
+                info!(%ring, ?waited, holders, "keys were revoked: no node can open what they sealed");
             }
-            Err(refusal) => warn!(%ring, %refusal, "a revocation is not complete yet"),
+            Ok(_) => {
+                info!(%ring, ?waited, holders, "keys were disabled: no node can open what they sealed until they are enabled");
+            }
+            Err(refusal) if refusal.reason == Reason::Conflict => debug!(%ring, %refusal, "an order was taken back"),
+            Err(refusal) => warn!(%ring, %refusal, "what was ordered for keys is not complete yet"),
         }
         done
     }
 
     /// Asks one session until it gives up its keys. Ended by whoever waits for it.
-    async fn push(self, session: SessionId, node: NodeId, index: LogIndex, dead: Vec<Dead>) -> SessionId {
-        let request = pb::SurrenderRequest {
-            session: wire::bytes(session.as_bytes()),
-            index: index.0,
-            dead: dead.iter().map(wire::dead_to).collect(),
-        };
+    async fn push(self, session: SessionId, node: NodeId, request: SurrenderRequest) -> SessionId {
+        let request = SurrenderRequest { session: wire::bytes(session.as_bytes()), ..request };
         loop {
             let answer = timeout(PUSH_DEADLINE, self.0.holders.surrender(node, request.clone())).await;
             // Another process of that node cannot speak for this session, which may be its paused twin.

@@ -154,6 +154,8 @@ pub(crate) struct Cluster {
     pub(crate) wires: Wires,
     pub(crate) voters: BTreeMap<NodeId, Voter>,
     pub(crate) tasks: Tasks,
+    /// What its voters read the time from.
+    clock: Arc<dyn Clock>,
 }
 
 impl Cluster {
@@ -164,11 +166,17 @@ impl Cluster {
 
     /// No voter yet.
     pub(crate) fn start_empty() -> Self {
-        Self { net: MemoryNet::new(), wires: Wires::default(), voters: BTreeMap::new(), tasks: Tasks::new() }
+        let (net, wires, clock) = (MemoryNet::new(), Wires::default(), Arc::new(SystemClock));
+        Self { net, wires, voters: BTreeMap::new(), tasks: Tasks::new(), clock }
     }
 
     pub(crate) async fn start_with(roots: &[[u8; 32]; 3], lease: LeaseConfig) -> Self {
-        let mut cluster = Self::start_empty();
+        Self::start_on(Arc::new(SystemClock), roots, lease).await
+    }
+
+    /// The same with a clock of their own.
+    pub(crate) async fn start_on(clock: Arc<dyn Clock>, roots: &[[u8; 32]; 3], lease: LeaseConfig) -> Self {
+        let mut cluster = Self { clock, ..Self::start_empty() };
         for (node, root) in VOTERS.into_iter().zip(roots) {
             cluster.start_voter(node, MemoryLog::new(), *root, lease).await;
         }
@@ -182,7 +190,8 @@ impl Cluster {
     }
 
     pub(crate) async fn start_voter(&mut self, node: NodeId, log: MemoryLog, root: [u8; 32], lease: LeaseConfig) {
-        self.start_voter_with(node, log, Arc::new(TestRoot::new(root)), Arc::new(SystemClock), lease).await;
+        let clock = Arc::clone(&self.clock);
+        self.start_voter_with(node, log, Arc::new(TestRoot::new(root)), clock, lease).await;
     }
 
     pub(crate) async fn start_voter_with(

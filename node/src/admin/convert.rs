@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ensign_keyvault::{RingInfo, VersionState};
+use ensign_keyvault::{RingInfo, RingState, VersionState};
 use ensign_proto::pb::admin::v1 as pb;
-use ensign_proto::{GroupId, NodeId, Permission, PermissionSet};
+use ensign_proto::{Algorithm, GroupId, NodeId, Permission, PermissionSet};
 use ensign_raft::GroupStatus;
 use ensign_raft::env::UnixNanos;
 use tonic::Status;
@@ -71,6 +71,7 @@ pub(super) fn ring(ring: &RingInfo) -> pb::KeyRing {
         let state = match version.state {
             VersionState::Active => pb::KeyState::Active,
             VersionState::Retired => pb::KeyState::Retired,
+            VersionState::Disabling => pb::KeyState::Disabling,
             VersionState::Disabled => pb::KeyState::Disabled,
             VersionState::Revoking => pb::KeyState::Revoking,
             VersionState::Revoked => pb::KeyState::Revoked,
@@ -80,9 +81,40 @@ pub(super) fn ring(ring: &RingInfo) -> pb::KeyRing {
             state: state as i32,
             created: millis(version.created_ms),
             kek_id: bytes::Bytes::copy_from_slice(&version.kek_id.0),
+            changed: millis(version.changed_ms),
         }
     });
-    pb::KeyRing { id: ring.ring.to_string(), project_id: ring.project.to_string(), versions: versions.collect() }
+    let scheduled = ring.scheduled.iter().map(|it| pb::ScheduledRevocation {
+        version: it.version.map_or(0, |version| version.0),
+        ordered: millis(it.ordered_ms),
+        actor: it.actor.clone(),
+        after: span(it.after),
+        left: span(it.left),
+    });
+    pb::KeyRing {
+        id: ring.ring.to_string(),
+        project_id: ring.project.to_string(),
+        versions: versions.collect(),
+        name: ring.name.clone(),
+        state: match ring.state {
+            RingState::Enabled => pb::KeyRingState::Enabled,
+            RingState::Disabling => pb::KeyRingState::Disabling,
+            RingState::Disabled => pb::KeyRingState::Disabled,
+            RingState::Revoked => pb::KeyRingState::Revoked,
+        }
+        .into(),
+        algorithm: match ring.alg {
+            Algorithm::Aes256Gcm => pb::KeyAlgorithm::Aes256Gcm,
+            Algorithm::Aes192Gcm => pb::KeyAlgorithm::Aes192Gcm,
+            Algorithm::Aes128Gcm => pb::KeyAlgorithm::Aes128Gcm,
+        }
+        .into(),
+        created: millis(ring.created_ms),
+        rotation: span(ring.rotation),
+        next_rotation: ring.next_rotation_ms().and_then(millis),
+        scheduled: scheduled.collect(),
+        index: ring.index.0,
+    }
 }
 
 /// The permissions that a new API key shall have: those that are named, or all that API keys can have.

@@ -4,6 +4,7 @@
 //! operator's key sees all. Here requests are read and answered; what they change is the catalog's and the vault's.
 
 mod convert;
+mod keys;
 mod placement;
 mod quota;
 mod scope;
@@ -285,6 +286,47 @@ impl Admin for Service {
             receipt: String::new(),
             waited: convert::span(self.0.clock.boot().0.saturating_sub(begin.0)),
         }))
+    }
+
+    async fn create_key_ring(
+        &self,
+        request: Request<pb::CreateKeyRingRequest>,
+    ) -> Result<Response<pb::KeyRing>, Status> {
+        let (caller, request) = self.enter(request, Permission::ProjectsEdit).await?;
+        keys::create(&self.0, &caller, &request).await.map(Response::new)
+    }
+
+    async fn describe_key(&self, request: Request<pb::DescribeKeyRequest>) -> Result<Response<pb::KeyRing>, Status> {
+        let (caller, request) = self.enter(request, Permission::ProjectsRead).await?;
+        keys::describe(&self.0, &caller, &request).await.map(Response::new)
+    }
+
+    async fn disable_key(&self, request: Request<pb::SwitchKeyRequest>) -> Result<Response<pb::KeyRing>, Status> {
+        let (caller, request) = self.enter(request, Permission::ProjectsEdit).await?;
+        keys::switch(&self.0, &caller, &request, keys::Switch::Disable).await.map(Response::new)
+    }
+
+    async fn enable_key(&self, request: Request<pb::SwitchKeyRequest>) -> Result<Response<pb::KeyRing>, Status> {
+        let (caller, request) = self.enter(request, Permission::ProjectsEdit).await?;
+        keys::switch(&self.0, &caller, &request, keys::Switch::Enable).await.map(Response::new)
+    }
+
+    async fn schedule_revoke_key(
+        &self,
+        request: Request<pb::ScheduleRevokeKeyRequest>,
+    ) -> Result<Response<pb::KeyRing>, Status> {
+        let (caller, request) = self.enter(request, Permission::ProjectsDelete).await?;
+        keys::schedule_revoke(&self.0, &caller, &request).await.map(Response::new)
+    }
+
+    async fn cancel_revoke_key(&self, request: Request<pb::SwitchKeyRequest>) -> Result<Response<pb::KeyRing>, Status> {
+        let (caller, request) = self.enter(request, Permission::ProjectsEdit).await?;
+        keys::switch(&self.0, &caller, &request, keys::Switch::CancelRevoke).await.map(Response::new)
+    }
+
+    async fn set_key(&self, request: Request<pb::SetKeyRequest>) -> Result<Response<pb::KeyRing>, Status> {
+        let (caller, request) = self.enter(request, Permission::ProjectsEdit).await?;
+        keys::set(&self.0, &caller, &request).await.map(Response::new)
     }
 
     async fn create_join_token(

@@ -100,10 +100,21 @@ impl Caller {
         }
     }
 
-    /// The key ring to act on: the one that is named, or that of the project.
+    /// The key ring to act on: the one that is named, by its id or by its name in the project, or the project's own.
     pub(super) async fn ring(&self, shared: &Shared, ring: &str, project: &str) -> Result<RingId, Status> {
-        let Some(id) = parse::<RingId>(ring, "ring_id")? else {
+        if ring.is_empty() {
             return self.project(shared, project).map(|project| project.ring);
+        }
+        let Ok(id) = ring.parse::<RingId>() else {
+            let project = self.project(shared, project)?.id;
+            let rings = shared.vault.list_rings(Some(project)).await.map_err(|error| super::status::vault(&error))?;
+            let found = rings.iter().find(|known| known.name == ring).map(|known| known.ring);
+            return found.ok_or_else(|| {
+                let ring: String = ring.chars().take(64).collect();
+                Status::not_found(format!(
+                    "the project has no key ring {ring:?}: `ensign key list` shows ids and names"
+                ))
+            });
         };
         if !project.is_empty() {
             return Err(Status::invalid_argument("name ring_id or project_id, not both"));

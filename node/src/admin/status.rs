@@ -194,7 +194,9 @@ pub(crate) fn vault(error: &CallError) -> Status {
         Reason::NotFound => Status::not_found(message),
         Reason::AlreadyExists => Status::already_exists(message),
         Reason::Invalid => Status::invalid_argument(message),
-        Reason::Revoked | Reason::NoActiveVersion | Reason::Conflict => Status::failed_precondition(message),
+        Reason::Revoked | Reason::Disabled | Reason::NoActiveVersion | Reason::Conflict => {
+            Status::failed_precondition(message)
+        }
         Reason::NotGranted => Status::permission_denied(message),
         Reason::Exhausted => Status::resource_exhausted(message),
         Reason::NotLeader | Reason::Unavailable => Status::unavailable(message),
@@ -205,8 +207,7 @@ pub(crate) fn vault(error: &CallError) -> Status {
         }
         Reason::OutcomeUnknown => Status::deadline_exceeded(message),
         Reason::Pending => Status::deadline_exceeded(
-            "the keys are being destroyed: no node gets them any more, but not all have given them up yet; repeat the \
-             call to wait on",
+            "no node gets these keys any more, but not all have given them up yet: repeat the call to wait on",
         ),
         Reason::Damaged => Status::data_loss(message),
     }

@@ -1,4 +1,4 @@
-//! `ensign project`, `apikey`, `key` and `status`.
+//! `ensign project`, `apikey` and `status`.
 
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -6,11 +6,10 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::Context as _;
-use ensign_client::{Options, Revoke, Ring, admin_api as pb};
-use ensign_proto::KeyVersion;
+use ensign_client::{Options, admin_api as pb};
 use serde::Serialize;
 
-use super::args::{ApiKeyCommand, ClientArgs, KeyCommand, ProjectCommand, StatusArgs};
+use super::args::{ApiKeyCommand, ClientArgs, ProjectCommand, StatusArgs};
 use super::connect::{Clients, connect};
 use super::exit::UsageError;
 use super::output::{confirm, line, list, one, record, thousands, wire_time};
@@ -175,14 +174,6 @@ async fn create(
     Ok(admin.create_api_key(name, project, permissions).await?)
 }
 
-/// The ring that was named, or that of the project that the credentials are for.
-async fn the_ring(clients: &Clients, named: Option<ensign_proto::RingId>) -> anyhow::Result<Ring> {
-    if let Some(ring) = named {
-        return Ok(Ring::Id(ring));
-    }
-    Ok(clients.project_id().await?.map_or(Ring::Own, Ring::Project))
-}
-
 /// The credentials file of a new key: the two values that every SDK reads, and where the cluster is.
 fn credentials_text(client: &ClientArgs, client_id: &str, secret: &str) -> anyhow::Result<String> {
     let (options, _) = Options::from_file(ensign_client::CredentialsFile::read(&client.credentials)?);
@@ -207,103 +198,6 @@ fn create_private(path: &Path) -> anyhow::Result<std::fs::File> {
 
 fn file_name(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '-' }).collect()
-}
-
-#[derive(Serialize)]
-struct ShownRing {
-    id: String,
-    project: String,
-    versions: Vec<ShownVersion>,
-}
-
-#[derive(Serialize)]
-struct ShownVersion {
-    version: u32,
-    state: &'static str,
-    created: Option<String>,
-}
-
-fn state_name(state: pb::KeyState) -> &'static str {
-    match state {
-        pb::KeyState::Unspecified => "unknown",
-        pb::KeyState::Active => "active",
-        pb::KeyState::Retired => "retired",
-        pb::KeyState::Disabled => "disabled",
-        pb::KeyState::Revoking => "revoking",
-        pb::KeyState::Revoked => "revoked",
-    }
-}
-
-impl From<pb::KeyRing> for ShownRing {
-    fn from(ring: pb::KeyRing) -> Self {
-        let versions = ring.versions.iter().map(|it| ShownVersion {
-            version: it.version,
-            state: state_name(it.state()),
-            created: wire_time(it.created.as_ref()),
-        });
-        Self { versions: versions.collect(), id: ring.id, project: ring.project_id }
-    }
-}
-
-#[derive(Serialize)]
-struct Rotated {
-    ring: String,
-    version: u32,
-}
-
-#[derive(Serialize)]
-struct Revoked {
-    ring: String,
-    versions: Vec<u32>,
-    receipt: String,
-    waited_seconds: f64,
-}
-
-/// Runs one of the key commands.
-pub(super) async fn key(command: KeyCommand) -> anyhow::Result<()> {
-    match command {
-        KeyCommand::List { project, client } => {
-            let project = id(project)?;
-            let rings = connect(&client)?.admin()?.key_rings(project).await?;
-            let rings: Vec<ShownRing> = rings.into_iter().map(Into::into).collect();
-            let row = |ring: &ShownRing| {
-                let versions = ring.versions.iter().map(|it| format!("{} {}", it.version, it.state));
-                vec![ring.id.clone(), ring.project.clone(), versions.collect::<Vec<_>>().join("\n")]
-            };
-            list(client.output, &["ring", "project", "versions"], &rings, row, "no key rings")
-        }
-        KeyCommand::Rotate { ring, client } => {
-            let ring = id(ring)?;
-            let clients = connect(&client)?;
-            let reply = clients.admin()?.rotate_key(the_ring(&clients, ring).await?).await?;
-            let rotated = Rotated { ring: reply.ring_id, version: reply.version };
-            one(client.output, &rotated, format_args!("version {} of ring {} is active", rotated.version, rotated.ring))
-        }
-        KeyCommand::Revoke { ring, version, all: _, yes, client } => {
-            let ring = id(ring)?;
-            let clients = connect(&client)?;
-            let admin = clients.admin()?;
-            let (which, what) = match version {
-                Some(version) => {
-                    (Revoke::Version(KeyVersion(version)), format!("What was sealed in the era of version {version}"))
-                }
-                None => (Revoke::All, "Everything that was ever sealed under this ring".to_owned()),
-            };
-            confirm(yes, &format!("{what} becomes unreadable for everybody."))?;
-            let reply = admin.revoke_key(the_ring(&clients, ring).await?, which).await?;
-            let waited = reply.waited.and_then(|it| std::time::Duration::try_from(it).ok()).unwrap_or_default();
-            let revoked = Revoked {
-                ring: reply.ring_id,
-                versions: reply.versions,
-                receipt: reply.receipt,
-                waited_seconds: waited.as_secs_f64(),
-            };
-            let versions: Vec<_> = revoked.versions.iter().map(ToString::to_string).collect();
-            let sentence =
-                format!("revoked version {} of ring {}; no node opens it any more", versions.join(", "), revoked.ring);
-            one(client.output, &revoked, sentence)
-        }
-    }
 }
 
 #[derive(Serialize)]

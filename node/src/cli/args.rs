@@ -3,6 +3,7 @@
 mod access;
 mod cluster;
 mod events;
+mod key;
 mod placement;
 mod quota;
 mod report;
@@ -18,10 +19,12 @@ use clap_complete::Shell;
 use crate::bench::BenchCommand;
 use crate::config::ServerArgs;
 
-pub use access::{ApiKeyCommand, KeyCommand};
+pub use access::ApiKeyCommand;
 pub(super) use access::{ProjectCommand, StatusArgs};
 pub(super) use cluster::{ClusterCommand, ClusterInitArgs, ClusterJoinArgs, NodeArgs, TokenCommand};
 pub(super) use events::{ConsistencyArg, PublishArgs, QueryArgs, SubscribeArgs};
+pub use key::KeyCommand;
+pub(super) use key::{Algorithm, RingArg, TargetArgs};
 pub(super) use placement::{NodeCommand, PartitionCommand, WatchArgs};
 pub(super) use quota::{QuotaBytes, QuotaCommand, QuotaLimit, QuotaValue, Whose};
 pub(super) use report::{DoctorArgs, ReportArgs};
@@ -96,7 +99,7 @@ pub enum Command {
     /// API keys: what programs log in with.
     #[command(subcommand, name = "apikey")]
     ApiKey(ApiKeyCommand),
-    /// Encryption keys: list, rotate, destroy.
+    /// Encryption keys: make, look at, rotate, disable, destroy.
     #[command(subcommand)]
     Key(KeyCommand),
     /// The key vault: is it sealed, seal it, unseal it.

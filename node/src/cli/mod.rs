@@ -9,6 +9,7 @@ mod connect;
 mod doctor;
 mod events;
 mod exit;
+mod key;
 mod output;
 mod placement;
 mod quota;
@@ -67,7 +68,7 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
         Command::Subscribe(args) => events::subscribe(args).await,
         Command::Query(args) => events::query(args).await,
         Command::ApiKey(command) => admin::api_key(command).await,
-        Command::Key(command) => admin::key(command).await,
+        Command::Key(command) => key::run(command).await,
         Command::Vault(command) => vault::run(command).await,
         Command::Quota(command) => quota::run(command).await,
         Command::Node(command) => placement::node(command).await,

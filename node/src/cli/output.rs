@@ -91,6 +91,11 @@ pub(super) fn wire_time(time: Option<&prost_types::Timestamp>) -> Option<String>
     Timestamp::new(time.seconds, time.nanos).ok().map(|time| format!("{time:.3}"))
 }
 
+/// Whether there is a person who could confirm something.
+pub(super) fn somebody_is_there() -> bool {
+    io::stdin().is_terminal()
+}
+
 /// Lets a person confirm what cannot be undone.
 ///
 /// # Errors
@@ -107,7 +112,7 @@ pub(super) fn agree(yes: bool, what: &str) -> anyhow::Result<()> {
     if yes {
         return Ok(());
     }
-    if !io::stdin().is_terminal() {
+    if !somebody_is_there() {
         return Err(UsageError(format!("{what}: confirm with --yes")).into());
     }
     let mut err = io::stderr().lock();

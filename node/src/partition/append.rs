@@ -166,10 +166,16 @@ pub enum AppendError {
     /// Nothing was appended: the topic is being destroyed or is gone.
     #[error("the topic is being deleted")]
     Deleted,
-    /// Nothing was appended: the topic's keys are revoked or disabled.
+    /// Nothing was appended: the topic's keys are revoked.
     #[error("the topic's encryption key cannot be used: {detail}")]
     KeyUnusable {
         /// Why.
+        detail: String,
+    },
+    /// Nothing was appended: nothing can be sealed until an operator enables the key or makes another.
+    #[error("the topic has no encryption key in use: {detail}")]
+    KeyDisabled {
+        /// Why, and what to do.
         detail: String,
     },
     /// Nothing was appended: no lease, no quorum at the vault, or too much in flight. Retry later.
@@ -246,6 +252,11 @@ impl From<&AppendError> for peer::Refused {
                 refused.detail.clone_from(detail);
                 Reason::KeyUnusable
             }
+            AppendError::KeyDisabled { detail } => {
+                refused.detail.clone_from(detail);
+                refused.may_return = true;
+                Reason::KeyUnusable
+            }
             AppendError::Busy { detail } => {
                 refused.detail.clone_from(detail);
                 Reason::Busy
@@ -284,6 +295,7 @@ impl From<peer::Refused> for AppendError {
             Reason::Forgotten => Self::Forgotten { now_ms: refused.now_ms },
             Reason::Archived => Self::Archived,
             Reason::Deleted => Self::Deleted,
+            Reason::KeyUnusable if refused.may_return => Self::KeyDisabled { detail: refused.detail },
             Reason::KeyUnusable => Self::KeyUnusable { detail: refused.detail },
             Reason::Busy => Self::Busy { detail: refused.detail },
             Reason::DiskFull => Self::DiskFull,
@@ -347,6 +359,7 @@ mod tests {
             AppendError::Archived,
             AppendError::Deleted,
             AppendError::KeyUnusable { detail: "revoked".to_owned() },
+            AppendError::KeyDisabled { detail: "disabled".to_owned() },
             AppendError::Busy { detail: "no lease".to_owned() },
             AppendError::DiskFull,
             AppendError::TooLarge,

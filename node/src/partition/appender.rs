@@ -103,10 +103,16 @@ pub enum PublishError {
     /// Not stored, and it never will be: it does not fit into a batch.
     #[error("maximum event size has been exceeded")]
     TooLarge,
-    /// Not stored: the topic's keys are revoked or disabled.
+    /// Not stored: the topic's keys are revoked.
     #[error("the topic cannot be written: {detail}")]
     KeyUnusable {
         /// Why.
+        detail: String,
+    },
+    /// Not stored: nothing can be sealed until an operator enables the key or makes another.
+    #[error("the topic cannot be written now: {detail}")]
+    KeyDisabled {
+        /// Why, and what to do.
         detail: String,
     },
     /// Not stored: a newer epoch of the producer session writes.
@@ -515,6 +521,8 @@ impl Appender {
             AppendError::Forgotten { now_ms } => return self.forgotten(now_ms),
             AppendError::Fenced { epoch } => return Next::GiveUp(PublishError::Fenced { epoch }),
             AppendError::KeyUnusable { detail } => return Next::GiveUp(PublishError::KeyUnusable { detail }),
+            // The stream lives on: an operator may rotate the ring or enable a version at any moment.
+            AppendError::KeyDisabled { detail } => PublishError::KeyDisabled { detail },
             AppendError::Archived => PublishError::Archived,
             AppendError::Deleted => PublishError::Deleted,
             AppendError::TooLarge => PublishError::TooLarge,

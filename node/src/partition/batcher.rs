@@ -244,6 +244,7 @@ mod tests {
             AppendError::Archived,
             AppendError::Deleted,
             AppendError::KeyUnusable { detail: String::new() },
+            AppendError::KeyDisabled { detail: String::new() },
             AppendError::Busy { detail: String::new() },
             AppendError::DiskFull,
             AppendError::TooLarge,

@@ -13,9 +13,12 @@ pub enum KeysError {
     /// No lease, or no vault to get one from. Retry later.
     #[error("encryption keys are not available now: {0}")]
     Unavailable(String),
-    /// The key was revoked or disabled, or was never this project's. Retrying is of no use.
+    /// The key was revoked, or was never this project's. Retrying is of no use.
     #[error("{0}")]
     Unusable(String),
+    /// The key is disabled, or none is active, until an operator changes that.
+    #[error("{0}")]
+    Disabled(String),
     /// The process does not hold the key: [`Keys::ensure`] it, then try again.
     #[error("the data key is not held by this process")]
     NotHeld(DekId),
@@ -86,10 +89,10 @@ pub trait Keys: Send + Sync + 'static {
     /// Begins a use of the key.
     fn begin_use(&self, dek: DekId) -> Result<KeyUse, KeysError>;
 
-    /// Refuses a ring that is known to be revoked as a whole: nothing will ever be sealed or opened under it again.
-    fn refuse_revoked(&self, ring: RingId) -> Result<(), KeysError>;
+    /// Refuses a ring that is known to be revoked or disabled as a whole: nothing is sealed or opened under it, for ever or for now.
+    fn refuse_ring(&self, ring: RingId) -> Result<(), KeysError>;
 
-    /// Changes whenever keys die, so that whoever waits can look again.
+    /// Changes whenever keys die, are disabled or enabled, so that whoever waits can look again.
     fn deaths(&self) -> watch::Receiver<u64>;
 }
 
@@ -98,6 +101,7 @@ impl From<KeyError> for KeysError {
         let message = error.to_string();
         match error {
             KeyError::Revoked { .. } | KeyError::NotGranted { .. } => Self::Unusable(message),
+            KeyError::Disabled { .. } | KeyError::NoActiveVersion { .. } => Self::Disabled(message),
             KeyError::Unknown { dek } => Self::NotHeld(dek),
             KeyError::NoLease | KeyError::Busy { .. } | KeyError::Vault(_) => Self::Unavailable(message),
             KeyError::Damaged | KeyError::Newer(_) => Self::Damaged,
@@ -159,8 +163,8 @@ impl Keys for Holder {
         Ok(Box::new(Holder::begin_use(self, dek)?))
     }
 
-    fn refuse_revoked(&self, ring: RingId) -> Result<(), KeysError> {
-        Ok(Holder::refuse_revoked(self, ring)?)
+    fn refuse_ring(&self, ring: RingId) -> Result<(), KeysError> {
+        Ok(Holder::refuse_ring(self, ring)?)
     }
 
     fn deaths(&self) -> watch::Receiver<u64> {

@@ -250,8 +250,8 @@ impl Reach {
     ///
     /// # Errors
     /// [`KeysError::Unusable`].
-    pub(crate) fn refuse_revoked(&self) -> Result<(), KeysError> {
-        self.keys().map_or(Ok(()), |keys| keys.refuse_revoked(self.ring))
+    pub(crate) fn refuse_ring(&self) -> Result<(), KeysError> {
+        self.keys().map_or(Ok(()), |keys| keys.refuse_ring(self.ring))
     }
 }
 

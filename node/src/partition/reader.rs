@@ -204,8 +204,8 @@ impl Reader {
     ///
     /// # Errors
     /// [`KeysError::Unusable`].
-    pub(crate) fn refuse_revoked(&self) -> Result<(), KeysError> {
-        self.partition.refuse_revoked()
+    pub(crate) fn refuse_ring(&self) -> Result<(), KeysError> {
+        self.partition.refuse_ring()
     }
 }
 

@@ -168,7 +168,7 @@ impl Keys for OpenKeys {
         self.check(dek).map(|()| Box::new(OpenUse(self.severed.clone(), Arc::clone(&self.uses))) as KeyUse)
     }
 
-    fn refuse_revoked(&self, _: RingId) -> Result<(), KeysError> {
+    fn refuse_ring(&self, _: RingId) -> Result<(), KeysError> {
         let revoked = self.revoked.load(Ordering::SeqCst);
         if revoked { Err(KeysError::Unusable("the ring was revoked".to_owned())) } else { Ok(()) }
     }

@@ -34,7 +34,7 @@ use super::wire::{self, Call};
 use super::{EVENT_MAX, REQUEST_MAX, Shared};
 use crate::catalog::TopicState;
 use crate::partition::metrics::Online;
-use crate::partition::{Admission, Appender, Numbering, Reach, Submission, made_at};
+use crate::partition::{Admission, Appender, KeysError, Numbering, Reach, Submission, made_at};
 use crate::quota::Meter;
 use crate::status::{self, text};
 
@@ -218,7 +218,7 @@ impl Intake {
                 // The replying side has ended the stream.
                 _ = &mut halted => return,
                 status = &mut ended => break Err(status),
-                _ = deaths.changed() => match self.refuse_revoked() {
+                _ = deaths.changed() => match self.refuse_ring() {
                     Ok(()) => continue,
                     Err(status) => break Err(status),
                 },
@@ -241,10 +241,11 @@ impl Intake {
         let _ = self.runs.send(Run::End(end)).await;
     }
 
-    /// Ends the stream when the ring of a topic that it publishes to, or of every topic that it could, is revoked as a whole.
-    fn refuse_revoked(&self) -> Result<(), Status> {
+    /// Ends the stream when the ring of a topic that it publishes to, or of every topic that it could, is revoked as a whole. A ring that
+    /// is disabled comes back: until then each event is refused by itself.
+    fn refuse_ring(&self) -> Result<(), Status> {
         let keys = self.shared.parts.partitions.keys();
-        let refusal = |ring| keys.refuse_revoked(ring).err();
+        let refusal = |ring| keys.refuse_ring(ring).err().filter(|error| matches!(error, KeysError::Unusable(_)));
         let used = self.topics.values().find_map(|destination| refusal(destination.partition.ring()));
         let error = used.or_else(|| {
             let scope = self.scope.topics(&self.shared);

@@ -158,7 +158,7 @@ impl Replies {
                     Err(error) => {
                         observe_refused(status::publish_cause(&error), local_ids.len() as u64);
                         match status::publish_failed(&error) {
-                            Refusal::Nack(code, reason) => self.nack(local_ids, code, reason),
+                            Refusal::Nack(code, reason) => self.nack(local_ids, code, &reason),
                             Refusal::End(status) => return Err(status),
                         }
                     }

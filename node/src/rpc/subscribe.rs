@@ -283,7 +283,7 @@ impl Subscriber {
             return Ok(());
         }
         self.deaths.mark_unchanged();
-        let mut refused = self.feeds.iter().filter_map(|feed| feed.reader.refuse_revoked().err());
+        let mut refused = self.feeds.iter().filter_map(|feed| feed.reader.refuse_ring().err());
         refused.next().map_or(Ok(()), |error| Err(status::key_failed(&error)))
     }
 

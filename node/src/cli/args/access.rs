@@ -1,4 +1,4 @@
-//! What `ensign project`, `apikey`, `key` and `status` take.
+//! What `ensign project`, `apikey` and `status` take.
 
 use std::path::PathBuf;
 
@@ -68,54 +68,6 @@ pub enum ApiKeyCommand {
     Revoke {
         /// Its id or client id.
         key: String,
-        /// Do not ask.
-        #[arg(long)]
-        yes: bool,
-        /// Connection.
-        #[command(flatten)]
-        client: ClientArgs,
-    },
-}
-
-/// `ensign key`.
-#[derive(Debug, Subcommand)]
-pub enum KeyCommand {
-    /// List key rings and their versions.
-    List {
-        /// Only those of the project with this id.
-        #[arg(long, value_name = "ID")]
-        project: Option<String>,
-        /// Connection.
-        #[command(flatten)]
-        client: ClientArgs,
-    },
-    /// Make a new active version; stored events stay readable.
-    Rotate {
-        /// The ring's id. Default: that of the project that the credentials are for.
-        #[arg(long, value_name = "ID")]
-        ring: Option<String>,
-        /// Connection.
-        #[command(flatten)]
-        client: ClientArgs,
-    },
-    /// Destroy versions of a key for ever: nobody reads again what was sealed under them.
-    #[command(
-        after_help = "Waits until no node can open the data any more: usually a moment, at worst the lease wait (about 15 seconds).
-
-Examples:
-  ensign key revoke --version 3
-  ensign key revoke --all --yes"
-    )]
-    Revoke {
-        /// The ring's id. Default: that of the project that the credentials are for.
-        #[arg(long, value_name = "ID")]
-        ring: Option<String>,
-        /// The version to destroy.
-        #[arg(long, value_name = "N", required_unless_present = "all", value_parser = clap::value_parser!(u32).range(1..))]
-        version: Option<u32>,
-        /// Destroy every version.
-        #[arg(long, conflicts_with = "version")]
-        all: bool,
         /// Do not ask.
         #[arg(long)]
         yes: bool,

@@ -80,7 +80,7 @@ impl End {
     /// A key that is gone, or was never held, is no obstacle: another one may do. Without any lease there is none.
     fn of_key(error: KeysError) -> Self {
         match error {
-            KeysError::NotHeld(_) | KeysError::Unusable(_) => Self::Again,
+            KeysError::NotHeld(_) | KeysError::Unusable(_) | KeysError::Disabled(_) => Self::Again,
             KeysError::Unavailable(_) | KeysError::Damaged | KeysError::Failed(_) => Self::Key(error),
         }
     }

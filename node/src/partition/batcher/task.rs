@@ -93,6 +93,7 @@ impl Task {
     async fn key_failed(&mut self, error: &KeysError, stop: &Stop) {
         let refusal = match error {
             KeysError::Unusable(detail) => AppendError::KeyUnusable { detail: detail.clone() },
+            KeysError::Disabled(detail) => AppendError::KeyDisabled { detail: detail.clone() },
             KeysError::Unavailable(_) | KeysError::NotHeld(_) | KeysError::Damaged | KeysError::Failed(_) => {
                 warn!(topic = %self.parts.context.topic, %error, "no key to seal with");
                 AppendError::Busy { detail: error.to_string() }
@@ -186,8 +187,8 @@ impl BatcherParts {
             let ensured = within_deadline(self.keys.ensure(self.context, row.wrapped)).await;
             match ensured {
                 Ok(()) if !self.keys.should_roll_over(row.dek) => return Ok(row.dek),
-                // Its version is revoked, or it is worn out.
-                Ok(()) | Err(KeysError::Unusable(_) | KeysError::NotHeld(_)) => {}
+                // Its version is revoked or disabled, or it is worn out.
+                Ok(()) | Err(KeysError::Unusable(_) | KeysError::Disabled(_) | KeysError::NotHeld(_)) => {}
                 Err(error) => return Err(error.into()),
             }
         }

@@ -118,6 +118,7 @@ async fn an_event_whose_first_attempt_was_lost_is_not_nacked_for_what_is_said_of
         AppendError::Deleted,
         AppendError::TooLarge,
         AppendError::KeyUnusable { detail: "revoked".to_owned() },
+        AppendError::KeyDisabled { detail: "revoked".to_owned() },
         AppendError::Fenced { epoch: 7 },
         AppendError::Spent { sequence: 1 },
         AppendError::Forgotten { now_ms: 7 },

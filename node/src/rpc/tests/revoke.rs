@@ -52,6 +52,84 @@ async fn idle_streams_are_told_when_their_ring_is_revoked() {
     assert!(status.message().contains("revoked"), "{status:?}");
 }
 
+/// The same for taking something out of use.
+async fn disable(vault: &TestVault, ring: RingId, version: Option<KeyVersion>) {
+    let disabled = vault.disable(ring, version);
+    tokio::time::timeout(Duration::from_secs(20), disabled).await.expect("every use of the key ends").unwrap();
+}
+
+/// Publishes until an event is stored: holders of this double hear that a key is enabled when they renew.
+async fn stored(publisher: &mut Publisher, topic: TopicId, text: &str) {
+    let settled = async {
+        loop {
+            publisher.event(topic, text.as_bytes()).await;
+            match publisher.next().await.unwrap().unwrap() {
+                api::publisher_reply::Embed::Ack(_) => return,
+                api::publisher_reply::Embed::Nack(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                other => panic!("neither an ack nor a nack: {other:?}"),
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), settled).await.expect("publishing goes on");
+}
+
+#[tokio::test]
+async fn a_disabled_ring_tells_its_readers_and_refuses_events_until_it_is_enabled() {
+    let (server, vault) = Server::start_sealed().await;
+    let topic = server.create("listens").await;
+    server.publish(topic, &["old"]).await;
+    let mut at_tail = server.subscribe(api::Subscription::default()).await;
+    let mut publisher = server.publisher().await;
+    publisher.event(topic, b"before").await;
+    publisher.ack().await;
+    assert_eq!(at_tail.data(1).await, ["before"]);
+    let ring = server.ring();
+    disable(&vault, ring, None).await;
+
+    let why = format!("key ring {ring} is disabled until `ensign key enable --ring {ring} --all`");
+    let unreadable = format!("FailedPrecondition: these events cannot be read now: {why}");
+    assert_eq!(shown(&at_tail.end().await), unreadable, "who waits for more is told");
+    assert_eq!(shown(&server.query("SELECT * FROM listens").await.unwrap_err()), unreadable);
+    assert_eq!(shown(&server.subscribe(earliest()).await.end().await), unreadable);
+    publisher.event(topic, b"meanwhile").await;
+    let nack = publisher.nack().await;
+    assert_eq!(nack.code(), api::nack::Code::PermissionDenied);
+    assert_eq!(nack.error, format!("the topic cannot be written now: {why}"));
+
+    vault.enable(ring, None);
+    stored(&mut publisher, topic, "after").await;
+    assert_eq!(server.query("SELECT * FROM listens").await.unwrap(), ["old", "before", "after"], "on the same stream");
+}
+
+#[tokio::test]
+async fn publishing_without_an_active_version_is_nacked_with_the_remedy_and_goes_on_when_that_is_taken() {
+    let (server, vault) = Server::start_sealed().await;
+    let topic = server.create("listens").await;
+    server.publish(topic, &["first era"]).await;
+    let mut publisher = server.publisher().await;
+    let ring = server.ring();
+    revoke(&vault, ring, Some(KeyVersion(1))).await;
+    publisher.event(topic, b"no key").await;
+    let nack = publisher.nack().await;
+    let expected = format!(
+        "the topic cannot be written now: key ring {ring} has no active version: `ensign key rotate --ring {ring}` makes one"
+    );
+    assert_eq!(nack.error, expected);
+    vault.rotate(ring);
+    stored(&mut publisher, topic, "second era").await;
+
+    disable(&vault, ring, Some(KeyVersion(2))).await;
+    publisher.event(topic, b"no key either").await;
+    let nack = publisher.nack().await;
+    let enable = format!("`ensign key enable --ring {ring} --version 2` takes it back into use");
+    assert!(nack.error.contains(&enable), "{}", nack.error);
+    let mut reader = server.subscribe(earliest()).await;
+    let status = reader.end().await;
+    assert!(status.message().contains("version 1 of key ring"), "{status:?}");
+    vault.enable(ring, Some(KeyVersion(2)));
+    stored(&mut publisher, topic, "the same era").await;
+}
+
 #[tokio::test]
 async fn revoking_a_version_ends_only_those_who_read_what_it_sealed() {
     let (server, vault) = Server::start_sealed().await;

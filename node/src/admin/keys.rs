@@ -1,0 +1,176 @@
+//! Key rings as administrators change them. What a change does to keys is the vault's; here is who may ask for it, and for what.
+
+use std::time::Duration;
+
+use ensign_keyvault::{CallError, RingInfo};
+use ensign_proto::pb::admin::v1 as pb;
+use ensign_proto::{Algorithm, ClusterVersion, KeyVersion};
+use tonic::Status;
+use tracing::info;
+
+use super::scope::Caller;
+use super::{Service, Shared, convert, status};
+
+/// How long a revocation cools off where nothing is said.
+const COOLING_OFF: Duration = Duration::from_hours(7 * 24);
+
+/// Older voters of the vault cannot read the commands that these calls write.
+async fn require(shared: &Shared) -> Result<(), Status> {
+    shared.catalog.require(ClusterVersion::V2).await.map_err(|failure| status::write_failed(&failure))
+}
+
+fn answer(changed: Result<RingInfo, CallError>) -> Result<pb::KeyRing, Status> {
+    changed.map(|ring| convert::ring(&ring)).map_err(|error| status::vault(&error))
+}
+
+/// A version from 1, or all (`None`).
+fn which(version: Option<u32>, all: bool) -> Result<Option<KeyVersion>, Status> {
+    match (version, all) {
+        (Some(version), false) if version > 0 => Ok(Some(KeyVersion(version))),
+        (None, true) => Ok(None),
+        _ => Err(Status::invalid_argument("say which version, from 1, or all")),
+    }
+}
+
+fn algorithm(wire: i32) -> Result<Option<Algorithm>, Status> {
+    match pb::KeyAlgorithm::try_from(wire) {
+        Ok(pb::KeyAlgorithm::Unspecified) => Ok(None),
+        Ok(pb::KeyAlgorithm::Aes256Gcm) => Ok(Some(Algorithm::Aes256Gcm)),
+        Ok(pb::KeyAlgorithm::Aes192Gcm) => Ok(Some(Algorithm::Aes192Gcm)),
+        Ok(pb::KeyAlgorithm::Aes128Gcm) => Ok(Some(Algorithm::Aes128Gcm)),
+        Err(_) => Err(Status::invalid_argument("algorithm: it is AES256_GCM, AES192_GCM or AES128_GCM")),
+    }
+}
+
+fn duration(wire: Option<prost_types::Duration>, field: &str) -> Result<Option<Duration>, Status> {
+    let wrong = |_| Status::invalid_argument(format!("{field} is no span of time, or a negative one"));
+    wire.map(Duration::try_from).transpose().map_err(wrong)
+}
+
+pub(super) async fn create(
+    shared: &Shared,
+    caller: &Caller,
+    request: &pb::CreateKeyRingRequest,
+) -> Result<pb::KeyRing, Status> {
+    let project = caller.project(shared, &request.project_id)?;
+    let algorithm = algorithm(request.algorithm)?.unwrap_or_default();
+    if request.name.is_empty() {
+        return Err(Status::invalid_argument("name: a key ring beside the project's own needs one"));
+    }
+    require(shared).await?;
+    let made = shared.vault.create_named_ring(&Service::actor(caller), project.id, &request.name, algorithm).await;
+    let ring = answer(made)?;
+    info!(ring = %ring.id, project = %project.id, by = %caller.claims.subject, "a key ring was made");
+    Ok(ring)
+}
+
+pub(super) async fn describe(
+    shared: &Shared,
+    caller: &Caller,
+    request: &pb::DescribeKeyRequest,
+) -> Result<pb::KeyRing, Status> {
+    let ring = caller.ring(shared, &request.ring_id, &request.project_id).await?;
+    answer(shared.vault.ring(ring).await)
+}
+
+/// What is done to what a request names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Switch {
+    Disable,
+    Enable,
+    CancelRevoke,
+}
+
+pub(super) async fn switch(
+    shared: &Shared,
+    caller: &Caller,
+    request: &pb::SwitchKeyRequest,
+    switch: Switch,
+) -> Result<pb::KeyRing, Status> {
+    use pb::switch_key_request::Which;
+    let version = match request.which {
+        Some(Which::Version(version)) => which(Some(version), false)?,
+        Some(Which::All(all)) => which(None, all)?,
+        None => which(None, false)?,
+    };
+    let ring = caller.ring(shared, &request.ring_id, &request.project_id).await?;
+    require(shared).await?;
+    let (vault, actor) = (&shared.vault, Service::actor(caller));
+    let answer = answer(match switch {
+        Switch::Disable => vault.disable(&actor, ring, version, shared.lease.revoke_patience()).await,
+        Switch::Enable => vault.enable(&actor, ring, version).await,
+        Switch::CancelRevoke => vault.cancel_revoke(&actor, ring, version).await,
+    })?;
+    let by = &caller.claims.subject;
+    match switch {
+        Switch::Disable => info!(%ring, ?version, %by, "keys were disabled"),
+        Switch::Enable => info!(%ring, ?version, %by, "keys were enabled"),
+        Switch::CancelRevoke => info!(%ring, ?version, %by, "a scheduled revocation was cancelled"),
+    }
+    Ok(answer)
+}
+
+pub(super) async fn schedule_revoke(
+    shared: &Shared,
+    caller: &Caller,
+    request: &pb::ScheduleRevokeKeyRequest,
+) -> Result<pb::KeyRing, Status> {
+    use pb::schedule_revoke_key_request::Which;
+    let version = match request.which {
+        Some(Which::Version(version)) => which(Some(version), false)?,
+        Some(Which::All(all)) => which(None, all)?,
+        None => which(None, false)?,
+    };
+    let after = duration(request.after, "after")?.unwrap_or(COOLING_OFF);
+    let ring = caller.ring(shared, &request.ring_id, &request.project_id).await?;
+    require(shared).await?;
+    let scheduled = answer(shared.vault.schedule_revoke(&Service::actor(caller), ring, version, after).await)?;
+    info!(%ring, ?version, ?after, by = %caller.claims.subject, "keys are scheduled to be destroyed");
+    Ok(scheduled)
+}
+
+pub(super) async fn set(shared: &Shared, caller: &Caller, request: &pb::SetKeyRequest) -> Result<pb::KeyRing, Status> {
+    let (rotation, algorithm) = (duration(request.rotation, "rotation")?, algorithm(request.algorithm)?);
+    if rotation.is_none() && algorithm.is_none() {
+        return Err(Status::invalid_argument("nothing is set: say rotation, algorithm, or both"));
+    }
+    if rotation.is_some_and(|rotation| rotation.as_millis() == 0) {
+        return Err(Status::invalid_argument("rotation: it is a day at least, and two years (730 days) at most"));
+    }
+    let ring = caller.ring(shared, &request.ring_id, &request.project_id).await?;
+    require(shared).await?;
+    let changed = answer(shared.vault.set_ring(&Service::actor(caller), ring, rotation, algorithm).await)?;
+    info!(%ring, ?rotation, ?algorithm, by = %caller.claims.subject, "a key ring was set");
+    Ok(changed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_version_is_named_or_all() {
+        assert_eq!(which(Some(3), false).unwrap(), Some(KeyVersion(3)));
+        assert_eq!(which(None, true).unwrap(), None);
+        for (version, all) in [(Some(0), false), (None, false)] {
+            assert_eq!(which(version, all).unwrap_err().code(), tonic::Code::InvalidArgument);
+        }
+    }
+
+    #[test]
+    fn an_algorithm_that_is_not_known_is_refused_and_an_absent_one_is_absent() {
+        assert_eq!(algorithm(0).unwrap(), None);
+        assert_eq!(algorithm(3).unwrap(), Some(Algorithm::Aes128Gcm));
+        assert!(algorithm(9).unwrap_err().message().contains("AES192_GCM"));
+    }
+
+    #[test]
+    fn a_negative_span_is_refused_by_its_name() {
+        let negative = prost_types::Duration { seconds: -1, nanos: 0 };
+        assert_eq!(
+            duration(Some(negative), "after").unwrap_err().message(),
+            "after is no span of time, or a negative one"
+        );
+        assert_eq!(duration(None, "after").unwrap(), None);
+    }
+}
