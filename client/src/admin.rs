@@ -11,6 +11,8 @@ use crate::client::Client;
 use crate::connection::Repeat;
 use crate::error::CallError;
 
+/// How long a report may take: nodes that are silent are waited for 3 s, and an operator is waiting.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long [`Admin::revoke_key`] waits: longer than a cluster with the longest leases takes.
 pub const REVOKE_TIMEOUT: Duration = Duration::from_mins(3);
 
@@ -287,12 +289,15 @@ impl Admin {
         call!(self, Harmless, message, raise_version)
     }
 
-    /// What every node says of itself, also while the cluster has no quorum.
+    /// What every node says of itself. Without a quorum nobody can be known to be allowed to ask, and this is UNAVAILABLE: then a
+    /// node's own metrics port tells.
     pub async fn cluster_report(&self) -> Result<pb::ClusterReportReply, CallError> {
         let send = |channel: Channel, request| async move {
             AdminClient::new(channel).max_decoding_message_size(REPORT_MAX).cluster_report(request).await
         };
-        self.client.connection().call(Repeat::Harmless, pb::ClusterReportRequest {}, send).await
+        let connection = self.client.connection();
+        let patience = REPORT_TIMEOUT.min(connection.call_timeout());
+        connection.call_within(patience, Repeat::Harmless, pb::ClusterReportRequest {}, send).await
     }
 
     /// The cluster's nodes, or one of them.

@@ -161,6 +161,10 @@ impl Connection {
             if !again && transient {
                 return Err(CallError::OutcomeUnknown { message: status.message().to_owned() });
             }
+            if repeat == Repeat::Harmless && matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled) {
+                // Nothing was to be done, so there is no outcome that somebody could not know.
+                return Err(out_of_time(timeout, repeat));
+            }
             if !again || Instant::now() + pause >= deadline {
                 return Err(status.into());
             }

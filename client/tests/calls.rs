@@ -99,6 +99,13 @@ async fn a_call_that_writes_is_not_repeated_when_its_outcome_is_unknown() {
 }
 
 #[tokio::test]
+async fn a_call_that_reads_has_no_outcome_that_nobody_knows() {
+    let server = Server::start().await;
+    let error = server.client().topic_exists("x").await.unwrap_err();
+    assert!(matches!(error, CallError::Unavailable { .. }), "{error}");
+}
+
+#[tokio::test]
 async fn every_page_is_read() {
     let server = Server::start().await;
     let names: Vec<_> = server.client().topics().await.unwrap().into_iter().map(|topic| topic.name).collect();

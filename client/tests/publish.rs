@@ -96,6 +96,17 @@ async fn an_event_without_an_answer_is_of_unknown_outcome_at_its_deadline() {
 }
 
 #[tokio::test]
+async fn an_event_that_no_stream_could_store_says_what_the_last_one_ended_with() {
+    let server = Server::start().await;
+    server.state().break_publish_after.extend([1; 1000]);
+    let options = PublisherOptions { deadline: Duration::from_millis(300), ..PublisherOptions::default() };
+    let publisher = server.client().publisher("topic", options).await.unwrap();
+    let error = publisher.publish(Event::new("x")).await.unwrap().await.unwrap_err();
+    assert!(matches!(error, PublishError::OutcomeUnknown { cause: Some(_) }), "{error:?}");
+    assert!(error.to_string().contains("going away"), "{error}");
+}
+
+#[tokio::test]
 async fn the_window_bounds_what_waits_for_an_answer() {
     let server = Server::start().await;
     server.state().mute = true;

@@ -38,6 +38,8 @@ pub(super) struct Driver {
     handshake: pb::OpenStream,
     shared: Arc<Shared>,
     replies: Replies,
+    /// What the last stream ended with, until the next one brings an answer.
+    trouble: Option<CallError>,
 }
 
 /// A stream whose handshake is done; nothing was published on it yet.
@@ -83,7 +85,7 @@ impl Driver {
         handshake.topics = vec![opened.topic.to_string()];
         let shared = Arc::new(shared(opened.topic));
         begin(&shared, opened.start);
-        Ok((Self { client, handshake, shared: Arc::clone(&shared), replies: opened.replies }, shared))
+        Ok((Self { client, handshake, shared: Arc::clone(&shared), replies: opened.replies, trouble: None }, shared))
     }
 
     /// Runs until the publisher closes or no stream can help.
@@ -106,6 +108,7 @@ impl Driver {
                 return self.shared.end(PublishError::Stream(error));
             }
             info!(%error, topic = %self.shared.topic, "publish stream broke; opening another");
+            self.trouble = Some(error);
             if let Err(error) = self.reconnect(&mut backoff).await {
                 return self.shared.end(PublishError::Stream(error));
             }
@@ -143,9 +146,10 @@ impl Driver {
                     if let Err(error) = take_answers(&self.shared, chunk) {
                         return End::Broken(error);
                     }
+                    self.trouble = None;
                 }
                 _ = expiry.tick() => {
-                    expire(&self.shared);
+                    expire(&self.shared, self.trouble.as_ref());
                     if self.shared.window().closing {
                         let until = *farewell.get_or_insert_with(|| Instant::now() + FAREWELL);
                         if Instant::now() > until {
@@ -171,7 +175,7 @@ impl Driver {
             let outcome = loop {
                 tokio::select! {
                     outcome = &mut attempt => break outcome,
-                    _ = expiry.tick() => expire(&self.shared),
+                    _ = expiry.tick() => expire(&self.shared, self.trouble.as_ref()),
                 }
             };
             match outcome {
@@ -184,7 +188,10 @@ impl Driver {
                 // As in `connect`.
                 Err(CallError::Unauthenticated { .. }) if !rejected => rejected = true,
                 Err(error) if is_final(&error) => return Err(error),
-                Err(error) => info!(%error, "no publish stream yet"),
+                Err(error) => {
+                    info!(%error, "no publish stream yet");
+                    self.trouble = Some(error);
+                }
             }
         }
     }
@@ -196,14 +203,14 @@ fn begin(shared: &Arc<Shared>, start: tokio::sync::oneshot::Sender<Start>) {
     let _ = start.send(Start { shared: Arc::clone(shared), generation });
 }
 
-fn expire(shared: &Shared) {
+fn expire(shared: &Shared, cause: Option<&CallError>) {
     let mut freed = Freed::default();
     {
         let mut window = shared.window();
         if window.oldest_deadline().is_none_or(|deadline| deadline > Instant::now()) {
             return;
         }
-        window.expire(Instant::now(), &mut freed);
+        window.expire(Instant::now(), cause, &mut freed);
     }
     shared.free(freed);
 }

@@ -88,12 +88,15 @@ pub enum PublishError {
     /// be.
     #[error("the event may or may not be stored: {}", .cause.as_ref().map_or("no acknowledgement came before the deadline".to_owned(), ToString::to_string))]
     OutcomeUnknown {
-        /// What the stream ended with; `None` at the deadline.
+        /// What the last stream ended with; `None` where one was open at the deadline.
         cause: Option<CallError>,
     },
     /// The deadline passed before it could be sent. It is not stored.
-    #[error("the event could not be sent before the deadline; it is not stored")]
-    NotSent,
+    #[error("the event could not be sent before the deadline; it is not stored{}", .cause.as_ref().map_or(String::new(), |cause| format!(": {cause}")))]
+    NotSent {
+        /// Why there was no stream, where there was none.
+        cause: Option<CallError>,
+    },
     /// The stream cannot go on, and neither will another. What was not sent is not stored.
     #[error("cannot publish: {0}")]
     Stream(#[source] CallError),

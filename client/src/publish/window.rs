@@ -183,16 +183,17 @@ impl Window {
         self.repeated = self.first;
     }
 
-    /// Gives up every event whose deadline has passed.
-    pub(super) fn expire(&mut self, now: Instant, freed: &mut Freed) {
+    /// Gives up every event whose deadline has passed; `cause`: what the last stream ended with, while there is none.
+    pub(super) fn expire(&mut self, now: Instant, cause: Option<&CallError>, freed: &mut Freed) {
         // Deadlines rise with the numbers, as all events of a publisher get the same time.
         for slot in &mut self.slots {
             if slot.deadline > now {
                 break;
             }
             if let Some(waiting) = slot.outcome.take() {
-                let unknown = PublishError::OutcomeUnknown { cause: None };
-                let verdict = if slot.sent { unknown } else { PublishError::NotSent };
+                let cause = cause.cloned();
+                let verdict =
+                    if slot.sent { PublishError::OutcomeUnknown { cause } } else { PublishError::NotSent { cause } };
                 let _ = waiting.send(Err(verdict));
             }
         }
@@ -325,9 +326,9 @@ mod tests {
         let mut unsent = push(&mut window, past);
         let mut kept = push(&mut window, later());
         let mut freed = Freed::default();
-        window.expire(Instant::now(), &mut freed);
+        window.expire(Instant::now(), None, &mut freed);
         assert!(matches!(sent.try_recv().unwrap(), Err(PublishError::OutcomeUnknown { cause: None })));
-        assert!(matches!(unsent.try_recv().unwrap(), Err(PublishError::NotSent)));
+        assert!(matches!(unsent.try_recv().unwrap(), Err(PublishError::NotSent { cause: None })));
         assert!(kept.try_recv().is_err());
         assert_eq!((freed.events, window.first(), window.next()), (2, 3, 4));
         assert_eq!(send(&mut window), [3]);

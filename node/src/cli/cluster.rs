@@ -5,15 +5,14 @@ mod version;
 
 use std::time::Duration;
 
-use anyhow::Context as _;
-use ensign_client::admin_api as pb;
+use ensign_client::{CallError, admin_api as pb};
 use ensign_raft::env::{Clock as _, OsRng, SystemClock};
 use serde::Serialize;
 
 use super::args::{ClusterCommand, ClusterInitArgs, ClusterJoinArgs, NodeArgs, Output, TokenCommand};
 use super::connect::connect;
 use super::exit::UsageError;
-use super::output::{json, line, list, one, wire_time};
+use super::output::{json, line, list, note, one, wire_time};
 use crate::config::Label;
 use crate::join::{self, InitSpec, JoinSpec, Token};
 
@@ -83,6 +82,20 @@ For each further machine, `ensign cluster token create` prints what to run there
     }
 }
 
+/// What a node said, as for every other call; or that none could be reached, which may be tried again.
+fn of_join(error: anyhow::Error) -> anyhow::Error {
+    match error.downcast::<tonic::Status>() {
+        Ok(status) => CallError::from(status).into(),
+        Err(error)
+            if error.chain().any(|cause| cause.is::<std::io::Error>() || cause.is::<tokio::time::error::Elapsed>()) =>
+        {
+            let message = format!("{error:#}");
+            anyhow::Error::new(CallError::Unavailable { message })
+        }
+        Err(error) => usage(error),
+    }
+}
+
 /// What was typed cannot be carried out as things are on this machine.
 fn usage(error: anyhow::Error) -> anyhow::Error {
     if error.chain().any(<dyn std::error::Error>::is::<std::io::Error>) {
@@ -127,18 +140,15 @@ async fn token(command: TokenCommand) -> anyhow::Result<()> {
             let mut shown: ShownToken = reply.token.unwrap_or_default().into();
             shown.token = Some(reply.secret.clone());
             let until = shown.expires.clone().unwrap_or_default();
-            one(
-                client.output,
-                &shown,
-                format_args!(
-                    "{secret}
-
+            one(client.output, &shown, reply.secret)?;
+            // Beside the answer, so that `ensign cluster token create > FILE` makes a file for --token-file.
+            note(format_args!(
+                "
 It lets {uses} machine{s} join until {until}, and is not shown again. On the new machine:
   ensign cluster join --token TOKEN --seed HOST:PORT      HOST:PORT: the peer listener of any node that runs",
-                    secret = reply.secret,
-                    s = if uses == 1 { "" } else { "s" },
-                ),
-            )
+                s = if uses == 1 { "" } else { "s" },
+            ));
+            Ok(())
         }
         TokenCommand::List { client } => {
             let tokens = connect(&client)?.admin()?.join_tokens().await?;
@@ -172,9 +182,10 @@ async fn join(args: ClusterJoinArgs) -> anyhow::Result<()> {
     let [name, region, zone] = place(&args.node)?;
     let text = match (args.token, args.token_file) {
         (Some(token), _) => zeroize::Zeroizing::new(token),
-        (None, Some(path)) => zeroize::Zeroizing::new(
-            std::fs::read_to_string(&path).with_context(|| format!("cannot read the token file {}", path.display()))?,
-        ),
+        (None, Some(path)) => {
+            let unreadable = |error| UsageError(format!("cannot read the token file {}: {error}", path.display()));
+            zeroize::Zeroizing::new(std::fs::read_to_string(&path).map_err(unreadable)?)
+        }
         (None, None) => return Err(UsageError("name the token with --token or --token-file".to_owned()).into()),
     };
     let token: Token = text.parse().map_err(UsageError)?;
@@ -189,7 +200,7 @@ async fn join(args: ClusterJoinArgs) -> anyhow::Result<()> {
         data_dir: args.node.data_dir,
         root_key: args.node.root_key,
     };
-    let joined = join::join(&spec).await?;
+    let joined = join::join(&spec).await.map_err(of_join)?;
     let shown = ShownJoin {
         node: joined.node.0,
         name: joined.name,

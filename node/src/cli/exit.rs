@@ -144,7 +144,7 @@ fn publish(error: &PublishError) -> Exit {
             | NackCode::DeliverAgainNotMe => Exit::Failure,
         },
         PublishError::OutcomeUnknown { .. } => Exit::OutcomeUnknown,
-        PublishError::NotSent => Exit::Unavailable,
+        PublishError::NotSent { .. } => Exit::Unavailable,
         PublishError::Stream(cause) => call(cause),
         PublishError::Closed => Exit::Failure,
     }

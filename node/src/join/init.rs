@@ -46,6 +46,24 @@ pub struct Initialized {
     pub authority: PathBuf,
 }
 
+/// Refuses what is no address that others could call.
+///
+/// # Errors
+/// Port 0, or an address that means all of a machine's.
+pub(super) fn check_address(address: &str) -> anyhow::Result<()> {
+    let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
+    if port == "0" {
+        bail!("--address {address}: other nodes cannot call port 0; name the port of listen.peers, 5357 by default");
+    }
+    let ip = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+    if ip.is_ok_and(|ip| ip.is_unspecified()) {
+        bail!(
+            "--address {address}: that is every address of a machine; name the one at which other nodes reach this one"
+        );
+    }
+    Ok(())
+}
+
 /// Writes `ca.pem`, `ca.key`, `node.pem`, `node.key` and `ensign.toml` into the folder; the two keys for their owner alone. Nothing is
 /// overwritten: a folder that has any of them is refused.
 ///
@@ -64,6 +82,7 @@ pub fn init(spec: &InitSpec, now: UnixNanos, rng: &dyn Rng) -> anyhow::Result<In
     }
     let peer: PeerAddress =
         format!("{}={}", spec.node, spec.address).parse().map_err(|message: String| anyhow::anyhow!(message))?;
+    check_address(&spec.address)?;
     let mut random = [0; 10];
     rng.fill(&mut random);
     let cluster = ClusterId::new(now.as_millis(), random);
@@ -91,4 +110,21 @@ pub fn init(spec: &InitSpec, now: UnixNanos, rng: &dyn Rng) -> anyhow::Result<In
     write_public(&put("node.pem"), issued.certificate.as_bytes())?;
     write_public(&put("ensign.toml"), settings.text().as_bytes())?;
     Ok(Initialized { cluster, config: put("ensign.toml"), authority_key: put("ca.key"), authority: put("ca.pem") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_one_that_others_can_call() {
+        for good in ["10.0.0.1:5357", "[fd00::1]:5357", "node-1.example:5357"] {
+            check_address(good).unwrap();
+        }
+        for (bad, why) in [("10.0.0.1:0", "port 0"), ("0.0.0.0:5357", "every address"), ("[::]:5357", "every address")]
+        {
+            let refused = check_address(bad).unwrap_err().to_string();
+            assert!(refused.contains(bad) && refused.contains(why), "{refused}");
+        }
+    }
 }

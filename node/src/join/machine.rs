@@ -19,6 +19,7 @@ use tonic::transport::{Endpoint, Uri};
 use zeroize::Zeroizing;
 
 use super::Token;
+use super::init::check_address;
 use super::settings::{HEADLINE, Settings};
 use crate::config::{Label, PeerAddress};
 use crate::files::{write_public, write_secret};
@@ -83,6 +84,7 @@ pub async fn join(spec: &JoinSpec) -> anyhow::Result<Joined> {
     if let Some(path) = used.into_iter().flatten().next() {
         bail!("{} exists already: this folder belongs to a node; choose another one with --dir", path.display());
     }
+    spec.address.as_deref().map(check_address).transpose()?;
     let key = own_key(&spec.dir.join("node.key"))?;
     let request = CertificateParams::default().serialize_request(&key).context("cannot make a certificate request")?;
     let mut failure = anyhow::anyhow!("name a node of the cluster with --seed HOST:PORT (its peer listener)");

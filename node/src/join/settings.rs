@@ -30,7 +30,11 @@ impl Settings<'_> {
     pub(super) fn text(&self) -> String {
         let port = self.address.rsplit_once(':').map_or("5357", |(_, port)| port);
         let peers: Vec<String> = self.peers.iter().map(|peer| quoted(&peer.to_string())).collect();
-        let path = |path: &Path| quoted(&path.display().to_string());
+        // From wherever it is started: a path that depends on that would find an empty directory, and lose the node its number.
+        let path = |path: &Path| {
+            let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+            quoted(&absolute.display().to_string())
+        };
         format!(
             "{HEADLINE}`. Every other setting is at its default; see the ensign.toml of the distribution.\n\n\
              [node]\nid = {}\nname = {}\nregion = {}\nzone = {}\ndata_dir = {}\nroot_key = {}\n\n\

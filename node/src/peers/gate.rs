@@ -127,8 +127,10 @@ pub(super) enum Stranger {
     )]
     Twin { peer: NodeId, seen: u64, shown: u64 },
     #[error(
-        "node {peer} has lived before (life {seen}), and comes back without its data: what it promised is lost with it, so it may \
-         not vote under this number again. Give it a new node.id (`ensign cluster join` does), and remove node {peer}"
+        "node {peer} has lived before (life {seen}), and comes back without its data: its node.data_dir is empty. If the data is elsewhere, \
+         for example because a path in its settings depends on the folder that it is started in, correct node.data_dir. If it is lost, what \
+         the node promised is lost with it, and it may not vote under this number again: give it a new node.id (`ensign cluster \
+         join` does), and remove node {peer}"
     )]
     Wiped { peer: NodeId, seen: u64 },
     #[error(
@@ -179,6 +181,8 @@ pub(super) struct Gate {
     speaks: Speaks,
     peers: Mutex<BTreeMap<NodeId, Seen>>,
     removed: Mutex<BTreeSet<NodeId>>,
+    /// When somebody who is no peer was last complained about.
+    stranger: Mutex<Option<Instant>>,
     /// The cluster's version: who does not speak it is no peer.
     required: AtomicU32,
 }
@@ -195,7 +199,15 @@ impl Gate {
     /// For `me`, which has joined as `own` says or not yet. It knows nobody at first.
     pub(super) fn new(me: NodeId, own: Option<Membership>, speaks: Speaks) -> Self {
         let required = AtomicU32::new(ClusterVersion::V1.0);
-        Self { me, own, speaks, peers: Mutex::default(), removed: Mutex::default(), required }
+        Self {
+            me,
+            own,
+            speaks,
+            peers: Mutex::default(),
+            removed: Mutex::default(),
+            stranger: Mutex::default(),
+            required,
+        }
     }
 
     /// Refuses who does not speak this version, from here on.
@@ -307,14 +319,13 @@ impl Gate {
     fn complain(&self, peer: Option<NodeId>, stranger: &Stranger) {
         // A node without a cluster asks and is asked all the time: that is not worth a line.
         let mut peers = self.lock();
-        let seen = peers.get_mut(&peer.unwrap_or(self.me));
-        if let Some(seen) = seen {
-            if seen.complained.is_some_and(|last| last.elapsed() < COMPLAIN_EVERY) {
-                return;
-            }
-            seen.complained = Some(Instant::now());
+        let mut strangers = self.stranger.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever was removed, or never joined, is no peer, and tries as often as one.
+        let last = peers.get_mut(&peer.unwrap_or(self.me)).map_or(&mut *strangers, |seen| &mut seen.complained);
+        if last.is_none_or(|last| last.elapsed() >= COMPLAIN_EVERY) {
+            *last = Some(Instant::now());
+            error!(refused = %stranger, "a peer is not spoken to");
         }
-        error!(refused = %stranger, "a peer is not spoken to");
     }
 
     fn show(&self, headers: &mut HeaderMap) {

@@ -50,8 +50,13 @@ impl PeerReports {
 
     /// How every node is, and which partitions there are. Silent nodes are told as such.
     pub async fn gather(&self) -> pb::ClusterReportReply {
-        let mut listed: BTreeMap<NodeId, pb::PeerReport> =
-            self.catalog.nodes().iter().map(|node| (node.id, listed(node))).collect();
+        let mut listed: BTreeMap<NodeId, pb::PeerReport> = self
+            .catalog
+            .nodes()
+            .iter()
+            .filter(|node| is_of_the_cluster(node))
+            .map(|node| (node.id, listed(node)))
+            .collect();
         let me = self.reporter.me();
         listed.entry(me).or_insert_with(|| pb::PeerReport { node_id: me.0, ..Default::default() });
         let names = self.names();
@@ -130,6 +135,11 @@ impl PeerReports {
             Err(_elapsed) => Err(format!("no answer within {} seconds", PATIENCE.as_secs())),
         }
     }
+}
+
+/// One that was removed is in the catalog for ever, so that its number never comes back; nobody waits for its answer.
+fn is_of_the_cluster(node: &NodeRecord) -> bool {
+    node.state != NodeState::Removed
 }
 
 /// What the catalog says of a node.

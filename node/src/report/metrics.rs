@@ -54,19 +54,14 @@ pub(crate) fn describe() {
 pub(super) fn observe(report: &pb::NodeReport, alive: impl Fn(u64) -> bool, stays: impl Fn(u64) -> bool) {
     let led = || report.groups.iter().filter(|group| group.leader == report.node_id);
     let silent = |member: &&pb::MemberReport| member.node_id != report.node_id && !alive(member.node_id);
-    let under = led().filter(|group| group.members.iter().any(|it| it.voter && silent(&it))).count();
-    let lost = |group: &&pb::GroupReport| {
-        let voters = || group.members.iter().filter(|it| it.voter);
-        let gone = voters().filter(silent).count();
-        gone > 0 && gone * 2 >= voters().count()
-    };
+    let unwell = unwell(report, &alive);
     let lag = led().flat_map(|group| &group.members).filter(|it| !silent(it)).map(|it| it.lag).max();
     let fenced = report.groups.iter().filter(|group| group.health == "fenced").count();
     gauge!(REPLICAS).set(report.replicas as f64);
-    gauge!(LEADERLESS).set(report.groups.iter().filter(|group| group.leader == 0).count() as f64);
+    gauge!(LEADERLESS).set(unwell.leaderless as f64);
     gauge!(DAMAGED).set(report.damaged as f64 + fenced as f64);
-    gauge!(UNDER_REPLICATED).set(under as f64);
-    gauge!(WITHOUT_QUORUM).set(led().filter(lost).count() as f64);
+    gauge!(UNDER_REPLICATED).set(unwell.under_replicated as f64);
+    gauge!(WITHOUT_QUORUM).set(unwell.without_quorum as f64);
     gauge!(LAG).set(lag.unwrap_or(0) as f64);
     gauge!(UNCOMMITTED).set(led().filter(|group| group.last_log_index > group.committed_index).count() as f64);
     for (id, name) in [(GroupId::CATALOG, "catalog"), (GroupId::VAULT, "vault")] {
@@ -80,6 +75,29 @@ pub(super) fn observe(report: &pb::NodeReport, alive: impl Fn(u64) -> bool, stay
     gauge!(DISK).set(report.disk_bytes as f64);
     gauge!(DISK_FREE).set(report.disk_free_bytes as f64);
     gauge!(READY).set(f64::from(u8::from(report.phase == "serving" && report.troubles.is_empty())));
+}
+
+/// How many groups lack something.
+#[derive(Debug, PartialEq, Eq)]
+struct Unwell {
+    leaderless: usize,
+    under_replicated: usize,
+    without_quorum: usize,
+}
+
+/// Who leads tells of its group; of one that nobody leads, whoever is left.
+fn unwell(report: &pb::NodeReport, alive: impl Fn(u64) -> bool) -> Unwell {
+    let answers = |node: u64| node == report.node_id || alive(node);
+    // A replica goes on naming its leader when that has died.
+    let leaderless = |group: &&pb::GroupReport| group.leader == 0 || !answers(group.leader);
+    let told = || report.groups.iter().filter(|group| group.leader == report.node_id || leaderless(group));
+    let voters = |group: &pb::GroupReport| group.members.iter().filter(|it| it.voter).count();
+    let gone = |group: &pb::GroupReport| group.members.iter().filter(|it| it.voter && !answers(it.node_id)).count();
+    Unwell {
+        leaderless: report.groups.iter().filter(leaderless).count(),
+        under_replicated: told().filter(|group| gone(group) > 0).count(),
+        without_quorum: told().filter(|group| gone(group) > 0 && gone(group) * 2 >= voters(group)).count(),
+    }
 }
 
 /// How many voters a group that this node leads could have with those of its members that answer and stay; 0 if another node
@@ -101,6 +119,22 @@ mod tests {
         let members = (1..=voters + learners).map(member).collect();
         let group = pb::GroupReport { group_id: GroupId::CATALOG.0, leader, members, ..pb::GroupReport::default() };
         pb::NodeReport { node_id: 1, groups: vec![group], ..pb::NodeReport::default() }
+    }
+
+    #[test]
+    fn whoever_is_left_tells_of_a_group_whose_leader_died() {
+        let counts = |leader, alive: &[u64]| {
+            let Unwell { leaderless, under_replicated, without_quorum } =
+                unwell(&led_by(leader, 3, 0), |node| alive.contains(&node));
+            [leaderless, under_replicated, without_quorum]
+        };
+        assert_eq!(counts(1, &[2, 3]), [0, 0, 0]);
+        assert_eq!(counts(1, &[2]), [0, 1, 0]);
+        assert_eq!(counts(1, &[]), [0, 1, 1], "it leads in name only");
+        assert_eq!(counts(2, &[2]), [0, 0, 0], "its leader tells");
+        assert_eq!(counts(2, &[3]), [1, 1, 0], "an election is on");
+        assert_eq!(counts(2, &[]), [1, 1, 1]);
+        assert_eq!(counts(0, &[2, 3]), [1, 0, 0]);
     }
 
     #[test]

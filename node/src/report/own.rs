@@ -95,7 +95,8 @@ impl Reporter {
     /// How this node is now. Names of groups are empty.
     pub fn own(&self) -> pb::NodeReport {
         let parts = &self.parts;
-        let groups = parts.runtime.groups();
+        let (groups, liveness) = (parts.runtime.groups(), parts.runtime.liveness());
+        let answers = |node| node == parts.me || liveness.is_alive(node);
         let wall = parts.clock.wall();
         let (disk_bytes, disk_free_bytes) = disk(&parts.data_dir).unwrap_or_default();
         pb::NodeReport {
@@ -115,7 +116,7 @@ impl Reporter {
             damaged: parts.partitions.damaged() as u64,
             groups: groups
                 .iter()
-                .filter(|group| group.leadership.leads(parts.me) || !is_well(group))
+                .filter(|group| group.leadership.leads(parts.me) || !is_well(group, answers))
                 .take(GROUPS_MAX)
                 .map(group_report)
                 .collect(),
@@ -148,8 +149,9 @@ pub(crate) fn vault_report(vault: &Vault) -> pb::VaultReport {
     }
 }
 
-fn is_well(group: &GroupStatus) -> bool {
-    group.health == GroupHealth::Running && group.leadership.leader.is_some()
+/// A replica goes on naming its leader when that has died, and without a majority nobody follows it.
+fn is_well(group: &GroupStatus, answers: impl Fn(NodeId) -> bool) -> bool {
+    group.health == GroupHealth::Running && group.leadership.leader.is_some_and(answers)
 }
 
 fn group_report(status: &GroupStatus) -> pb::GroupReport {
@@ -242,9 +244,17 @@ mod tests {
     }
 
     #[test]
+    fn a_group_whose_leader_died_is_not_well() {
+        let led = |leader| status(Some(leader), &[]);
+        assert!(is_well(&led(2), |node| node == NodeId(2)));
+        assert!(!is_well(&led(2), |node| node != NodeId(2)));
+        assert!(!is_well(&status(None, &[]), |_| true));
+    }
+
+    #[test]
     fn a_fenced_replica_says_why() {
         let fenced = GroupStatus { health: GroupHealth::Fenced { cause: "bad page".into() }, ..status(None, &[]) };
-        assert!(!is_well(&fenced));
+        assert!(!is_well(&fenced, |_| true));
         let report = group_report(&fenced);
         assert_eq!((report.health.as_str(), report.cause.as_str(), report.leader), ("fenced", "bad page", 0));
     }
