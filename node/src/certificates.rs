@@ -1,10 +1,10 @@
 //! Certificates while a node runs: TLS for client listeners, files that are replaced, and how long what is in use lasts.
 //!
 //! Every few seconds the files are looked at. What is new and good is used by the next handshake, in either direction; connections
-//! that are open live on. What is new and bad is complained about, and what was there before stays in use.
+//! that are open live on. What is new and bad, or not valid at this time, is complained about, and what was there before stays in use.
 
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -107,6 +107,26 @@ pub(crate) fn validity(path: &Path) -> Option<(UnixNanos, UnixNanos)> {
     Some((nanos(validity.not_before.timestamp()), nanos(validity.not_after.timestamp())))
 }
 
+/// Whether a certificate that was read from a file may be used now.
+///
+/// # Errors
+/// A sentence: it is over, or has not begun.
+fn timely(path: &Path, (from, until): (UnixNanos, UnixNanos), now: UnixNanos) -> Result<(), String> {
+    let file = path.display();
+    if until <= now {
+        return Err(format!("{file} ended at {}", time(until)));
+    }
+    if from > now {
+        return Err(format!("{file} is valid from {} on, and here it is {}", time(from), time(now)));
+    }
+    Ok(())
+}
+
+fn time(at: UnixNanos) -> String {
+    let seconds = i64::try_from(at.0 / 1_000_000_000).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_second(seconds).map(|time| time.to_string()).unwrap_or_default()
+}
+
 /// What a node's certificates are read from, and where what is read goes.
 pub(crate) struct Certificates {
     pub(crate) node: NodeId,
@@ -123,6 +143,44 @@ type Stamp = Vec<Option<(i64, i64, u64, u64)>>;
 fn stamp(paths: &[&Path]) -> Stamp {
     let of = |path: &Path| std::fs::metadata(path).ok().map(|it| (it.mtime(), it.mtime_nsec(), it.ino(), it.len()));
     paths.iter().map(|path| of(path)).collect()
+}
+
+/// Files that are looked at again and again.
+struct Files {
+    used: Stamp,
+    /// What was there when they were last looked at, and is not in use.
+    refused: Option<Stamp>,
+}
+
+/// Whether files are seen for the first time as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum First {
+    Time,
+    /// They were refused before; what is not valid yet may be now.
+    NotAnyMore,
+}
+
+impl Files {
+    fn new(paths: &[&Path]) -> Self {
+        Self { used: stamp(paths), refused: None }
+    }
+
+    /// Whether something else is there than what is in use.
+    fn changed(&mut self, paths: &[&Path]) -> Option<First> {
+        let now = stamp(paths);
+        if now == self.used {
+            return None;
+        }
+        let known = self.refused.replace(now.clone()).is_some_and(|refused| refused == now);
+        Some(if known { First::NotAnyMore } else { First::Time })
+    }
+
+    /// What was there at the last look is in use.
+    fn settle(&mut self) {
+        if let Some(now) = self.refused.take() {
+            self.used = now;
+        }
+    }
 }
 
 impl Certificates {
@@ -142,60 +200,94 @@ impl Certificates {
             Unit::Seconds,
             "When the certificate in use ends, in Unix time, by what it is used for"
         );
-        let (mut peers, mut clients) = (stamp(&self.peer_files()), stamp(&self.client_files()));
+        let (mut peers, mut clients) = (Files::new(&self.peer_files()), Files::new(&self.client_files()));
         let mut watches = [Ending::new("peers"), Ending::new("authority"), Ending::new("clients")];
+        self.note(&mut watches, &[0, 1, 2]);
+        for (watch, path) in watches.iter().zip(self.paths()) {
+            if let Some((path, valid)) = path.zip(watch.in_use)
+                && let Err(error) = timely(path, valid, self.clock.wall())
+            {
+                error!(usage = watch.usage, %error, "this certificate is not valid now: connections that need it are refused");
+            }
+        }
         loop {
-            self.look(&mut watches);
+            for watch in &mut watches {
+                watch.look(self.clock.wall());
+            }
             if stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_none() {
                 return;
             }
-            let now = stamp(&self.peer_files());
-            if now != peers {
-                peers = now;
+            if let Some(first) = peers.changed(&self.peer_files()) {
                 let [certificate, key, authority] = self.peer_files();
-                say("peers", self.peers.reload(self.node, certificate, key, authority));
+                let reload = || self.peers.reload(self.node, certificate, key, authority);
+                if self.take_over("peers", &[certificate, authority], first, reload) {
+                    peers.settle();
+                    self.note(&mut watches, &[0, 1]);
+                }
             }
-            let now = stamp(&self.client_files());
-            if let Some(tls) = self.clients.as_ref().filter(|_| now != clients) {
-                clients = now;
-                say("clients", tls.reload(&self.listen));
+            let Some(tls) = &self.clients else { continue };
+            if let Some(first) = clients.changed(&self.client_files()) {
+                let reload = || tls.reload(&self.listen);
+                if self.take_over("clients", &[&self.listen.certificate], first, reload) {
+                    clients.settle();
+                    self.note(&mut watches, &[2]);
+                }
             }
         }
     }
 
-    fn look(&self, watches: &mut [Ending; 3]) {
+    /// The files of the three that are watched.
+    fn paths(&self) -> [Option<&Path>; 3] {
+        let listen = self.clients.as_ref().map(|_| self.listen.certificate.as_path());
+        [Some(&self.cluster.certificate), Some(&self.cluster.authority), listen]
+    }
+
+    /// Remembers how long those last that were just taken into use. The files may say something else later.
+    fn note(&self, watches: &mut [Ending; 3], which: &[usize]) {
+        for (number, path) in self.paths().into_iter().enumerate().filter(|(number, _)| which.contains(number)) {
+            watches[number].in_use = path.and_then(validity);
+        }
+    }
+
+    /// Takes new files into use if they are good at this time, and says what became of them, once.
+    fn take_over(
+        &self,
+        usage: &'static str,
+        files: &[&Path],
+        first: First,
+        reload: impl FnOnce() -> Result<(), TlsError>,
+    ) -> bool {
         let now = self.clock.wall();
-        let listen: Option<&PathBuf> = self.clients.as_ref().map(|_| &self.listen.certificate);
-        let paths = [Some(&self.cluster.certificate), Some(&self.cluster.authority), listen];
-        for (watch, path) in watches.iter_mut().zip(paths) {
-            if let Some((_, until)) = path.and_then(|path| validity(path)) {
-                watch.look(until, now);
+        let mut valid = files.iter().filter_map(|path| Some((*path, validity(path)?)));
+        let timely = valid.try_for_each(|(path, valid)| timely(path, valid, now));
+        match timely.and_then(|()| reload().map_err(|error| error.to_string())) {
+            Ok(()) => info!(usage, "new certificates are in use from the next connection on"),
+            Err(error) => {
+                if first == First::Time {
+                    error!(usage, %error, "the new certificate files cannot be used; what was there before stays in use until it expires");
+                }
+                return false;
             }
         }
-    }
-}
-
-fn say(usage: &'static str, reloaded: Result<(), TlsError>) {
-    match reloaded {
-        Ok(()) => info!(usage, "new certificates are in use from the next connection on"),
-        Err(error) => {
-            error!(usage, %error, "the new certificate files cannot be used; what was there before stays in use until it expires");
-        }
+        true
     }
 }
 
 /// Warns of the end of one certificate, once a threshold.
 struct Ending {
     usage: &'static str,
+    /// From when until when it is valid; none while there is none.
+    in_use: Option<(UnixNanos, UnixNanos)>,
     warned: Option<(UnixNanos, u64)>,
 }
 
 impl Ending {
     fn new(usage: &'static str) -> Self {
-        Self { usage, warned: None }
+        Self { usage, in_use: None, warned: None }
     }
 
-    fn look(&mut self, until: UnixNanos, now: UnixNanos) {
+    fn look(&mut self, now: UnixNanos) {
+        let Some((_, until)) = self.in_use else { return };
         gauge!(EXPIRES, "usage" => self.usage).set(Duration::from_nanos(until.0).as_secs_f64());
         let Some(days) = due(until, now) else { return };
         if self.warned.is_some_and(|(of, warned)| of == until && warned <= days) {
@@ -233,6 +325,32 @@ mod tests {
             [None, Some(30), Some(30), Some(7), Some(7), Some(1), Some(0)]
         );
         assert_eq!(due(until, UnixNanos(until.0 + 1)), Some(0));
+    }
+
+    #[test]
+    fn a_certificate_is_good_from_its_beginning_until_its_end() {
+        let (from, until) = (UnixNanos(10 * DAY), UnixNanos(20 * DAY));
+        let at = |now: u64| timely(Path::new("node.pem"), (from, until), UnixNanos(now));
+        assert_eq!((at(10 * DAY), at(20 * DAY - 1)), (Ok(()), Ok(())));
+        assert_eq!(at(20 * DAY).unwrap_err(), "node.pem ended at 1970-01-21T00:00:00Z");
+        let early = at(10 * DAY - 1).unwrap_err();
+        assert_eq!(early, "node.pem is valid from 1970-01-11T00:00:00Z on, and here it is 1970-01-10T23:59:59Z");
+    }
+
+    #[test]
+    fn files_that_were_refused_are_tried_again_until_they_are_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.pem");
+        std::fs::write(&path, "one").unwrap();
+        let mut files = Files::new(&[&path]);
+        assert_eq!(files.changed(&[&path]), None);
+        std::fs::write(&path, "two, longer").unwrap();
+        assert_eq!(files.changed(&[&path]), Some(First::Time));
+        assert_eq!(files.changed(&[&path]), Some(First::NotAnyMore));
+        std::fs::write(&path, "three, longer still").unwrap();
+        assert_eq!(files.changed(&[&path]), Some(First::Time));
+        files.settle();
+        assert_eq!(files.changed(&[&path]), None);
     }
 
     fn settings(dir: &Path) -> ListenSettings {

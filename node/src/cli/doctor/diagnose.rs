@@ -76,9 +76,11 @@ pub(super) fn diagnose(before: &pb::ClusterReportReply, now: &pb::ClusterReportR
                 nodes: vec![node.node_id],
                 groups: Vec::new(),
                 what: format!("node {} at {} does not answer: {}", node.node_id, node.address, node.failure),
-                remedy: "start it and look at its log; check the network to its peer port. If it is lost for good, remove it \
-                         from the cluster, and its replicas are rebuilt on other nodes"
-                    .to_owned(),
+                remedy: format!(
+                    "start it and look at its log; check the network to its peer port. If it is lost for good, its replicas are rebuilt on \
+                     other nodes: `ensign node drain {0} --wait`, then `ensign node remove {0}`",
+                    node.node_id
+                ),
             }),
         }
     }
@@ -229,8 +231,9 @@ fn of_leaderless(groups: &BTreeMap<u64, Group<'_>>, silent: &BTreeSet<u64>, find
     for ((no_majority, gone), groups) in lost {
         let remedy = if no_majority {
             format!(
-                "a majority is missing: bring nodes {} back, with their disks; nothing acknowledged is lost meanwhile",
-                join(&gone)
+                "a majority is missing: bring {} back, with {}; nothing acknowledged is lost meanwhile",
+                named(&gone),
+                if gone.len() == 1 { "its disk" } else { "their disks" }
             )
         } else {
             "an election takes seconds. If it lasts, look at the logs of the nodes that hold the group, and at the network \
@@ -427,6 +430,11 @@ fn has(groups: &[(u64, &str)]) -> String {
 
 fn ids(groups: &[(u64, &str)]) -> Vec<u64> {
     groups.iter().map(|(id, _)| *id).collect()
+}
+
+/// `node 7`, `nodes 2, 3`.
+fn named(nodes: &[u64]) -> String {
+    format!("node{} {}", if nodes.len() == 1 { "" } else { "s" }, join(nodes))
 }
 
 fn join(nodes: &[u64]) -> String {

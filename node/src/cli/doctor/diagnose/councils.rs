@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ensign_proto::GroupId;
 use ensign_proto::pb::admin::v1 as pb;
 
-use super::{Finding, Group, Severity, join};
+use super::{Finding, Group, Severity, named};
 use crate::members::voters_wanted;
 
 /// Whether it is a group whose voters the cluster chooses by itself.
@@ -54,9 +54,9 @@ pub(super) fn of_voters(
                 groups: vec![*id],
                 what: format!("{}: {} voters, and {wanted} nodes could be", group.name, voters.len()),
                 remedy: format!(
-                    "nodes {} get a vote once they have caught up, in seconds as a rule. If it lasts, the log of node {} says what \
-                     it waits for",
-                    join(&waits),
+                    "{} to get a vote: that follows as soon as the log is caught up with, in seconds as a rule. If it lasts, the log of node {} \
+                     says what it waits for",
+                    named(&waits),
                     leader.leader
                 ),
             });
