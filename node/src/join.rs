@@ -47,7 +47,7 @@ pub enum AuthorityUnavailable {
     #[error(
         "this cluster has no certificate authority of its own: its certificates are made by hand, so nodes cannot join by token. \
          Sign a certificate for ensign-node-ID with your authority, with a number that no node ever had, name the new node in \
-         cluster.peers, and start it (docs/operations/running.md, \"A node is lost\")"
+         cluster.peers, and start it (docs/operations/first-cluster.md, \"Certificates for the nodes\")"
     )]
     ByHand,
     /// The vault did not give the key.

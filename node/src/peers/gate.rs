@@ -191,8 +191,18 @@ pub(super) struct Gate {
 struct Seen {
     life: Option<Life>,
     complained: Option<Instant>,
-    /// Cancelled when it is no peer any more.
+    /// Cancelled when it is no peer any more, or lives anew.
     gone: CancellationToken,
+}
+
+impl Seen {
+    /// It lives so from here on. What an earlier life has opened ends: of two processes on copies of one directory, one counts.
+    fn lives(&mut self, life: Life) {
+        if self.life.is_some_and(|before| before != life) {
+            std::mem::take(&mut self.gone).cancel();
+        }
+        self.life = Some(life);
+    }
 }
 
 impl Gate {
@@ -237,7 +247,7 @@ impl Gate {
             if let Some(told) = told
                 && seen.life.is_none_or(|life| life.incarnation <= told.incarnation)
             {
-                seen.life = Some(told);
+                seen.lives(told);
             }
         }
     }
@@ -261,9 +271,13 @@ impl Gate {
         }
     }
 
-    /// Cancelled when `peer` is no peer any more; at once for a stranger.
-    pub(super) fn gone(&self, peer: NodeId) -> CancellationToken {
-        self.lock().get(&peer).map_or_else(
+    /// Cancelled when the life of `peer` that `headers` show is over, or it is no peer any more; at once for a stranger, and for a life
+    /// that is over already. A pipe outlives the call that opened it, and so must ask this.
+    pub(super) fn gone(&self, peer: NodeId, headers: &HeaderMap) -> CancellationToken {
+        let shown = Membership::of(headers).map(|shown| shown.life);
+        let peers = self.lock();
+        let seen = peers.get(&peer).filter(|seen| seen.life.is_none() || shown.is_none() || seen.life == shown);
+        seen.map_or_else(
             || {
                 let gone = CancellationToken::new();
                 gone.cancel();
@@ -309,7 +323,7 @@ impl Gate {
                 Err(Stranger::Twin { peer, seen: life.incarnation, shown: shown.life.incarnation })
             }
             Some(_) | None => {
-                seen.life = Some(shown.life);
+                seen.lives(shown.life);
                 Ok(())
             }
         }
@@ -543,6 +557,24 @@ mod tests {
     }
 
     #[test]
+    fn what_a_life_has_opened_ends_with_it() {
+        let gate = gate();
+        let (older, newer) = (member(7, 5, 50), member(7, 6, 60));
+        gate.admit(Some(NodeId(2)), PATH, &older).unwrap();
+        let pipe = gate.gone(NodeId(2), &older);
+        gate.admit(Some(NodeId(2)), PATH, &older).unwrap();
+        assert!(!pipe.is_cancelled());
+        gate.admit(Some(NodeId(2)), PATH, &newer).unwrap();
+        assert!(pipe.is_cancelled(), "a copy of the directory was started, and both would vote");
+        assert!(gate.gone(NodeId(2), &older).is_cancelled(), "admitted just before, and opened just after");
+        let pipe = gate.gone(NodeId(2), &newer);
+        assert!(!pipe.is_cancelled());
+        // Both began life 6, and the other one was first to register.
+        gate.update([(NodeId(2), Some(Life { incarnation: 6, process: 61 }))].into_iter());
+        assert!(pipe.is_cancelled());
+    }
+
+    #[test]
     fn a_life_that_the_catalog_tells_counts_as_if_it_had_been_seen() {
         let gate = gate();
         let admit = |incarnation, process| gate.admit(Some(NodeId(2)), PATH, &member(7, incarnation, process));
@@ -620,12 +652,12 @@ mod tests {
         let gate = gate();
         let headers = member(7, 1, 5);
         gate.admit(Some(NodeId(3)), PATH, &headers).unwrap();
-        let (stays, leaves) = (gate.gone(NodeId(2)), gate.gone(NodeId(3)));
+        let (stays, leaves) = (gate.gone(NodeId(2), &headers), gate.gone(NodeId(3), &headers));
         gate.update([(NodeId(2), None), (NodeId(4), None)].into_iter());
         assert_eq!((stays.is_cancelled(), leaves.is_cancelled()), (false, true));
         let refused = gate.admit(Some(NodeId(3)), PATH, &headers);
         assert_eq!(refused, Err(Stranger::NotAPeer { peer: NodeId(3), me: NodeId(1) }));
         gate.admit(Some(NodeId(4)), PATH, &headers).unwrap();
-        assert!(gate.gone(NodeId(9)).is_cancelled());
+        assert!(gate.gone(NodeId(9), &headers).is_cancelled());
     }
 }

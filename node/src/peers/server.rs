@@ -226,8 +226,7 @@ impl Peer for Shared {
             .and_then(|name| name.to_str().ok())
             .and_then(lane_of)
             .ok_or_else(|| Status::invalid_argument(format!("{LANE} must be bulk or control")))?;
-        // A pipe outlives the call that opened it: it ends with its peer's being one.
-        let gone = self.0.peers.gate().gone(peer);
+        let gone = self.0.peers.gate().gone(peer, request.metadata().as_ref());
         let version = Speaks::of(request.metadata().as_ref()).newest;
         let (pipe, replies) = accept(&self.0.tasks.for_lane(lane), request.into_inner(), gone.clone(), version);
         self.0.runtime.accept(peer, lane, pipe);

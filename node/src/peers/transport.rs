@@ -47,7 +47,7 @@ impl PipeTransport {
 impl Transport for PipeTransport {
     fn connect(&self, peer: NodeId, lane: Lane) -> BoxFuture<'static, Result<Pipe, TransportError>> {
         let channel = self.peers.lane(peer, lane);
-        let (tasks, gone) = (self.tasks.for_lane(lane), self.peers.gate().gone(peer));
+        let (tasks, peers) = (self.tasks.for_lane(lane), self.peers.clone());
         Box::pin(async move {
             let failed = |cause: String| TransportError { peer, cause };
             let channel = channel.ok_or_else(|| failed("it is no node of this cluster".to_owned()))?;
@@ -56,7 +56,8 @@ impl Transport for PipeTransport {
             let mut request = Request::new(messages(pipe_rx));
             request.metadata_mut().insert(LANE, MetadataValue::from_static(lane_name(lane)));
             let replies = client.pipe(request).await.map_err(|status| failed(status.message().to_owned()))?;
-            let version = Speaks::of(replies.metadata().as_ref()).newest;
+            let headers: &http::HeaderMap = replies.metadata().as_ref();
+            let (version, gone) = (Speaks::of(headers).newest, peers.gate().gone(peer, headers));
             Ok(Pipe { outgoing, incoming: pump(&tasks, replies.into_inner(), gone), version })
         })
     }
@@ -90,7 +91,7 @@ fn messages(pipe: mpsc::Receiver<Bytes>) -> impl tokio_stream::Stream<Item = Pip
     ReceiverStream::new(pipe).map(|data| PipeMessage { data })
 }
 
-/// Moves a stream's messages into a channel until either side ends, or the peer is `gone`.
+/// Moves a stream's messages into a channel until either side ends, or the peer's life is over (`gone`).
 fn pump(tasks: &Tasks, mut stream: Streaming<PipeMessage>, gone: CancellationToken) -> mpsc::Receiver<Bytes> {
     let (tx, rx) = mpsc::channel(PIPE_MESSAGES);
     tasks.spawn("peer-pipe", |stop| async move {

@@ -92,7 +92,7 @@ async fn a_machine_with_a_token_becomes_a_node_that_its_peers_admit() {
 
     // Removed, it is refused with a reason, whatever its certificate says; and its number is not given out again.
     fixture.catalog().revoke_node(NodeId(3)).await.unwrap();
-    let gone = fixture.peers().gate().gone(NodeId(3));
+    let gone = fixture.peers().gate().gone(NodeId(3), &http::HeaderMap::new());
     gone.cancelled().await;
     let status = call(&node, READ_INDEX).await.unwrap_err();
     assert!(status.message().contains("was removed from the cluster"), "{status:?}");
