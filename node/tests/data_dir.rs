@@ -39,14 +39,14 @@ async fn all_there(client: &Client) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Every file of a directory, with its bytes.
+/// Every file of a directory, with its bytes. The socket that a node which was refused leaves behind has none.
 fn contents(dir: &Path) -> anyhow::Result<Vec<(PathBuf, Vec<u8>)>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir)? {
-        let path = entry?.path();
-        if path.is_dir() {
+        let (path, kind) = entry.and_then(|entry| Ok((entry.path(), entry.file_type()?)))?;
+        if kind.is_dir() {
             found.extend(contents(&path)?);
-        } else {
+        } else if kind.is_file() {
             let bytes = std::fs::read(&path)?;
             found.push((path, bytes));
         }
