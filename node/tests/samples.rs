@@ -97,14 +97,34 @@ async fn publish(client: &Client, count: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whether these are the states of the ring's first versions. A sample that is older than its ring's period is rotated when it is opened.
+fn began_as(ring: &pb::KeyRing, states: &[pb::KeyState]) -> bool {
+    let found: Vec<_> = ring.versions.iter().map(pb::KeyRingVersion::state).collect();
+    let same = |(found, made): (&pb::KeyState, &pb::KeyState)| {
+        found == made || (*found, *made) == (pb::KeyState::Retired, pb::KeyState::Active)
+    };
+    let active = found.iter().filter(|state| **state == pb::KeyState::Active).count();
+    found.len() >= states.len() && active == 1 && found.iter().zip(states).all(same)
+}
+
 /// The rest of what the script did.
-async fn compare_the_rest(client: &Client, admin: &Client) -> anyhow::Result<()> {
+async fn compare_the_rest(client: &Client, admin: &Client, version: u32) -> anyhow::Result<()> {
     let topics = client.topics().await?;
     let readonly = |name: &str| topics.iter().find(|topic| topic.name == name).map(|topic| topic.readonly);
     ensure!((readonly("orders"), readonly("notes"), readonly("gone")) == (Some(false), Some(true), None), "{topics:?}");
     let rings = admin.admin().key_rings(None).await?;
-    let states: Vec<_> = rings.iter().flat_map(|ring| &ring.versions).map(pb::KeyRingVersion::state).collect();
-    ensure!(states == [pb::KeyState::Retired, pb::KeyState::Revoked, pb::KeyState::Active], "{states:?}");
+    let named = |name: &str| rings.iter().find(|ring| ring.name == name).context("a ring is missing");
+    let own = named("")?;
+    ensure!(began_as(own, &[pb::KeyState::Retired, pb::KeyState::Revoked, pb::KeyState::Active]), "{own:?}");
+    if version > 1 {
+        const DAY: i64 = 24 * 3600;
+        ensure!(own.rotation.is_some_and(|rotation| rotation.seconds == 730 * DAY), "{own:?}");
+        let spare = named("spare")?;
+        ensure!(began_as(spare, &[pb::KeyState::Disabled, pb::KeyState::Active]), "{spare:?}");
+        ensure!(spare.algorithm() == pb::KeyAlgorithm::Aes128Gcm, "{spare:?}");
+        let scheduled: Vec<_> = spare.scheduled.iter().map(|it| (it.version, it.after.map(|it| it.seconds))).collect();
+        ensure!(scheduled == [(2, Some(365 * DAY))], "{spare:?}");
+    }
     let keys = admin.admin().api_keys(None).await?;
     ensure!(keys.iter().any(|key| key.name == "second"), "{keys:?}");
     Ok(())
@@ -119,7 +139,7 @@ async fn opens(version: u32) -> anyhow::Result<()> {
     ensure!(client_id(&dev.credentials())? == client_id(&dev.data().join("credentials.json"))?, "other credentials");
     CredentialsFile::read(&dev.credentials())?;
     compare(&dev, version)?;
-    compare_the_rest(&dev.client()?, &dev.admin()?).await?;
+    compare_the_rest(&dev.client()?, &dev.admin()?, version).await?;
     publish(&dev.client()?, 25).await?;
     has_risen(&dev.admin()?).await?;
     ensure!(dev.terminate(PATIENCE)?, "it does not stop in order:\n{}", dev.log());
@@ -136,7 +156,7 @@ async fn opens(version: u32) -> anyhow::Result<()> {
 
     dev.restart()?;
     compare(&dev, version)?;
-    compare_the_rest(&dev.client()?, &dev.admin()?).await?;
+    compare_the_rest(&dev.client()?, &dev.admin()?, version).await?;
     let rows = read_all(&dev.client()?, "orders").await?;
     ensure!(rows.len() == TOPICS[0].1 + 50, "{} events", rows.len());
     Ok(())

@@ -35,6 +35,13 @@ if "$ensign" quota --help >/dev/null 2>&1; then
     "$ensign" quota set --default --topics 50 >/dev/null
     "$ensign" topic create bulk-1 bulk-2 bulk-3 >/dev/null
 fi
+if "$ensign" key create --help >/dev/null 2>&1; then
+    "$ensign" key set --rotation 730d >/dev/null
+    "$ensign" key create spare --algorithm AES128_GCM >/dev/null
+    "$ensign" key rotate --ring spare >/dev/null
+    "$ensign" key disable --ring spare --version 1 --yes >/dev/null
+    "$ensign" key schedule-revoke --ring spare --version 2 --after 365d --yes >/dev/null
+fi
 mkdir -p "$to"
 for topic in orders notes; do "$ensign" query "SELECT * FROM $topic" --output json >"$to/$topic.jsonl"; done
 kill "$server"
