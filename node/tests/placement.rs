@@ -316,6 +316,9 @@ async fn a_machine_that_joins_under_load_takes_its_share_and_then_the_place_of_o
     ensure!(removed.replicas == 0, "{removed:?}");
     let refused = admin.set_node_state(NodeId(3), pb::NodeState::Active).await;
     ensure!(matches!(refused, Err(CallError::Precondition { .. })), "for ever: {refused:?}");
+    let report = || async { Ok(admin.cluster_report().await?) };
+    let without = |it: &pb::ClusterReportReply| it.nodes.iter().map(|node| node.node_id).eq([1, 2, 4]);
+    until("its silence is reported", report, without).await?;
     load.wait_for_acks(100).await?;
     let acked = load.finish().await?;
     for id in [1, 2, 4] {
