@@ -203,7 +203,7 @@ impl Certificates {
         let (mut peers, mut clients) = (Files::new(&self.peer_files()), Files::new(&self.client_files()));
         let mut watches = [Ending::new("peers"), Ending::new("authority"), Ending::new("clients")];
         self.note(&mut watches, &[0, 1, 2]);
-        for (watch, path) in watches.iter().zip(self.paths()) {
+        for (watch, path) in watches.iter().zip(self.paths()).filter(|(watch, _)| watch.usage != "authority") {
             if let Some((path, valid)) = path.zip(watch.in_use)
                 && let Err(error) = timely(path, valid, self.clock.wall())
             {
@@ -220,7 +220,7 @@ impl Certificates {
             if let Some(first) = peers.changed(&self.peer_files()) {
                 let [certificate, key, authority] = self.peer_files();
                 let reload = || self.peers.reload(self.node, certificate, key, authority);
-                if self.take_over("peers", &[certificate, authority], first, reload) {
+                if self.take_over("peers", certificate, first, reload) {
                     peers.settle();
                     self.note(&mut watches, &[0, 1]);
                 }
@@ -228,7 +228,7 @@ impl Certificates {
             let Some(tls) = &self.clients else { continue };
             if let Some(first) = clients.changed(&self.client_files()) {
                 let reload = || tls.reload(&self.listen);
-                if self.take_over("clients", &[&self.listen.certificate], first, reload) {
+                if self.take_over("clients", &self.listen.certificate, first, reload) {
                     clients.settle();
                     self.note(&mut watches, &[2]);
                 }
@@ -253,13 +253,13 @@ impl Certificates {
     fn take_over(
         &self,
         usage: &'static str,
-        files: &[&Path],
+        certificate: &Path,
         first: First,
         reload: impl FnOnce() -> Result<(), TlsError>,
     ) -> bool {
         let now = self.clock.wall();
-        let mut valid = files.iter().filter_map(|path| Some((*path, validity(path)?)));
-        let timely = valid.try_for_each(|(path, valid)| timely(path, valid, now));
+        // Not the authority's: a file of several is good while one of them is.
+        let timely = validity(certificate).map_or(Ok(()), |valid| timely(certificate, valid, now));
         match timely.and_then(|()| reload().map_err(|error| error.to_string())) {
             Ok(()) => info!(usage, "new certificates are in use from the next connection on"),
             Err(error) => {
