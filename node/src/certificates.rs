@@ -314,7 +314,11 @@ fn due(until: UnixNanos, now: UnixNanos) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use ensign_proto::ClusterId;
+    use ensign_raft::env::{OsRng, SystemClock};
+
     use super::*;
+    use crate::authority::{Authority, Subject};
 
     #[test]
     fn the_end_is_announced_at_each_threshold() {
@@ -351,6 +355,42 @@ mod tests {
         assert_eq!(files.changed(&[&path]), Some(First::Time));
         files.settle();
         assert_eq!(files.changed(&[&path]), None);
+    }
+
+    #[test]
+    fn a_certificate_that_is_not_valid_now_is_not_taken_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let (clock, rng) = (Arc::new(SystemClock), OsRng);
+        let now = clock.wall();
+        let at = |days: i64| UnixNanos(now.0.checked_add_signed(days * DAY.cast_signed()).unwrap());
+        let authority = Authority::create("test", now, &rng).unwrap();
+        let [certificate, key, roots] = ["node.pem", "node.key", "ca.pem"].map(|name| dir.path().join(name));
+        std::fs::write(&roots, authority.certificate()).unwrap();
+        let issue = |from: i64, until: i64| {
+            let subject =
+                Subject { from: at(from), until: at(until), ..Subject::node(NodeId(1), ClusterId::default(), now) };
+            let issued = authority.issue_to(&subject, &rng).unwrap();
+            std::fs::write(&certificate, issued.certificate).unwrap();
+            std::fs::write(&key, issued.private_key).unwrap();
+        };
+        issue(-1, 30);
+        let peers = PeerTls::load(NodeId(1), &certificate, &key, &roots).unwrap();
+        let (certificate, private_key) = (certificate.clone(), key.clone());
+        let cluster = ClusterSettings { certificate, private_key, authority: roots, ..ClusterSettings::default() };
+        let (node, listen) = (NodeId(1), ListenSettings::default());
+        let certificates = Certificates { node, peers, cluster, clients: None, listen, clock };
+        let take_over = || {
+            let [certificate, key, authority] = certificates.peer_files();
+            let reload = || certificates.peers.reload(node, certificate, key, authority);
+            let taken = certificates.take_over("peers", certificate, First::Time, reload);
+            (taken, certificates.peers.expires().unwrap().0 / DAY - now.0 / DAY)
+        };
+        for (from, until) in [(-20, -10), (10, 90)] {
+            issue(from, until);
+            assert_eq!(take_over(), (false, 30), "valid from day {from} until day {until}");
+        }
+        issue(-1, 60);
+        assert_eq!(take_over(), (true, 60));
     }
 
     fn settings(dir: &Path) -> ListenSettings {
