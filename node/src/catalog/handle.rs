@@ -1,4 +1,8 @@
-//! Changing the catalog, from any node.
+//! Changing the catalog, from any node. What can be changed is in the files beside, by kind of record.
+
+mod nodes;
+mod tenants;
+mod topics;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -7,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use ensign_proto::{ApiKeyId, ClusterVersion, GroupId, LogIndex, NodeId, OrgId, ProjectId, RingId, TopicId};
+use ensign_proto::{ApiKeyId, ClusterVersion, GroupId, LogIndex, NodeId, ProjectId, TopicId};
 use ensign_raft::env::{Clock, Rng, Stop};
 use ensign_raft::{ProposeError, ReadError};
 use ensign_storage::EntryId;
@@ -16,19 +20,12 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::warn;
 
-use super::command::{Command, Join, Outcome, Refusal, Response};
-use super::errors::{
-    ApiKeyError, ChangeTopicError, CreateOrganizationError, CreateProjectError, JoinError, PutNodeError, RefreshError,
-    SetQuotaError, VaultFailure, WriteFailure,
-};
+use super::command::{Command, Outcome, Refusal};
+use super::errors::{RefreshError, WriteFailure};
 use super::freshness::Freshness;
 use super::link::{Custody, Liveness, ProposeLink, ProposeLinkError, Replica, VaultWrites};
 use super::moves::NodeState;
-use super::quota::QuotaChange;
-use super::records::{
-    ApiKey, ClusterAuthority, JoinToken, NodeRecord, Organization, Project, SigningKey, Topic, TopicPolicies,
-    TopicState,
-};
+use super::records::{NodeRecord, Topic};
 use super::view::View;
 use super::wire;
 
@@ -343,259 +340,6 @@ impl Catalog {
         ApiKeyId::new(ms, random)
     }
 
-    /// Adds a node or replaces what is known of it. A node that registers for the first time gets custody of every topic first.
-    ///
-    /// # Errors
-    /// See [`PutNodeError`].
-    pub async fn put_node(&self, node: NodeRecord) -> Result<(), PutNodeError> {
-        // What it speaks, and not what is left of that in a record for an older cluster, whose version may rise at this moment.
-        let (id, speaks) = (node.id, node.speaks());
-        let node = node.for_version(self.cluster_version());
-        match self.node(id) {
-            Some(known) if known.state == NodeState::Removed => return Err(PutNodeError::Revoked { node: id }),
-            Some(known) if *known == (NodeRecord { state: known.state, ..node.clone() }) => return Ok(()),
-            // It has custody already.
-            Some(known) if known.incarnation > 0 => return self.write_node(node, speaks).await,
-            Some(_) | None => {}
-        }
-        self.put_custody_of_all(&[id]).await?;
-        self.write_node(node, speaks).await?;
-        // Topics that were made meanwhile did not know of the node; from here on, they do.
-        Ok(self.put_custody_of_all(&[id]).await?)
-    }
-
-    /// Makes a node known from afar, before it has a replica of the catalog: the leader gives it one because it is listed.
-    /// Returns once a majority holds the record; what this node's view shows does not change by it.
-    ///
-    /// # Errors
-    /// See [`PutNodeError`].
-    pub async fn announce_node(&self, node: NodeRecord) -> Result<(), PutNodeError> {
-        let (id, name, shown, speaks) = (node.id, node.name.clone(), node.incarnation, node.speaks());
-        // What this node's view says of the cluster's version means nothing yet: first as the oldest nodes know a record. A cluster that
-        // is past them refuses that, and can read all of it.
-        let mut response = self.announce(node.clone().for_version(ClusterVersion::V1)).await?;
-        if response == Err(Refusal::VersionTooOld) {
-            response = self.announce(node).await?;
-        }
-        match response {
-            Err(Refusal::NameTaken) => Err(PutNodeError::NameTaken { name }),
-            Err(Refusal::NodeRevoked) => Err(PutNodeError::Revoked { node: id }),
-            Err(Refusal::VersionTooOld) => {
-                Err(PutNodeError::VersionTooOld { node: id, speaks, active: ClusterVersion(speaks.0 + 1) })
-            }
-            // It has registered with a life of its own already, and needs no announcement.
-            Err(Refusal::LifeOver) => Err(PutNodeError::LifeOver { node: id, seen: shown + 1, shown }),
-            response => Ok(plain(response)?),
-        }
-    }
-
-    async fn announce(&self, node: NodeRecord) -> Result<Response, PutNodeError> {
-        let proposed = self.propose(Command::PutNode(node).encode()).await;
-        let (_, response) = proposed.map_err(|error| WriteFailure::Unavailable { cause: error.to_string() })?;
-        Ok(response)
-    }
-
-    /// Writes the record, which may be one for an older cluster, of a node that speaks that.
-    pub(super) async fn write_node(&self, node: NodeRecord, speaks: ClusterVersion) -> Result<(), PutNodeError> {
-        let (id, name, shown) = (node.id, node.name.clone(), node.incarnation);
-        match self.write(Command::PutNode(node)).await? {
-            Err(Refusal::NameTaken) => Err(PutNodeError::NameTaken { name }),
-            Err(Refusal::NodeRevoked) => Err(PutNodeError::Revoked { node: id }),
-            Err(Refusal::VersionTooOld) => match self.cluster_version() {
-                active if active <= speaks => Err(PutNodeError::VersionRaised),
-                active => Err(PutNodeError::VersionTooOld { node: id, speaks, active }),
-            },
-            Err(Refusal::LifeOver) => {
-                let seen = self.node(id).map_or(shown, |known| known.incarnation);
-                Err(PutNodeError::LifeOver { node: id, seen, shown })
-            }
-            response => Ok(plain(response)?),
-        }
-    }
-
-    /// Gives the cluster its certificate authority; the vault already has the key. Again changes nothing.
-    ///
-    /// # Errors
-    /// [`JoinError`]: it has another one.
-    pub async fn set_authority(&self, certificate: &str) -> Result<(), JoinError> {
-        let authority = ClusterAuthority { certificate: certificate.to_owned(), created: self.now() };
-        self.join_write(Command::SetAuthority(authority)).await.map(drop)
-    }
-
-    /// Adds a join token.
-    ///
-    /// # Errors
-    /// [`JoinError`]: there are too many.
-    pub async fn create_join_token(&self, token: JoinToken) -> Result<(), JoinError> {
-        self.join_write(Command::CreateJoinToken(token)).await.map(drop)
-    }
-
-    /// Revokes a join token, for ever. Again changes nothing.
-    ///
-    /// # Errors
-    /// [`JoinError`]: there is none.
-    pub async fn revoke_join_token(&self, token: [u8; 16]) -> Result<(), JoinError> {
-        self.join_write(Command::RevokeJoinToken { token, at: self.now() }).await.map(drop)
-    }
-
-    /// Lets a machine in whose token was checked. Asking again with the same key answers the same node.
-    ///
-    /// # Errors
-    /// [`JoinError`]: the token is over, or the name is taken.
-    pub async fn join(&self, join: Join) -> Result<Arc<NodeRecord>, JoinError> {
-        match self.join_write(Command::Join(join)).await? {
-            Outcome::Node(node) => Ok(node),
-            other => Err(unexpected(&Ok(other)).into()),
-        }
-    }
-
-    /// Ends a node's being one, for ever: every node refuses it as soon as it has applied this. Again changes nothing. It says
-    /// nothing about what the node holds: move that away first.
-    ///
-    /// # Errors
-    /// See [`WriteFailure`].
-    pub async fn revoke_node(&self, node: NodeId) -> Result<(), WriteFailure> {
-        plain(self.write(Command::RevokeNode { node, at: self.now() }).await?)
-    }
-
-    async fn join_write(&self, command: Command) -> Result<Outcome, JoinError> {
-        self.write(command).await?.map_err(JoinError::Refused)
-    }
-
-    /// Makes an organization.
-    ///
-    /// # Errors
-    /// See [`CreateOrganizationError`].
-    pub async fn create_organization(&self, name: &str) -> Result<Arc<Organization>, CreateOrganizationError> {
-        let (ms, random) = self.fresh();
-        let id = OrgId::new(ms, random);
-        match self.write(Command::CreateOrganization { id, name: name.to_owned(), at: self.now() }).await? {
-            Ok(Outcome::Organization(org)) => Ok(org),
-            Err(Refusal::NameTaken) => Err(CreateOrganizationError::NameTaken),
-            other => Err(unexpected(&other).into()),
-        }
-    }
-
-    /// Makes a project: its key ring in the vault first, then the project.
-    ///
-    /// # Errors
-    /// See [`CreateProjectError`]. A ring whose project was not made stays in the vault, unused.
-    pub async fn create_project(&self, org: OrgId, name: &str) -> Result<Arc<Project>, CreateProjectError> {
-        // The catalog decides; looking first only saves rings that nobody would use.
-        if self.organization(org).is_some() && self.projects(Some(org)).iter().any(|other| other.name == name) {
-            return Err(CreateProjectError::NameTaken);
-        }
-        let (ms, random) = self.fresh();
-        let id = ProjectId::new(ms, random);
-        let (ms, random) = self.fresh();
-        let ring = RingId::new(ms, random);
-        self.parts.vault.create_ring(id, ring).await?;
-        let project = Project { id, org, name: name.to_owned(), ring, created: self.now() };
-        match self.write(Command::CreateProject(project)).await? {
-            Ok(Outcome::Project(project)) => Ok(project),
-            Err(Refusal::NameTaken) => Err(CreateProjectError::NameTaken),
-            Err(Refusal::OrganizationUnknown) => Err(CreateProjectError::OrganizationUnknown),
-            other => Err(unexpected(&other).into()),
-        }
-    }
-
-    /// Archives a topic: it takes no more events. Doing it again changes nothing.
-    ///
-    /// # Errors
-    /// See [`ChangeTopicError`].
-    pub async fn archive_topic(&self, topic: TopicId) -> Result<Arc<Topic>, ChangeTopicError> {
-        let command = Command::SetTopicState { topic, state: TopicState::Readonly, at: self.now() };
-        changed_topic(self.write(command).await?)
-    }
-
-    /// Begins to destroy a topic: it is gone for clients at once, and its name is free after [`Catalog::finish_destroy`].
-    /// Doing it again changes nothing.
-    ///
-    /// # Errors
-    /// See [`ChangeTopicError`].
-    pub async fn destroy_topic(&self, topic: TopicId) -> Result<Arc<Topic>, ChangeTopicError> {
-        let command = Command::SetTopicState { topic, state: TopicState::Deleting, at: self.now() };
-        changed_topic(self.write(command).await?)
-    }
-
-    /// Forgets a topic whose data is gone from the nodes. Doing it again changes nothing.
-    ///
-    /// # Errors
-    /// [`ChangeTopicError::State`]: it is not being destroyed.
-    pub async fn finish_destroy(&self, topic: TopicId) -> Result<(), ChangeTopicError> {
-        let known = self.topic(topic);
-        match self.write(Command::FinishDestroy { topic, at: self.now() }).await? {
-            Ok(_) => {}
-            Err(Refusal::TopicState(state)) => return Err(ChangeTopicError::State(state)),
-            Err(refusal) => return Err(unexpected(&Err(refusal)).into()),
-        }
-        if let Some(topic) = known {
-            self.take_back(self.custody_of(topic.project, topic.id)).await;
-        }
-        Ok(())
-    }
-
-    /// Replaces a topic's policies.
-    ///
-    /// # Errors
-    /// [`ChangeTopicError::State`]: it is archived or being destroyed.
-    pub async fn set_topic_policies(
-        &self,
-        topic: TopicId,
-        policies: TopicPolicies,
-    ) -> Result<Arc<Topic>, ChangeTopicError> {
-        changed_topic(self.write(Command::SetTopicPolicies { topic, policies, at: self.now() }).await?)
-    }
-
-    /// Changes a project's limits, or with none named those of every project that has none of its own. Doing it again changes
-    /// nothing.
-    ///
-    /// # Errors
-    /// See [`SetQuotaError`].
-    pub async fn set_quota(&self, project: Option<ProjectId>, change: QuotaChange) -> Result<(), SetQuotaError> {
-        match self.write(Command::SetQuota { project, change }).await? {
-            Ok(_) => Ok(()),
-            Err(Refusal::ProjectUnknown) => Err(SetQuotaError::ProjectUnknown),
-            other => Err(unexpected(&other).into()),
-        }
-    }
-
-    /// Adds an API key whose hash the vault already has. The caller chose every field; asking again answers the same key.
-    ///
-    /// # Errors
-    /// See [`ApiKeyError`].
-    pub async fn create_api_key(&self, key: ApiKey) -> Result<Arc<ApiKey>, ApiKeyError> {
-        changed_api_key(self.write(Command::CreateApiKey(key)).await?)
-    }
-
-    /// Revokes an API key, for ever: every node refuses its tokens as soon as it has applied this. Again changes nothing.
-    ///
-    /// # Errors
-    /// See [`ApiKeyError`].
-    pub async fn revoke_api_key(&self, key: ApiKeyId) -> Result<Arc<ApiKey>, ApiKeyError> {
-        changed_api_key(self.write(Command::RevokeApiKey { key, at: self.now() }).await?)
-    }
-
-    /// Publishes a token-signing key whose private half the vault already has. Again changes nothing.
-    ///
-    /// # Errors
-    /// See [`WriteFailure`].
-    pub async fn add_signing_key(&self, key: SigningKey) -> Result<(), WriteFailure> {
-        plain(self.write(Command::AddSigningKey(key)).await?)
-    }
-
-    /// Lets a token-signing key verify tokens until `verifies_until` and no longer. A later time than before changes nothing.
-    ///
-    /// # Errors
-    /// See [`WriteFailure`].
-    pub async fn retire_signing_key(
-        &self,
-        kid: [u8; 16],
-        verifies_until: ensign_raft::env::UnixNanos,
-    ) -> Result<(), WriteFailure> {
-        plain(self.write(Command::RetireSigningKey { kid, verifies_until }).await?)
-    }
-
     /// The nodes that hold a replica of a topic.
     pub fn replicas_of(&self, topic: &Topic) -> BTreeSet<NodeId> {
         if topic.replicas.is_empty() { self.defaults().founders } else { topic.replicas.clone() }
@@ -614,17 +358,6 @@ impl Catalog {
     /// Everyone's custody of a topic.
     pub(super) fn custody_of(&self, project: ProjectId, topic: TopicId) -> Vec<Custody> {
         self.custodians().into_iter().map(|node| Custody { node, project, topic }).collect()
-    }
-
-    async fn put_custody_of_all(&self, nodes: &[NodeId]) -> Result<(), VaultFailure> {
-        let topics = self.all_topics();
-        let wanted = topics.iter().filter(|topic| topic.state != TopicState::Deleting);
-        let custody: Vec<_> = wanted
-            .flat_map(|topic| {
-                nodes.iter().map(move |node| Custody { node: *node, project: topic.project, topic: topic.id })
-            })
-            .collect();
-        if custody.is_empty() { Ok(()) } else { self.parts.vault.put_custodies(custody).await }
     }
 
     /// Keeps the group's log short: a snapshot for every 4,096 applied entries, until `stop`. One task a node.
@@ -662,25 +395,5 @@ fn plain(response: Result<Outcome, Refusal>) -> Result<(), WriteFailure> {
     match response {
         Ok(_) => Ok(()),
         Err(_) => Err(unexpected(&response)),
-    }
-}
-
-fn changed_topic(response: Result<Outcome, Refusal>) -> Result<Arc<Topic>, ChangeTopicError> {
-    match response {
-        Ok(Outcome::Topic(topic)) => Ok(topic),
-        Err(Refusal::TopicUnknown) => Err(ChangeTopicError::Unknown),
-        Err(Refusal::TopicState(state)) => Err(ChangeTopicError::State(state)),
-        other => Err(unexpected(&other).into()),
-    }
-}
-
-fn changed_api_key(response: Result<Outcome, Refusal>) -> Result<Arc<ApiKey>, ApiKeyError> {
-    match response {
-        Ok(Outcome::ApiKey(key)) => Ok(key),
-        Err(Refusal::ApiKeyUnknown) => Err(ApiKeyError::Unknown),
-        Err(Refusal::OrganizationUnknown) => Err(ApiKeyError::OrganizationUnknown),
-        Err(Refusal::ProjectUnknown) => Err(ApiKeyError::ProjectUnknown),
-        Err(Refusal::NameTaken | Refusal::IdTaken) => Err(ApiKeyError::Taken),
-        other => Err(unexpected(&other).into()),
     }
 }

@@ -6,7 +6,11 @@
 //! Rows are shared by all three, so a field is described once. Fields are only ever added. Format: docs/format.md.
 
 mod moves;
+mod nodes;
+mod quota;
 mod rows;
+mod tenants;
+mod topics;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -18,11 +22,14 @@ use prost::Message;
 use thiserror::Error;
 
 use self::moves::{DefaultsRow, MoveRow, NodeStateRow, node_state_number, node_state_of, reason_number, reason_of};
+use self::nodes::{RevokedNodeRow, number};
+use self::quota::{ProjectQuotaRow, QuotaChangeRow, QuotaRow};
 use self::rows::{
-    ChangeRow, CommandKind, CommandRow, OrganizationRow, ProjectQuotaRow, QuotaChangeRow, QuotaRow, ResponseKind,
-    ResponseRow, ResponsesRow, RevokedNodeRow, SnapshotRow, TopicsRow, change, id, kid, nodes, number, numbers, raw,
-    state_number, state_of,
+    ChangeRow, CommandKind, CommandRow, ResponseKind, ResponseRow, ResponsesRow, SnapshotRow, change, id, nodes,
+    numbers, raw,
 };
+use self::tenants::{OrganizationRow, kid};
+use self::topics::{TopicsRow, state_number, state_of};
 use super::command::{Command, NewTopic, Outcome, Refusal, Response, TOPICS_BATCH_MAX};
 use super::quota::Quota;
 use super::records::{ApiKey, JoinToken, NodeRecord, Organization, Project, SigningKey, Topic};
@@ -362,7 +369,7 @@ pub(super) fn encode_snapshot(state: &State, applied: u64) -> Bytes {
     })
 }
 
-fn quota(row: Option<QuotaRow>) -> Result<Quota, DecodeError> {
+fn limits(row: Option<QuotaRow>) -> Result<Quota, DecodeError> {
     row.unwrap_or_default().try_into()
 }
 
@@ -411,9 +418,9 @@ pub(super) fn decode_snapshot(bytes: &Bytes) -> Result<(State, u64), DecodeError
     for tombstone in row.tombstones {
         state.tombstones.insert(id::<TopicId>(&tombstone.id, "topic")?, UnixNanos(tombstone.at));
     }
-    state.default_quota = quota(row.default_quota)?;
+    state.default_quota = limits(row.default_quota)?;
     for row in row.quotas {
-        state.quotas.insert(id::<ProjectId>(&row.project, "project")?, quota(row.limits)?);
+        state.quotas.insert(id::<ProjectId>(&row.project, "project")?, limits(row.limits)?);
     }
     Ok((state.with_indexes(), row.applied))
 }
