@@ -95,6 +95,12 @@ pub enum CallError {
         /// The server's words.
         message: String,
     },
+    /// A quota of the project is used up, and time alone does not help: something has to be destroyed, or an operator has to raise it.
+    #[error("{message}")]
+    QuotaSpent {
+        /// The server's words.
+        message: String,
+    },
     /// No node could serve the call; later.
     #[error("the cluster is not available: {message}")]
     Unavailable {
@@ -155,6 +161,7 @@ impl CallError {
             | Self::Precondition { .. }
             | Self::OutOfRange { .. }
             | Self::Exhausted { .. }
+            | Self::QuotaSpent { .. }
             | Self::OutcomeUnknown { .. }
             | Self::SessionForgotten { .. }
             | Self::Unimplemented { .. }
@@ -172,6 +179,7 @@ impl From<Status> for CallError {
         if let (Code::Aborted, Some(after_ms)) = (status.code(), after_ms) {
             return Self::SessionForgotten { message, after_ms };
         }
+        let says = |name| status.metadata().get(name).is_some();
         match status.code() {
             Code::Unauthenticated => Self::Unauthenticated { message },
             Code::PermissionDenied => Self::PermissionDenied { message },
@@ -180,6 +188,9 @@ impl From<Status> for CallError {
             Code::InvalidArgument => Self::Invalid { message },
             Code::FailedPrecondition => Self::Precondition { message },
             Code::OutOfRange => Self::OutOfRange { message },
+            Code::ResourceExhausted if says("ensign-quota") && !says("ensign-retry-after-ms") => {
+                Self::QuotaSpent { message }
+            }
             Code::ResourceExhausted => Self::Exhausted { message },
             Code::Unavailable => Self::Unavailable { message },
             Code::DeadlineExceeded | Code::Cancelled | Code::Aborted => Self::OutcomeUnknown { message },

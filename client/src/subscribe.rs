@@ -210,6 +210,7 @@ fn final_error(error: &CallError) -> Option<SubscribeError> {
         | CallError::OutcomeUnknown { .. }
         | CallError::SessionForgotten { .. }
         | CallError::Exhausted { .. }
+        | CallError::QuotaSpent { .. }
         | CallError::Unauthenticated { .. }
         | CallError::Internal { .. }
         | CallError::Auth(AuthError::Unreachable { .. } | AuthError::Malformed { .. }) => None,

@@ -78,7 +78,11 @@ impl Cluster {
 
     /// Runs a command that must fail; tells its code and what it said.
     fn failure(&self, args: &[&str]) -> (Option<i32>, String) {
-        let output = self.run(args, "");
+        self.outcome(args, "")
+    }
+
+    fn outcome(&self, args: &[&str], input: &str) -> (Option<i32>, String) {
+        let output = self.run(args, input);
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     }
 }
@@ -286,7 +290,7 @@ fn quotas_from_the_command_line() {
 
     cluster.json(&["topic", "create", "first"], "");
     let (code, said) = cluster.failure(&["topic", "create", "second"]);
-    assert!(code == Some(5) && said.contains("its limit of 1 topics"), "{code:?} {said}");
+    assert!(code == Some(7) && said.contains("its limit of 1 topics"), "{code:?} {said}");
     let shown = cluster.json(&["quota", "show", "--project", project], "");
     assert_eq!(shown[0][0]["limits"][3]["used"], 1);
     let table = cluster.run(&["quota", "show", "--project", project], "");
@@ -301,6 +305,18 @@ fn quotas_from_the_command_line() {
         [of("stored-bytes", 2_000_000.into(), "project"), of("topics", Value::Null, "built-in")]
     );
     cluster.json(&["quota", "unset", "--default"], "");
+
+    // A quota that time does not help is said at once, not when the publisher's patience ends; and only while it lasts.
+    cluster.json(&["quota", "set", "--project", project, "--stored-bytes", "1kB"], "");
+    let line = "x".repeat(600);
+    let (code, said) = (0..40)
+        .map(|_| cluster.outcome(&["publish", "first"], &line))
+        .find(|(code, _)| *code != Some(0))
+        .expect("a quota that does not hold");
+    assert!(code == Some(7) && said.contains("may store 1000: destroy topics"), "{code:?} {said}");
+    cluster.json(&["quota", "unset", "--project", project, "stored-bytes"], "");
+    let (code, said) = cluster.outcome(&["publish", "first"], &line);
+    assert_eq!(code, Some(0), "{said}");
 
     // What cannot be, and who may not.
     assert_eq!(cluster.failure(&["quota", "set", "--project", project]).0, Some(2));

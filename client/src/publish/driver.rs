@@ -104,6 +104,9 @@ impl Driver {
                 if let Err(error) = self.renew_session(*after_ms, &error) {
                     return self.shared.end(PublishError::Stream(error));
                 }
+            } else if let CallError::QuotaSpent { message } = &error {
+                self.refuse(&PublishError::QuotaSpent { message: message.clone() }, &error);
+                backoff.reset();
             } else if is_final(&error) {
                 return self.shared.end(PublishError::Stream(error));
             }
@@ -126,6 +129,13 @@ impl Driver {
         self.shared.free(freed);
         info!(topic = %self.shared.topic, "publishing under a new session");
         Ok(())
+    }
+
+    /// Answers every event with `refusal`: waiting would not change it. Not those that an earlier stream may have stored.
+    fn refuse(&self, refusal: &PublishError, error: &CallError) {
+        let mut freed = Freed::default();
+        self.shared.window().refuse(refusal, error, &mut freed);
+        self.shared.free(freed);
     }
 
     /// Hands out answers until the stream ends.
@@ -261,6 +271,7 @@ fn is_final(error: &CallError) -> bool {
         | CallError::OutcomeUnknown { .. }
         | CallError::SessionForgotten { .. }
         | CallError::Exhausted { .. }
+        | CallError::QuotaSpent { .. }
         | CallError::Internal { .. }
         | CallError::Auth(AuthError::Unreachable { .. } | AuthError::Malformed { .. }) => false,
         CallError::Auth(AuthError::Refused { .. })

@@ -84,6 +84,13 @@ pub enum PublishError {
         /// The reason, for people.
         message: String,
     },
+    /// A quota of the project is used up, and time alone does not help. It is certain not to be stored; the publisher goes on with
+    /// later events.
+    #[error("{message}")]
+    QuotaSpent {
+        /// The server's words.
+        message: String,
+    },
     /// It was sent, but no answer came before the deadline, or before the stream ended for good: it may be stored, or may yet
     /// be.
     #[error("the event may or may not be stored: {}", .cause.as_ref().map_or("no acknowledgement came before the deadline".to_owned(), ToString::to_string))]

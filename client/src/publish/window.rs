@@ -183,6 +183,19 @@ impl Window {
         self.repeated = self.first;
     }
 
+    /// Gives up every event, as the stream ended with `cause`, of which the server is certain that it stored none that it had not
+    /// answered: what was sent on that stream at most gets `refusal`.
+    pub(super) fn refuse(&mut self, refusal: &PublishError, cause: &CallError, freed: &mut Freed) {
+        let repeated = self.repeated.saturating_sub(self.first) as usize;
+        for (place, slot) in self.slots.iter_mut().enumerate() {
+            if let Some(waiting) = slot.outcome.take() {
+                let unknown = || PublishError::OutcomeUnknown { cause: Some(cause.clone()) };
+                let _ = waiting.send(Err(if place < repeated { unknown() } else { refusal.clone() }));
+            }
+        }
+        self.drop_decided(freed);
+    }
+
     /// Gives up every event whose deadline has passed; `cause`: what the last stream ended with, while there is none.
     pub(super) fn expire(&mut self, now: Instant, cause: Option<&CallError>, freed: &mut Freed) {
         // Deadlines rise with the numbers, as all events of a publisher get the same time.
@@ -289,6 +302,29 @@ mod tests {
         assert_eq!(send(&mut window), [3, 4], "they were sent once, under the session that stored nothing");
         window.give_up_repeated(&cause, &mut freed);
         assert_eq!(freed.events, 2, "still only once under the new session");
+    }
+
+    #[tokio::test]
+    async fn what_a_spent_quota_refuses_is_certain_but_for_what_an_earlier_stream_sent() {
+        let mut window = Window::new();
+        let repeated = push(&mut window, later());
+        assert_eq!(send(&mut window), [1]);
+        window.rewind();
+        assert_eq!(send(&mut window), [1]);
+        let (sent, mut waiting) = (push(&mut window, later()), Vec::new());
+        assert_eq!(send(&mut window), [2]);
+        waiting.extend([sent, push(&mut window, later())]);
+        let mut freed = Freed::default();
+        let cause = CallError::QuotaSpent { message: "full".to_owned() };
+        window.refuse(&PublishError::QuotaSpent { message: "full".to_owned() }, &cause, &mut freed);
+        assert_eq!((freed.events, window.is_empty()), (3, true));
+        assert!(matches!(repeated.await, Ok(Err(PublishError::OutcomeUnknown { cause: Some(_) }))));
+        for waiting in waiting {
+            assert!(matches!(waiting.await, Ok(Err(PublishError::QuotaSpent { .. }))));
+        }
+        let _next = push(&mut window, later());
+        window.rewind();
+        assert_eq!(send(&mut window), [4], "later events go on");
     }
 
     #[tokio::test]

@@ -115,9 +115,10 @@ fn call(error: &CallError) -> Exit {
         // How streams and queries say that a topic does not exist.
         CallError::Precondition { message } if message == "no topics available" => Exit::NotFound,
         CallError::Invalid { message } if message == "unknown topic in query" => Exit::NotFound,
-        CallError::AlreadyExists { .. } | CallError::Precondition { .. } | CallError::OutOfRange { .. } => {
-            Exit::Refused
-        }
+        CallError::AlreadyExists { .. }
+        | CallError::Precondition { .. }
+        | CallError::OutOfRange { .. }
+        | CallError::QuotaSpent { .. } => Exit::Refused,
         CallError::Invalid { .. } | CallError::Unimplemented { .. } => Exit::Usage,
         CallError::Exhausted { .. } | CallError::Unavailable { .. } => Exit::Unavailable,
         CallError::OutcomeUnknown { .. } | CallError::SessionForgotten { .. } => Exit::OutcomeUnknown,
@@ -128,6 +129,7 @@ fn call(error: &CallError) -> Exit {
 fn publish(error: &PublishError) -> Exit {
     match error {
         PublishError::TooLarge { .. } => Exit::Usage,
+        PublishError::QuotaSpent { .. } => Exit::Refused,
         PublishError::Refused { code, .. } => match code {
             NackCode::MaxEventSizeExceeded => Exit::Usage,
             NackCode::TopicUnknown => Exit::NotFound,
