@@ -4,13 +4,15 @@
 //! then zones); equal shares. Ties go to the lower number, so that every node plans the same. A replica is moved for its share only
 //! if that makes the difference between two nodes smaller by what it costs, so plans come to an end and never go back and forth.
 
+mod unplaceable;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
 use ensign_proto::{GroupId, NodeId, TopicId};
-use thiserror::Error;
 
 use crate::catalog::{MoveReason, NodeState, Placement};
+
+pub use unplaceable::Unplaceable;
 
 /// Whether a node answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -104,65 +106,6 @@ pub struct Plan {
     pub cancels: Vec<TopicId>,
     /// Topics that should be elsewhere and cannot, with the reason.
     pub stuck: Vec<(TopicId, Unplaceable)>,
-}
-
-/// Why replicas cannot be where they should.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum Unplaceable {
-    /// Not a number of replicas.
-    #[error("a topic has 1 to {max} replicas, not {asked}")]
-    Replication {
-        /// What was asked for.
-        asked: u32,
-        /// What is possible.
-        max: u32,
-    },
-    /// No active node is in the region.
-    #[error("no active node is in region {region:?}; there are {}", Regions(.known))]
-    RegionUnknown {
-        /// The region.
-        region: String,
-        /// Those that there are.
-        known: BTreeSet<String>,
-    },
-    /// The preferred region is not among those that replicas may be in.
-    #[error("the leader region {region:?} is not among the topic's regions, {}", Regions(.allowed))]
-    LeaderRegion {
-        /// The region.
-        region: String,
-        /// Those that are allowed.
-        allowed: BTreeSet<String>,
-    },
-    /// Fewer nodes than replicas may hold one.
-    #[error("{wanted} replicas need {wanted} active nodes{}, and there are {eligible}: add nodes, or ask for fewer replicas", In(.regions))]
-    TooFewNodes {
-        /// How many replicas.
-        wanted: u32,
-        /// How many nodes may hold one.
-        eligible: usize,
-        /// The regions that replicas never leave; empty for any.
-        regions: BTreeSet<String>,
-    },
-}
-
-struct Regions<'a>(&'a BTreeSet<String>);
-
-impl fmt::Display for Regions<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
-            return f.write_str("none");
-        }
-        let names: Vec<_> = self.0.iter().map(|region| format!("{region:?}")).collect();
-        f.write_str(&names.join(", "))
-    }
-}
-
-struct In<'a>(&'a BTreeSet<String>);
-
-impl fmt::Display for In<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() { Ok(()) } else { write!(f, " in {}", Regions(self.0)) }
-    }
 }
 
 /// How many replicas each node holds, or is about to.

@@ -1,0 +1,65 @@
+//! Why replicas cannot be where they should.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use thiserror::Error;
+
+/// Why replicas cannot be where they should.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum Unplaceable {
+    /// Not a number of replicas.
+    #[error("a topic has 1 to {max} replicas, not {asked}")]
+    Replication {
+        /// What was asked for.
+        asked: u32,
+        /// What is possible.
+        max: u32,
+    },
+    /// No active node is in the region.
+    #[error("no active node is in region {region:?}; there are {}", Regions(.known))]
+    RegionUnknown {
+        /// The region.
+        region: String,
+        /// Those that there are.
+        known: BTreeSet<String>,
+    },
+    /// The preferred region is not among those that replicas may be in.
+    #[error("the leader region {region:?} is not among the topic's regions, {}", Regions(.allowed))]
+    LeaderRegion {
+        /// The region.
+        region: String,
+        /// Those that are allowed.
+        allowed: BTreeSet<String>,
+    },
+    /// Fewer nodes than replicas may hold one.
+    #[error("{wanted} replicas need {wanted} active nodes{}, and there are {eligible}: add nodes, or ask for fewer replicas", In(.regions))]
+    TooFewNodes {
+        /// How many replicas.
+        wanted: u32,
+        /// How many nodes may hold one.
+        eligible: usize,
+        /// The regions that replicas never leave; empty for any.
+        regions: BTreeSet<String>,
+    },
+}
+
+struct Regions<'a>(&'a BTreeSet<String>);
+
+impl fmt::Display for Regions<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("none");
+        }
+        let names: Vec<_> = self.0.iter().map(|region| format!("{region:?}")).collect();
+        f.write_str(&names.join(", "))
+    }
+}
+
+struct In<'a>(&'a BTreeSet<String>);
+
+impl fmt::Display for In<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() { Ok(()) } else { write!(f, " in {}", Regions(self.0)) }
+    }
+}
