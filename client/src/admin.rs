@@ -308,7 +308,16 @@ impl Admin {
 
     /// Drains a node, takes that back, or removes it for ever.
     pub async fn set_node_state(&self, node: NodeId, state: pb::NodeState) -> Result<pb::Node, CallError> {
-        let message = pb::SetNodeStateRequest { node_id: node.0, state: state.into() };
+        let message = pb::SetNodeStateRequest { node_id: node.0, state: state.into(), force: false };
+        call!(self, Harmless, message, set_node_state)
+    }
+
+    /// Removes for ever a node that does not answer, although it was not drained.
+    ///
+    /// # Errors
+    /// [`CallError::Precondition`]: it answers, or a group has no majority without it; the message names the topics.
+    pub async fn remove_node_by_force(&self, node: NodeId) -> Result<pb::Node, CallError> {
+        let message = pb::SetNodeStateRequest { node_id: node.0, state: pb::NodeState::Removed.into(), force: true };
         call!(self, Harmless, message, set_node_state)
     }
 

@@ -13,9 +13,11 @@ pub mod planner;
 
 mod controller;
 mod mover;
+mod obstacle;
 mod pace;
 mod step;
 
 pub use controller::control;
 pub use mover::{Mover, MoverParts, Seat, Seats};
+pub use obstacle::{Obstacle, ObstacleKind, obstacles};
 pub use step::Seen;

@@ -126,7 +126,9 @@ pub(crate) fn unplaceable(why: &Unplaceable) -> Status {
         Unplaceable::Replication { .. } | Unplaceable::RegionUnknown { .. } | Unplaceable::LeaderRegion { .. } => {
             Status::invalid_argument(why.to_string())
         }
-        Unplaceable::TooFewNodes { .. } => Status::failed_precondition(why.to_string()),
+        Unplaceable::TooFewNodes { .. } | Unplaceable::NoMajority { .. } => {
+            Status::failed_precondition(why.to_string())
+        }
     }
 }
 

@@ -7,6 +7,7 @@ mod convert;
 mod keys;
 mod placement;
 mod quota;
+mod removal;
 mod scope;
 mod status;
 mod topics;
@@ -477,7 +478,7 @@ impl Admin for Service {
         request: Request<pb::ListPartitionsRequest>,
     ) -> Result<Response<pb::ListPartitionsReply>, Status> {
         Caller::authorize(&self.0, request.metadata(), Permission::OrganizationsRead).await?.operator()?;
-        placement::list_partitions(&self.0, &request.into_inner()).map(Response::new)
+        placement::list_partitions(&self.0, &request.into_inner()).await.map(Response::new)
     }
 
     async fn move_partition(

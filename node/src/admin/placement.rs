@@ -5,39 +5,60 @@ use std::sync::Arc;
 
 use ensign_proto::pb::admin::v1 as pb;
 use ensign_proto::{GroupId, NodeId, TopicId};
-use ensign_raft::{GroupStatus, Health};
+use ensign_raft::GroupStatus;
 use tonic::Status;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::Shared;
 use super::convert::{span, time};
+use super::removal;
 use super::scope::Caller;
 use super::status;
 use crate::catalog::{
     MovePhase, MoveReason, NodeRecord, NodeState, PlaceError, Placement, Reassignment, Refusal, Topic, TopicState,
 };
-use crate::placement::planner::{Facts, PlanLimits, Pulse, Unplaceable};
+use crate::placement::planner::{Facts, Pulse};
+use crate::placement::{Obstacle, ObstacleKind, obstacles};
 
 /// The most partitions in one reply.
 const PAGE: usize = 1_000;
+/// The most reasons why a node's replicas do not get on, in one reply.
+const REASONS_MAX: usize = 8;
 
 /// What an answer is made of: one look at everything.
 struct Look {
     facts: Facts,
-    stuck: BTreeMap<TopicId, Unplaceable>,
+    obstacles: BTreeMap<TopicId, Obstacle>,
     topics: Vec<Arc<Topic>>,
+    groups: Vec<GroupStatus>,
     leaders: BTreeMap<GroupId, NodeId>,
 }
 
 impl Look {
     fn new(shared: &Shared) -> Self {
-        let facts = shared.catalog.facts();
-        let stuck = facts.plan(PlanLimits::default()).stuck.into_iter().collect();
         let mut topics = shared.catalog.view().all_topics();
         topics.retain(|topic| topic.state != TopicState::Deleting);
         let groups = shared.runtime.groups();
-        let leaders = groups.iter().filter_map(|group| Some((group.id, group.leadership.leader?))).collect();
-        Self { facts, stuck, topics, leaders }
+        // A replica goes on naming its leader when that has died.
+        let led = |group: &GroupStatus| group.leadership.leader.filter(|leader| shared.catalog.is_alive(*leader));
+        let leaders = groups.iter().filter_map(|group| Some((group.id, led(group)?))).collect();
+        let (facts, obstacles) = (shared.catalog.facts(), obstacles(&shared.catalog, shared.clock.wall()));
+        Self { facts, obstacles, topics, groups, leaders }
+    }
+
+    /// Asks the nodes that hold these topics who leads those whose leader is not known here.
+    async fn ask_leaders(&mut self, shared: &Shared, topics: &[Arc<Topic>]) {
+        let unknown: Vec<&Arc<Topic>> = topics.iter().filter(|it| !self.leaders.contains_key(&it.group)).collect();
+        // In a move, the new replicas may have taken over already.
+        let target = |topic: &Topic| topic.reassignment.as_ref().map(|on| on.target.clone()).unwrap_or_default();
+        let holders =
+            unknown.iter().flat_map(|topic| shared.catalog.replicas_of(topic).into_iter().chain(target(topic)));
+        let asked: BTreeSet<NodeId> = holders.filter(|node| shared.catalog.is_alive(*node)).collect();
+        if asked.is_empty() {
+            return;
+        }
+        let wanted: BTreeSet<GroupId> = unknown.iter().map(|topic| topic.group).collect();
+        self.leaders.extend(shared.reports.leaders(asked, &wanted).await);
     }
 
     fn node(&self, shared: &Shared, node: &NodeRecord) -> pb::Node {
@@ -52,8 +73,16 @@ impl Look {
         let arriving = self.topics.iter().filter(|topic| !holds(topic) && target(topic) == Some(true)).count();
         let leaving = held.iter().filter(|topic| target(topic) == Some(false)).count();
         let leaves = node.state != NodeState::Active || self.pulse(node.id) == Pulse::Lost;
-        let reasons = held.iter().filter(|_| leaves).filter_map(|topic| self.stuck.get(&topic.id));
-        let stuck: BTreeSet<String> = reasons.map(ToString::to_string).collect();
+        let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for topic in held.iter().filter(|topic| leaves || target(topic) == Some(false)) {
+            if let Some(obstacle) = self.obstacles.get(&topic.id) {
+                reasons.entry(&obstacle.what).or_default().push(topic.name.as_str());
+            }
+        }
+        let stuck = reasons.iter().take(REASONS_MAX).map(|(why, topics)| format!("{}: {why}", removal::some(topics)));
+        let votes = [(GroupId::CATALOG, "catalog"), (GroupId::VAULT, "vault")]
+            .into_iter()
+            .filter(|(id, _)| self.groups.iter().any(|group| group.id == *id && group.voters.contains(&node.id)));
         pb::Node {
             id: node.id.0,
             state: state.into(),
@@ -65,13 +94,21 @@ impl Look {
             replicas: held.len() as u64,
             arriving: arriving as u64,
             leaving: leaving as u64,
-            stuck: stuck.into_iter().collect(),
+            stuck: stuck.collect(),
             name: node.name.clone(),
+            votes: votes.map(|(_, name)| name.to_owned()).collect(),
+            never_started: !node.has_started(),
         }
     }
 
     fn pulse(&self, node: NodeId) -> Pulse {
         self.facts.nodes.get(&node).map_or(Pulse::Lost, |facts| facts.pulse)
+    }
+
+    /// What does not go away by itself; what else a move waits for is told with the move.
+    fn lasting(&self, topic: TopicId) -> Option<&Obstacle> {
+        let lasts = |it: &&Obstacle| matches!(it.kind, ObstacleKind::Nodes | ObstacleKind::Majority);
+        self.obstacles.get(&topic).filter(lasts)
     }
 
     fn partition(&self, shared: &Shared, topic: &Topic) -> pb::PartitionInfo {
@@ -94,7 +131,7 @@ impl Look {
             r#move: topic.reassignment.as_ref().map(on_wire),
             leader: self.leaders.get(&topic.group).map_or(0, |leader| leader.0),
             preferred_leader: self.facts.preferred_leader(&facts).map_or(0, |node| node.0),
-            stuck: self.stuck.get(&topic.id).map(ToString::to_string).unwrap_or_default(),
+            stuck: self.lasting(topic.id).map(|obstacle| obstacle.what.clone()).unwrap_or_default(),
             silent,
         }
     }
@@ -172,8 +209,14 @@ pub(super) async fn set_node_state(
         pb::NodeState::Removed => NodeState::Removed,
         pb::NodeState::Unspecified => return Err(Status::invalid_argument("state: say what the node shall be")),
     };
+    if request.force && state != NodeState::Removed {
+        return Err(Status::invalid_argument("force: only a node that is removed can be removed by force"));
+    }
     if state == NodeState::Removed && node.state != NodeState::Removed {
-        check_votes(&shared.runtime.groups(), node.id)?;
+        if request.force {
+            return by_force(shared, caller, &node).await;
+        }
+        removal::check_votes(&shared.runtime.groups(), node.id)?;
     }
     let changed = shared.catalog.set_node_state(node.id, state).await;
     changed.map_err(|error| node_refused(shared, node.id, &error))?;
@@ -182,30 +225,27 @@ pub(super) async fn set_node_state(
     Ok(Look::new(shared).node(shared, &node))
 }
 
-/// A node that votes in the cluster's own groups cannot go: they would lose a vote, in the end their majority.
-fn check_votes(groups: &[GroupStatus], node: NodeId) -> Result<(), Status> {
-    for (id, name) in [(GroupId::CATALOG, "catalog"), (GroupId::VAULT, "vault")] {
-        let group = groups.iter().find(|group| group.id == id);
-        // Without its core, a replica remembers only who voted first.
-        if let Some(Health::Recovering | Health::Fenced { .. } | Health::Stopped) = group.map(|group| &group.health) {
-            return Err(Status::failed_precondition(format!(
-                "this node's replica of the {name} does not work and does not know who votes there: ask another node"
-            )));
-        }
-        let Some(voters) = group.map(|group| &group.voters).filter(|voters| !voters.is_empty()) else {
-            return Err(Status::failed_precondition(format!(
-                "this node does not hold the {name} and does not know who votes there: ask a node that has the root key"
-            )));
-        };
-        if voters.contains(&node) {
-            return Err(Status::failed_precondition(format!(
-                "node {node} is one of the {} voters of the {name}, which would lose a vote: a drained node's vote goes to another \
-                 node first; if none can take it, add a node",
-                voters.len()
-            )));
-        }
-    }
-    Ok(())
+fn check_force(shared: &Shared, node: NodeId) -> Result<(), Status> {
+    let liveness = shared.runtime.liveness();
+    let topics = shared.catalog.view().all_topics();
+    let topics = topics.iter().filter(|topic| topic.state != TopicState::Deleting);
+    let held = removal::Held {
+        groups: &shared.runtime.groups(),
+        topics: topics.map(|topic| (topic.name.as_str().to_owned(), shared.catalog.facts_of(topic))).collect(),
+        nodes: shared.catalog.node_facts().nodes,
+        state: &|node| liveness.state(node),
+    };
+    held.check(node)
+}
+
+/// Removes a node that does not answer, although it was not drained, if every group can do without it.
+async fn by_force(shared: &Shared, caller: &Caller, node: &NodeRecord) -> Result<pb::Node, Status> {
+    shared.catalog.refresh().await.map_err(|error| status::stale(&error))?;
+    check_force(shared, node.id)?;
+    shared.catalog.revoke_node(node.id).await.map_err(|error| status::write_failed(&error))?;
+    warn!(node = %node.id, by = %caller.claims.subject, "a node that does not answer was removed by force");
+    let node = find_node(shared, node.id.0)?;
+    Ok(Look::new(shared).node(shared, &node))
 }
 
 fn node_refused(shared: &Shared, node: NodeId, error: &PlaceError) -> Status {
@@ -215,11 +255,13 @@ fn node_refused(shared: &Shared, node: NodeId, error: &PlaceError) -> Status {
             let held = shared.catalog.view().holds(node);
             Status::failed_precondition(format!(
                 "node {node} still holds replicas of {held} partitions, or is about to, and each would lose a vote: wait for the \
-                 drain to end; `ensign node describe {node}` says how far it is, and what is in the way"
+                 drain to end; `ensign node describe {node}` says how far it is, and what is in the way. If the node is lost for good, \
+                 `ensign node remove {node} --force`"
             ))
         }
         Refusal::NodeActive => Status::failed_precondition(format!(
-            "node {node} is not drained: run `ensign node drain {node}` first, which moves its replicas elsewhere"
+            "node {node} is not drained: run `ensign node drain {node}` first, which moves its replicas elsewhere; if the node is lost for \
+             good, `ensign node remove {node} --force`"
         )),
         Refusal::LastNode => Status::failed_precondition(format!(
             "node {node} is the last active node: its replicas could go nowhere; add a node, or undrain one"
@@ -231,7 +273,7 @@ fn node_refused(shared: &Shared, node: NodeId, error: &PlaceError) -> Status {
     }
 }
 
-pub(super) fn list_partitions(
+pub(super) async fn list_partitions(
     shared: &Shared,
     request: &pb::ListPartitionsRequest,
 ) -> Result<pb::ListPartitionsReply, Status> {
@@ -240,7 +282,7 @@ pub(super) fn list_partitions(
         find_node(shared, request.node_id)?;
     }
     let one = if request.topic.is_empty() { None } else { Some(find_topic(shared, &request.topic)?.id) };
-    let look = Look::new(shared);
+    let mut look = Look::new(shared);
     let wanted = |topic: &&Arc<Topic>| {
         let concerned = || {
             let node = NodeId(request.node_id);
@@ -250,15 +292,16 @@ pub(super) fn list_partitions(
         one.is_none_or(|one| one == topic.id)
             && after.is_none_or(|after| after < topic.id)
             && (request.node_id == 0 || concerned())
-            && (!request.unsettled || topic.reassignment.is_some() || look.stuck.contains_key(&topic.id))
+            && (!request.unsettled || topic.reassignment.is_some() || look.obstacles.contains_key(&topic.id))
     };
     let limit = if request.limit == 0 { PAGE } else { PAGE.min(request.limit as usize) };
     let mut found = look.topics.iter().filter(wanted);
-    let page: Vec<_> = found.by_ref().take(limit).collect();
+    let page: Vec<_> = found.by_ref().take(limit).map(Arc::clone).collect();
     let next = match (found.next(), page.last()) {
         (Some(_), Some(last)) => last.id.to_string(),
         _ => String::new(),
     };
+    look.ask_leaders(shared, &page).await;
     let partitions = page.iter().map(|topic| look.partition(shared, topic)).collect();
     Ok(pb::ListPartitionsReply { partitions, next })
 }
@@ -283,6 +326,9 @@ pub(super) async fn move_partition(
         )));
     }
     check_target(shared, &topic, &target, &placement)?;
+    if let Some(why) = shared.catalog.node_facts().without_majority(&shared.catalog.facts_of(&topic)) {
+        return Err(crate::status::unplaceable(&why));
+    }
     let moved = shared.catalog.start_move(&topic, target, MoveReason::Operator).await;
     let moved = moved.map_err(|error| match error {
         PlaceError::Refused(Refusal::MoveOn) => Status::failed_precondition(format!(
@@ -351,81 +397,4 @@ pub(super) async fn alter_topic(
     let altered = shared.catalog.alter_topic(topic.id, placement).await.map_err(|error| status::place(&error))?;
     info!(topic = %topic.id, placement = ?altered.placement, by = %caller.claims.subject, "a topic's placement was altered");
     Ok(shown(shared, &altered))
-}
-
-#[cfg(test)]
-mod tests {
-    use ensign_proto::LogIndex;
-    use ensign_raft::Leadership;
-
-    use super::*;
-
-    fn group(id: GroupId, voters: &[u64]) -> GroupStatus {
-        let none = LogIndex(0);
-        GroupStatus {
-            id,
-            health: Health::Running,
-            leadership: Leadership::default(),
-            last: none,
-            committed: none,
-            applied: none,
-            snapshot: none,
-            purged: none,
-            voters: voters.iter().copied().map(NodeId).collect(),
-            matched: BTreeMap::new(),
-            restarts: 0,
-            asleep: false,
-        }
-    }
-
-    fn refused(groups: &[GroupStatus], node: u64) -> String {
-        let status = check_votes(groups, NodeId(node)).expect_err("it has a vote");
-        assert_eq!(status.code(), tonic::Code::FailedPrecondition);
-        status.message().to_owned()
-    }
-
-    #[test]
-    fn a_node_that_votes_in_the_catalog_or_the_vault_is_not_removed_and_the_reason_is_said() {
-        // The vault may have other voters than the catalog: only some nodes hold the root key.
-        let groups = [group(GroupId::CATALOG, &[1, 2, 3]), group(GroupId::VAULT, &[1, 2, 4])];
-        let catalog = refused(&groups, 3);
-        assert!(
-            catalog.starts_with("node 3 is one of the 3 voters of the catalog, which would lose a vote"),
-            "{catalog}"
-        );
-        let vault = refused(&groups, 4);
-        assert!(vault.starts_with("node 4 is one of the 3 voters of the vault, which would lose a vote"), "{vault}");
-        assert!(vault.contains("if none can take it, add a node"), "{vault}");
-        assert!(check_votes(&groups, NodeId(5)).is_ok(), "it has no vote");
-        // The last quorum.
-        let last = [group(GroupId::CATALOG, &[1]), group(GroupId::VAULT, &[1])];
-        assert!(refused(&last, 1).contains("one of the 1 voters of the catalog"));
-    }
-
-    #[test]
-    fn a_node_that_does_not_know_who_votes_in_the_vault_removes_nobody() {
-        let groups = [group(GroupId::CATALOG, &[1, 2, 3]), group(GroupId::VAULT, &[])];
-        for groups in [&groups[..], &groups[..1]] {
-            let unknown = refused(groups, 5);
-            assert!(
-                unknown.contains("does not hold the vault") && unknown.contains("ask a node that has the root key"),
-                "{unknown}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_replica_that_does_not_work_is_not_believed_about_who_votes() {
-        for health in [Health::Recovering, Health::Fenced { cause: "disk".into() }, Health::Stopped] {
-            // What it names are those that voted first.
-            let mut groups = [group(GroupId::CATALOG, &[1]), group(GroupId::VAULT, &[1])];
-            groups[1].health = health;
-            let unknown = refused(&groups, 3);
-            assert!(unknown.contains("replica of the vault does not work"), "{unknown}");
-            assert!(unknown.contains("ask another node"), "{unknown}");
-        }
-        let mut full = [group(GroupId::CATALOG, &[1, 2]), group(GroupId::VAULT, &[1, 2])];
-        full[1].health = Health::DiskFull;
-        assert!(check_votes(&full, NodeId(3)).is_ok(), "a full disk knows");
-    }
 }

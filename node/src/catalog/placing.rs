@@ -9,7 +9,7 @@ use super::command::{Command, Outcome, Refusal};
 use super::errors::{PlaceError, WriteFailure};
 use super::handle::{Catalog, unexpected};
 use super::moves::{MoveReason, MoveReport, NodeState, Placement, PlacementDefaults};
-use super::records::{NodeRecord, Topic, TopicState};
+use super::records::{Topic, TopicState};
 use crate::placement::planner::{Facts, NodeFacts, Pulse, TopicFacts, Unplaceable};
 
 /// As many replicas as topics have by default, where the cluster has as many nodes.
@@ -84,6 +84,8 @@ impl Catalog {
     /// The same without topics, for questions about one.
     pub fn node_facts(&self) -> Facts {
         let pulse = |node: NodeId| match self.silent_for(node) {
+            // Nobody listens to it any more.
+            _ if self.is_node_revoked(node) => Pulse::Lost,
             None => Pulse::Alive,
             Some(silent) if silent >= self.parts.lost_after => Pulse::Lost,
             Some(_) => Pulse::Silent,
@@ -99,8 +101,7 @@ impl Catalog {
         let mut nodes: BTreeMap<NodeId, NodeFacts> =
             self.defaults().founders.into_iter().map(|node| (node, founder(node))).collect();
         // A machine that joined and has never started is known, and no place to put anything.
-        let started = |node: &&Arc<NodeRecord>| node.incarnation > 0 || node.key.is_empty();
-        for node in self.nodes().iter().filter(started) {
+        for node in self.nodes().iter().filter(|node| node.has_started()) {
             let (region, zone) = (node.region.clone(), node.zone.clone());
             nodes.insert(node.id, NodeFacts { region, zone, state: node.state, pulse: pulse(node.id) });
         }
@@ -109,7 +110,7 @@ impl Catalog {
 
     /// Whether a node answers this one.
     pub fn is_alive(&self, node: NodeId) -> bool {
-        node == self.parts.me || self.parts.liveness.silent_for(node).is_none()
+        node == self.parts.me || (self.parts.liveness.silent_for(node).is_none() && !self.is_node_revoked(node))
     }
 
     /// For how long a node has not answered this one; none of a node that does.
@@ -234,6 +235,7 @@ mod tests {
     use ensign_raft::env::{SeededRng, SystemClock};
 
     use super::*;
+    use crate::catalog::NodeRecord;
     use crate::catalog::testing::solo;
 
     #[tokio::test]

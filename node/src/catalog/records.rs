@@ -171,6 +171,12 @@ impl NodeRecord {
         Self { id, peer, grpc, http, ..Self::default() }
     }
 
+    /// Whether a process of it has ever registered. Of a node that did not join by token, and is not told to have lived, nobody knows: it
+    /// counts as one that has.
+    pub fn has_started(&self) -> bool {
+        self.incarnation > 0 || self.key.is_empty()
+    }
+
     /// The newest version that it spoke when it registered last.
     pub fn speaks(&self) -> ClusterVersion {
         // Who has a name or tells its life is no node of the first version.

@@ -43,6 +43,7 @@ Exit codes:
   6  unknown whether it was done: look before you repeat it
   7  refused as things are: it exists already, is archived, its key was revoked
   8  the doctor found something that needs an operator
+  9  --timeout was over before what was waited for; that goes on
 130  interrupted
 
 Credentials:
@@ -216,7 +217,7 @@ pub struct ClientArgs {
     /// gRPC address, HOST:PORT; several separated by commas. Default: what the credentials file says.
     #[arg(long, value_name = "ADDR", env = "ENSIGN_ENDPOINT", hide_env_values = true)]
     pub endpoint: Option<String>,
-    /// Where to log in, http://… or https://…. Default: what the credentials file says.
+    /// Where to log in, http://… or https://…; several separated by commas. Default: what the credentials file says.
     #[arg(long, value_name = "URL", env = "ENSIGN_AUTH_URL", hide_env_values = true)]
     pub auth_url: Option<String>,
     /// Speak gRPC without TLS. Default: what the credentials file says.

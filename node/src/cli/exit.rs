@@ -27,6 +27,8 @@ pub enum Exit {
     Refused = 7,
     /// The doctor found something.
     Unwell = 8,
+    /// A wait that has a limit reached it.
+    TimeUp = 9,
     /// Ctrl-C.
     Interrupted = 130,
 }
@@ -78,6 +80,9 @@ fn code_of(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     }
     if error.is::<Unwell>() {
         return Some(Exit::Unwell);
+    }
+    if error.is::<super::watch::TimeUp>() {
+        return Some(Exit::TimeUp);
     }
     if error.is::<Interrupted>() {
         return Some(Exit::Interrupted);

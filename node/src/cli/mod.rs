@@ -16,6 +16,7 @@ mod quota;
 mod topic;
 mod topics;
 mod vault;
+mod watch;
 
 use std::future::Future;
 use std::path::Path;

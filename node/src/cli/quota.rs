@@ -9,6 +9,7 @@ use super::args::{Output, QuotaBytes, QuotaCommand, QuotaLimit, QuotaValue, Whos
 use super::connect::connect;
 use super::exit::UsageError;
 use super::output::{json, line, list, one, thousands};
+use super::watch::watched;
 
 /// A limit and what is used of it.
 #[derive(Serialize)]
@@ -151,10 +152,10 @@ pub(super) async fn run(command: QuotaCommand) -> anyhow::Result<()> {
             let after = connect(&client)?.admin()?.set_quota(project, change).await?;
             changed(client.output, project, after, "unset")
         }
-        QuotaCommand::Show { project, client } => {
-            let project = id(project)?;
-            let quotas = connect(&client)?.admin()?.quotas(project).await?;
-            show(client.output, project, quotas)
+        QuotaCommand::Show { project, watch, client } => {
+            let (project, admin) = (id(project)?, connect(&client)?.admin()?);
+            watched(watch.watch, client.output, async || show(client.output, project, admin.quotas(project).await?))
+                .await
         }
     }
 }

@@ -10,7 +10,8 @@
 //!
 //! Never is a vote taken away so that a majority of what is left would not be alive, and a lost voter keeps its vote until
 //! another node is ready for it: without a replacement, taking it away only makes the group easier to stop. Two lost votes of five
-//! do go, since three of three survive what three of five do not.
+//! do go, since three of three survive what three of five do not. So does the vote of a drained node that nobody can take, where the nodes that
+//! stay want fewer voters: of five voters three are left.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -130,6 +131,10 @@ impl Facts<'_> {
         self.nodes.get(&id).is_some_and(Standing::sound)
     }
 
+    fn leaves(&self, id: NodeId) -> bool {
+        self.nodes.get(&id).is_some_and(|node| node.stay == Stay::Leaves)
+    }
+
     fn is_lost(&self, id: NodeId) -> bool {
         self.nodes.get(&id).is_some_and(|node| node.pulse == Pulse::Lost)
     }
@@ -196,6 +201,9 @@ fn better_voters(facts: &Facts<'_>) -> Option<BTreeSet<NodeId>> {
         }
     }
     let wanted = voters_wanted(facts.nodes.values().filter(|node| node.sound()).count());
+    if wanted >= VOTERS_FEW && voters.iter().any(|id| facts.leaves(*id)) {
+        shrink(facts, &mut voters, wanted);
+    }
     while voters.len() < wanted {
         // One more of an even number only makes a majority larger, so two at a time, unless that makes the number odd.
         let mut grown = voters.clone();
@@ -214,6 +222,20 @@ fn better_voters(facts: &Facts<'_>) -> Option<BTreeSet<NodeId>> {
     // It takes both majorities to get there.
     let lives = |set: &BTreeSet<NodeId>| set.iter().filter(|id| facts.alive(**id)).count() > set.len() / 2;
     (voters != *now && lives(&voters) && lives(now)).then_some(voters)
+}
+
+/// Without drained nodes, a cluster wants fewer voters: their votes go although nobody takes them, and so does another one where the number
+/// would be even otherwise. Three are left at least.
+fn shrink(facts: &Facts<'_>, voters: &mut BTreeSet<NodeId>, wanted: usize) {
+    while voters.len() > wanted {
+        let crowd = |id: &NodeId| {
+            let place = facts.nodes.get(id).map(|node| &node.place);
+            voters.iter().filter(|other| facts.nodes.get(other).map(|node| &node.place) == place).count()
+        };
+        let least = voters.iter().copied().max_by_key(|id| (facts.leaves(*id), !facts.sound(*id), crowd(id), *id));
+        let Some(out) = least.filter(|out| facts.nodes.contains_key(out)) else { return };
+        voters.remove(&out);
+    }
 }
 
 /// One voter moved to where none is, from where several are.

@@ -3,6 +3,7 @@
 //! In this order: never outside a topic's regions; as many replicas as asked for, on nodes that live; far from each other (regions,
 //! then zones); equal shares. Ties go to the lower number, so that every node plans the same. A replica is moved for its share only
 //! if that makes the difference between two nodes smaller by what it costs, so plans come to an end and never go back and forth.
+//! Where a majority of a topic's replicas does not answer, nobody could lead a move: none is begun, and one that is on takes nobody's turn.
 
 mod unplaceable;
 
@@ -286,20 +287,40 @@ impl Facts {
         })
     }
 
-    /// What to begin now. Moves that are on count against `limits`.
+    /// Why nobody can lead a change of the topic's replicas, if too few of them answer. In the middle of a move its new replicas may be the
+    /// voters already: then this is wrong for as long as it takes to write that down.
+    pub fn without_majority(&self, topic: &TopicFacts) -> Option<Unplaceable> {
+        let answers = |node: &&NodeId| {
+            self.nodes.get(node).is_some_and(|it| it.pulse == Pulse::Alive && it.state != NodeState::Removed)
+        };
+        let silent: BTreeSet<NodeId> = topic.replicas.iter().filter(|node| !answers(node)).copied().collect();
+        let replicas = topic.replicas.len();
+        (silent.len() * 2 >= replicas && !silent.is_empty()).then_some(Unplaceable::NoMajority { silent, replicas })
+    }
+
+    /// What to begin now. Moves that are on, and somebody can lead, count against `limits`.
     pub fn plan(&self, limits: PlanLimits) -> Plan {
         let mut plan = Plan::default();
         let mut load = self.load();
         let mut budget = Budget::new(self, limits);
         let mut repairs = false;
         for topic in &self.topics {
+            let headless = self.without_majority(topic);
             if topic.target.is_some() {
                 if self.leads_nowhere(topic) {
                     plan.cancels.push(topic.id);
                 }
+                plan.stuck.extend(headless.map(|why| (topic.id, why)));
                 continue;
             }
             let (target, stuck) = self.settle(topic, &load);
+            if let Some(why) = headless {
+                // Silent nodes that are only waited for are no news.
+                if stuck.is_some() || target != topic.replicas {
+                    plan.stuck.push((topic.id, why));
+                }
+                continue;
+            }
             plan.stuck.extend(stuck.map(|why| (topic.id, why)));
             if target == topic.replicas {
                 continue;
@@ -321,7 +342,8 @@ impl Facts {
     }
 
     fn rebalance(&self, plan: &mut Plan, load: &mut Load, budget: &mut Budget) {
-        for topic in self.topics.iter().filter(|topic| topic.target.is_none()) {
+        let movable = |topic: &&TopicFacts| topic.target.is_none() && self.without_majority(topic).is_none();
+        for topic in self.topics.iter().filter(movable) {
             if budget.is_spent() {
                 return;
             }
@@ -411,7 +433,9 @@ impl Budget {
     fn new(facts: &Facts, limits: PlanLimits) -> Self {
         let mut budget = Self { moves: limits.moves, per_node: limits.per_node, arriving: BTreeMap::new() };
         for topic in &facts.topics {
-            let Some(target) = &topic.target else { continue };
+            let Some(target) = topic.target.as_ref().filter(|_| facts.without_majority(topic).is_none()) else {
+                continue;
+            };
             budget.moves = budget.moves.saturating_sub(1);
             for node in target.difference(&topic.replicas) {
                 *budget.arriving.entry(*node).or_default() += 1;

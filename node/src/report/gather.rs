@@ -1,6 +1,6 @@
 //! The words of all nodes, put together by the one that was asked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,9 +17,12 @@ use tonic::{Request, Response, Status};
 use super::own::{Reporter, span};
 use crate::catalog::{Catalog, NodeRecord, NodeState};
 use crate::partition::forward::Channels;
+use crate::placement::{Obstacle, ObstacleKind, obstacles};
 
 /// How long a node may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How long, where it is only to tell what it leads.
+const LEADERS_PATIENCE: Duration = Duration::from_millis(1_500);
 /// Nodes that are asked at once.
 const ASKED_AT_ONCE: usize = 32;
 /// The largest report of a node: some 100 bytes for each group.
@@ -70,7 +73,18 @@ impl PeerReports {
             answered_by: self.reporter.me().0,
             nodes: reports,
             partitions: self.partitions(),
+            removed: self.catalog.revoked_nodes().iter().map(|node| node.0).collect(),
         }
+    }
+
+    /// Who leads which of these groups, as those of `nodes` say that answer in time. A node that leads in an older term is not believed.
+    pub async fn leaders(&self, nodes: BTreeSet<NodeId>, wanted: &BTreeSet<GroupId>) -> BTreeMap<GroupId, NodeId> {
+        let asked = nodes.into_iter().filter(|node| *node != self.reporter.me()).map(async |node| {
+            let report = self.ask_peer(node, LEADERS_PATIENCE).await.ok()?;
+            Some((node, report))
+        });
+        let reports: Vec<_> = futures::stream::iter(asked).buffer_unordered(ASKED_AT_ONCE).collect().await;
+        newest_leaders(reports.into_iter().flatten(), wanted)
     }
 
     /// The same without the names of topics, for whoever has not logged in.
@@ -93,13 +107,17 @@ impl PeerReports {
 
     fn partitions(&self) -> Vec<pb::PartitionAssignment> {
         let topics = self.catalog.all_topics();
+        let obstacles = obstacles(&self.catalog, self.reporter.wall());
+        let numbers = |nodes: &BTreeSet<NodeId>| nodes.iter().map(|node| node.0).collect();
         let mut partitions: Vec<_> = topics
             .iter()
             .take(PARTITIONS_MAX)
             .map(|topic| pb::PartitionAssignment {
                 group_id: topic.group.0,
                 name: topic.name.as_str().to_owned(),
-                replicas: self.catalog.replicas_of(topic).iter().map(|node| node.0).collect(),
+                replicas: numbers(&self.catalog.replicas_of(topic)),
+                target: topic.reassignment.as_ref().map(|on| numbers(&on.target)).unwrap_or_default(),
+                obstacle: obstacles.get(&topic.id).map(on_wire),
             })
             .collect();
         partitions.sort_by_key(|partition| partition.group_id);
@@ -108,7 +126,8 @@ impl PeerReports {
 
     async fn ask(&self, node: NodeId, mut reply: pb::PeerReport) -> pb::PeerReport {
         let (asked, before) = (Instant::now(), self.reporter.wall());
-        let answer = if node == self.reporter.me() { Ok(self.reporter.own()) } else { self.ask_peer(node).await };
+        let answer =
+            if node == self.reporter.me() { Ok(self.reporter.own()) } else { self.ask_peer(node, PATIENCE).await };
         let round_trip = asked.elapsed();
         reply.round_trip = span(round_trip);
         match answer {
@@ -123,16 +142,16 @@ impl PeerReports {
         reply
     }
 
-    async fn ask_peer(&self, node: NodeId) -> Result<pb::NodeReport, String> {
+    async fn ask_peer(&self, node: NodeId, patience: Duration) -> Result<pb::NodeReport, String> {
         let channel = self.channels.bulk(node).ok_or("this node does not know how to reach it")?;
         let mut client = ReportClient::new(channel).max_decoding_message_size(REPORT_MAX);
-        match timeout(PATIENCE, client.node(peer::NodeReportRequest {})).await {
+        match timeout(patience, client.node(peer::NodeReportRequest {})).await {
             Ok(Ok(report)) => Ok(report.into_inner()),
             Ok(Err(status)) if status.code() == tonic::Code::Unimplemented => {
                 Err("it runs a version that does not report".to_owned())
             }
             Ok(Err(status)) => Err(status.message().to_owned()),
-            Err(_elapsed) => Err(format!("no answer within {} seconds", PATIENCE.as_secs())),
+            Err(_elapsed) => Err(format!("no answer within {} s", patience.as_secs_f64())),
         }
     }
 }
@@ -151,8 +170,38 @@ fn listed(node: &NodeRecord) -> pb::PeerReport {
         region: node.region.clone(),
         zone: node.zone.clone(),
         draining: node.state == NodeState::Draining,
+        never_started: !node.has_started(),
         ..Default::default()
     }
+}
+
+/// Of those that say that they lead a group, the one in the newest term.
+fn newest_leaders(
+    reports: impl Iterator<Item = (NodeId, pb::NodeReport)>,
+    wanted: &BTreeSet<GroupId>,
+) -> BTreeMap<GroupId, NodeId> {
+    let mut newest: BTreeMap<GroupId, (u64, NodeId)> = BTreeMap::new();
+    for (node, report) in reports {
+        let led =
+            report.groups.iter().filter(|group| group.leader == node.0 && wanted.contains(&GroupId(group.group_id)));
+        for group in led {
+            let known = newest.entry(GroupId(group.group_id)).or_insert((group.term, node));
+            *known = (*known).max((group.term, node));
+        }
+    }
+    newest.into_iter().map(|(group, (_, node))| (group, node)).collect()
+}
+
+fn on_wire(obstacle: &Obstacle) -> pb::Obstacle {
+    let kind = match obstacle.kind {
+        ObstacleKind::Nodes => pb::obstacle::Kind::Nodes,
+        ObstacleKind::Majority => pb::obstacle::Kind::Majority,
+        ObstacleKind::Waits => pb::obstacle::Kind::Waits,
+        ObstacleKind::Slow => pb::obstacle::Kind::Slow,
+        ObstacleKind::Untaken => pb::obstacle::Kind::Untaken,
+    };
+    let nodes = obstacle.nodes.iter().map(|node| node.0).collect();
+    pb::Obstacle { kind: kind.into(), what: obstacle.what.clone(), nodes }
 }
 
 fn nanos(seconds: i64, nanos: i32) -> i128 {
@@ -193,6 +242,23 @@ mod tests {
     fn a_node_that_is_drained_is_told_as_such() {
         let told = |state| listed(&NodeRecord { state, ..NodeRecord::default() }).draining;
         assert_eq!((told(NodeState::Active), told(NodeState::Draining)), (false, true));
+    }
+
+    #[test]
+    fn of_two_that_say_that_they_lead_the_newer_is_believed() {
+        let said = |node: u64, groups: &[(u64, u64, u64)]| {
+            let groups = groups.iter().map(|(group_id, term, leader)| pb::GroupReport {
+                group_id: *group_id,
+                term: *term,
+                leader: *leader,
+                ..Default::default()
+            });
+            (NodeId(node), pb::NodeReport { node_id: node, groups: groups.collect(), ..Default::default() })
+        };
+        // Node 1 was cut off, and node 3 only repeats what it has heard.
+        let reports = [said(2, &[(16, 7, 2), (17, 1, 2)]), said(1, &[(16, 5, 1), (18, 1, 1)]), said(3, &[(16, 9, 1)])];
+        let leaders = newest_leaders(reports.into_iter(), &[16, 18, 19].map(GroupId).into());
+        assert_eq!(leaders, [(GroupId(16), NodeId(2)), (GroupId(18), NodeId(1))].into());
     }
 
     #[test]

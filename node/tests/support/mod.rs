@@ -340,6 +340,11 @@ impl Cluster {
         Ok(Client::connect(options)?)
     }
 
+    /// Where clients reach node `id`: gRPC, and where they log in.
+    pub fn client_addresses(&self, id: u64) -> (String, String) {
+        (format!("127.0.0.1:{}", self.grpc[&id]), format!("http://127.0.0.1:{}", self.http[&id]))
+    }
+
     /// A client that may use any node, and begins with the first.
     pub fn client(&self, admin: bool) -> anyhow::Result<Client> {
         let list = |ports: &BTreeMap<u64, u16>, prefix: &str| {

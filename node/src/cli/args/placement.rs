@@ -1,5 +1,7 @@
 //! What `ensign node` and `ensign partition` take.
 
+use std::time::Duration;
+
 use clap::{Args, Subcommand};
 
 use super::ClientArgs;
@@ -7,9 +9,9 @@ use super::ClientArgs;
 /// Looking again and again.
 #[derive(Debug, Clone, Args)]
 pub struct WatchArgs {
-    /// Look again every second, until interrupted.
-    #[arg(long)]
-    pub watch: bool,
+    /// Show it again and again, this far apart, until Ctrl-C: `--watch`, or `--watch=5s`.
+    #[arg(long, value_name = "PAUSE", num_args = 0..=1, require_equals = true, default_missing_value = "1s", value_parser = humantime::parse_duration)]
+    pub watch: Option<Duration>,
 }
 
 /// `ensign node`.
@@ -40,16 +42,22 @@ pub enum NodeCommand {
         after_help = "Each replica is copied to another node first; no partition ever has fewer replicas than before. Where no other node
 can take a replica it stays, and `ensign node describe` says why.
 
+Exit code with --wait: 0 when the node can be removed, 9 when --timeout ended the wait; the drain goes on.
+
 Examples:
   ensign node drain 3 --wait
+  ensign node drain 3 --wait --timeout 30m && ensign node remove 3 --yes
   ensign node undrain 3"
     )]
     Drain {
         /// Its number.
         node: u64,
-        /// Return once the node holds nothing; say meanwhile how far it is.
+        /// Return once the node holds no replica and has no vote; say meanwhile how far it is, and what is in the way.
         #[arg(long)]
         wait: bool,
+        /// With --wait: how long to wait, as in 30m. Default: until it is over.
+        #[arg(long, value_name = "TIME", requires = "wait", value_parser = humantime::parse_duration)]
+        timeout: Option<Duration>,
         /// Connection.
         #[command(flatten)]
         client: ClientArgs,
@@ -62,17 +70,26 @@ Examples:
         #[command(flatten)]
         client: ClientArgs,
     },
-    /// Remove a drained node from the cluster, for ever.
+    /// Remove a node from the cluster, for ever.
     #[command(
         after_help = "Refused while the node holds replicas or votes for the cluster's own groups: it says which, and what to do. Its number
 is never used again.
 
-Example:
-  ensign node drain 3 --wait && ensign node remove 3"
+--force is for a node that is lost: it must not answer. It goes although it holds replicas and votes, and others
+take over. It is refused where a partition, the catalog or the vault has no majority without the node, since
+what was acknowledged may then be on its disk alone: the message names the topics. Bring the disk back; or give
+the topics up (`ensign topic destroy`), then force it.
+
+Examples:
+  ensign node drain 3 --wait && ensign node remove 3
+  ensign node remove 3 --force"
     )]
     Remove {
         /// Its number.
         node: u64,
+        /// Remove a node that does not answer, without draining it.
+        #[arg(long)]
+        force: bool,
         /// Do not ask.
         #[arg(long)]
         yes: bool,
@@ -127,9 +144,12 @@ Example:
         /// The nodes that shall hold its replicas, as many as it has; separated by commas.
         #[arg(long, value_name = "IDS", value_delimiter = ',', required = true)]
         to: Vec<u64>,
-        /// Return once the move is over; say meanwhile how far it is.
+        /// Return once the move is over; say meanwhile how far it is, and what it waits for.
         #[arg(long)]
         wait: bool,
+        /// With --wait: how long to wait, as in 30m. Default: until it is over. Then the exit code is 9; the move goes on.
+        #[arg(long, value_name = "TIME", requires = "wait", value_parser = humantime::parse_duration)]
+        timeout: Option<Duration>,
         /// Connection.
         #[command(flatten)]
         client: ClientArgs,

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::ClientArgs;
+use super::{ClientArgs, WatchArgs};
 
 /// `ensign quota`.
 #[derive(Debug, Subcommand)]
@@ -43,11 +43,16 @@ Examples:
         client: ClientArgs,
     },
     /// Show limits, and how much of each is used.
-    #[command(after_help = "Example:\n  ensign quota show --project 01HX… --output json")]
+    #[command(after_help = "Examples:
+  ensign quota show --project 01HX… --output json
+  ensign quota show --watch=5s")]
     Show {
         /// The project's id. Default: every project that the credentials may see, and the cluster's default.
         #[arg(long, value_name = "ID")]
         project: Option<String>,
+        /// Watching.
+        #[command(flatten)]
+        watch: WatchArgs,
         /// Connection.
         #[command(flatten)]
         client: ClientArgs,

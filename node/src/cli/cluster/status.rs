@@ -13,7 +13,7 @@ use crate::cli::args::{Output, ReportArgs};
 use crate::cli::connect::connect;
 use crate::cli::exit::{Exit, exit_code};
 use crate::cli::output::{self, line, list};
-use crate::cli::until_interrupted;
+use crate::cli::watch::watched;
 
 /// How long a node may take to put a report together and send it.
 const DIRECT_PATIENCE: Duration = Duration::from_secs(10);
@@ -46,7 +46,7 @@ struct ShownNode {
     region: String,
     zone: String,
     address: String,
-    /// `serving`, `starting`, `stopping` or `silent`.
+    /// `serving`, `starting`, `stopping`, `silent` or `never seen`.
     state: String,
     failure: Option<String>,
     version: Option<String>,
@@ -72,21 +72,7 @@ pub(in crate::cli) async fn watching(
     args: &ReportArgs,
     mut show: impl FnMut(pb::ClusterReportReply) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let Some(pause) = args.watch else { return show(report(args).await?) };
-    until_interrupted(async {
-        loop {
-            // A cluster in trouble answers late or not at all; whoever watches it wants to see it come back.
-            match report(args).await {
-                Ok(report) => show(report)?,
-                Err(error) => output::note(format_args!("ensign: {error:#}")),
-            }
-            tokio::time::sleep(pause).await;
-            if args.client.output == Output::Human {
-                line(format_args!("\n{}", "─".repeat(40)))?;
-            }
-        }
-    })
-    .await
+    watched(args.watch, args.client.output, async || show(report(args).await?)).await
 }
 
 /// Asks for a report: with the operator's key, or without any from a node's own metrics port.
@@ -120,7 +106,7 @@ fn show(output: Output, report: &pb::ClusterReportReply) -> anyhow::Result<()> {
     if output == Output::Json {
         return output::json(&shown);
     }
-    let answering = shown.nodes.iter().filter(|node| node.state != "silent").count();
+    let answering = shown.nodes.iter().filter(|node| node.failure.is_none()).count();
     line(format_args!(
         "cluster {}: {answering} of {} nodes answer, {} partitions, {} groups have a leader (asked by node {})",
         shown.cluster,
@@ -140,7 +126,10 @@ fn show(output: Output, report: &pb::ClusterReportReply) -> anyhow::Result<()> {
 
 /// What is wrong with a node, a sentence each: too long for a table.
 fn not_well(node: &ShownNode) -> Vec<String> {
-    let silent = node.failure.iter().map(|failure| format!("node {} is silent: {failure}", node.id));
+    let silent = node.failure.iter().map(|failure| match node.state.as_str() {
+        "never seen" => format!("node {} has joined and never served", node.id),
+        _ => format!("node {} is silent: {failure}", node.id),
+    });
     let troubles =
         node.troubles.iter().map(|(what, trouble)| format!("node {} is not well: {what}: {trouble}", node.id));
     silent.chain(troubles).collect()
@@ -178,7 +167,8 @@ fn node(peer: &pb::PeerReport) -> ShownNode {
         region: peer.region.clone(),
         zone: peer.zone.clone(),
         address: peer.address.clone(),
-        state: report.map_or_else(|| "silent".to_owned(), |it| it.phase.clone()),
+        state: report
+            .map_or_else(|| if peer.never_started { "never seen" } else { "silent" }.to_owned(), |it| it.phase.clone()),
         failure: (!peer.failure.is_empty()).then(|| peer.failure.clone()),
         version: report.map(|it| it.version.clone()),
         uptime_seconds: report.and_then(|it| it.uptime.as_ref()).map(|it| it.seconds.unsigned_abs()),

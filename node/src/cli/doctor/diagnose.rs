@@ -1,6 +1,7 @@
 //! What is wrong with a cluster, and what to do about it: a pure function of what its nodes say.
 
 mod councils;
+mod moves;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -66,10 +67,23 @@ struct Group<'a> {
 /// against it.
 pub(super) fn diagnose(before: &pb::ClusterReportReply, now: &pb::ClusterReportReply) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let silent: BTreeSet<u64> = now.nodes.iter().filter(|it| it.report.is_none()).map(|it| it.node_id).collect();
+    let listed = now.nodes.iter().filter(|it| it.report.is_none()).map(|it| it.node_id);
+    // A node that was removed by force may be a member of groups still, and answers none.
+    let silent: BTreeSet<u64> = listed.chain(now.removed.iter().copied()).collect();
     for node in &now.nodes {
         match &node.report {
             Some(report) => of_node(node, report, &mut findings),
+            None if node.never_started => findings.push(Finding {
+                severity: Severity::Note,
+                code: "node-never-started",
+                nodes: vec![node.node_id],
+                groups: Vec::new(),
+                what: format!("node {} at {} has joined and never served", node.node_id, node.address),
+                remedy: format!(
+                    "run `ensign serve` on its machine with the settings that `ensign cluster join` wrote; or, if it is not to come,                      `ensign node drain {0}`, then `ensign node remove {0}`",
+                    node.node_id
+                ),
+            }),
             None => findings.push(Finding {
                 severity: Severity::Critical,
                 code: "node-silent",
@@ -77,8 +91,8 @@ pub(super) fn diagnose(before: &pb::ClusterReportReply, now: &pb::ClusterReportR
                 groups: Vec::new(),
                 what: format!("node {} at {} does not answer: {}", node.node_id, node.address, node.failure),
                 remedy: format!(
-                    "start it and look at its log; check the network to its peer port. If it is lost for good, its replicas are rebuilt on \
-                     other nodes: `ensign node drain {0} --wait`, then `ensign node remove {0}`",
+                    "start it and look at its log; check the network to its peer port. If it is lost for good: `ensign node remove {0} \
+                     --force`; its replicas are rebuilt on other nodes",
                     node.node_id
                 ),
             }),
@@ -91,6 +105,8 @@ pub(super) fn diagnose(before: &pb::ClusterReportReply, now: &pb::ClusterReportR
     councils::of_voters(now, &groups, &silent, &mut findings);
     of_replicas(&groups, &silent, &mut findings);
     of_progress(&groups, &earlier, &silent, &mut findings);
+    moves::of_moves(before, now, &groups, &mut findings);
+    moves::of_kept_votes(now, &groups, &mut findings);
     findings.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| (a.code, &a.nodes).cmp(&(b.code, &b.nodes))));
     findings
 }
@@ -231,7 +247,8 @@ fn of_leaderless(groups: &BTreeMap<u64, Group<'_>>, silent: &BTreeSet<u64>, find
     for ((no_majority, gone), groups) in lost {
         let remedy = if no_majority {
             format!(
-                "a majority is missing: bring {} back, with {}; nothing acknowledged is lost meanwhile",
+                "a majority is missing: bring {} back, with {}; nothing acknowledged is lost meanwhile. Disks that are lost for good: \
+                 docs/operations/placement.md",
                 named(&gone),
                 if gone.len() == 1 { "its disk" } else { "their disks" }
             )
@@ -277,7 +294,8 @@ fn of_replicas(groups: &BTreeMap<u64, Group<'_>>, silent: &BTreeSet<u64>, findin
             nodes: vec![node],
             what: format!("{} a replica on node {node}, which is silent", has(&groups)),
             groups: ids(&groups),
-            remedy: "one more failure may stop them: bring the node back, or remove it so that others take over"
+            remedy: "one more failure may stop them: bring the node back; or let others take over: after cluster.lost_after they do by \
+                     themselves, earlier with `ensign node remove --force`, as far as there are nodes for it"
                 .to_owned(),
         });
     }

@@ -135,6 +135,23 @@ fn nodes_that_leave_lose_their_votes() {
 }
 
 #[test]
+fn a_cluster_of_five_can_be_made_smaller() {
+    let leaves = |node: &mut Standing| node.stay = Stay::Leaves;
+    let five = || World::new(5, ids([1, 2, 3, 4, 5]));
+    assert_eq!(five().with(2, leaves).next(), Some(voters([1, 3, 4])), "four voters would survive no more than three");
+    assert_eq!(five().with(2, leaves).with(5, leaves).next(), Some(voters([1, 3, 4])));
+    let crowded = five().with(2, leaves).with(4, |node| node.place.1 = "1".to_owned());
+    assert_eq!(crowded.next(), Some(voters([1, 3, 5])), "the vote goes from where two stand");
+    let silent = five().with(2, leaves).with(1, lost);
+    assert_eq!(silent.next(), Some(voters([3, 4, 5])), "the lost one is missed least");
+    let three = five().with(2, leaves).with(4, leaves).with(5, leaves);
+    assert_eq!(three.next(), None, "two that stay are no council");
+    assert_eq!(World::new(6, ids([1, 2, 3, 4, 5])).with(2, leaves).next(), Some(voters([1, 3, 4, 5, 6])));
+    let back = World::new(5, ids([1, 3, 4]));
+    assert_eq!(back.next(), Some(voters([1, 2, 3, 4, 5])), "the drain was taken back");
+}
+
+#[test]
 fn a_node_that_is_not_listed_yet_keeps_its_vote_and_learns_nothing() {
     let mut world = World::new(3, ids([1, 2, 3]));
     world.members.learners.insert(NodeId(9));

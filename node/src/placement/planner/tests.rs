@@ -244,13 +244,15 @@ proptest! {
     fn a_plan_only_ever_gives_replicas_to_nodes_that_may_have_them(facts in any_cluster()) {
         let limits = PlanLimits { moves: 5, per_node: 2 };
         let plan = facts.plan(limits);
-        let on = facts.topics.iter().filter(|topic| topic.target.is_some()).count();
+        let moves = |topic: &&TopicFacts| topic.target.is_some() && facts.without_majority(topic).is_none();
+        let on = facts.topics.iter().filter(moves).count();
         prop_assert!(plan.moves.len() <= limits.moves.saturating_sub(on));
         let mut arriving = BTreeMap::<NodeId, usize>::new();
         for planned in &plan.moves {
             let topic = facts.topics.iter().find(|topic| topic.id == planned.topic).unwrap();
             prop_assert!(topic.target.is_none(), "one move at a time");
             prop_assert!(planned.target != topic.replicas);
+            prop_assert_eq!(facts.without_majority(topic), None, "somebody can lead it");
             let wanted = topic.placement.replication as usize;
             prop_assert!(planned.target.len() <= wanted.max(1));
             prop_assert!(planned.target.len() >= wanted.min(topic.replicas.len()), "never fewer replicas than it need be");
@@ -282,7 +284,8 @@ proptest! {
         for topic in facts.topics.iter().filter(|topic| stuck.contains(&topic.id)) {
             let takers = facts.nodes.keys().filter(|node| facts.allowed(**node, &topic.placement, Pulse::Alive));
             let takers: BTreeSet<NodeId> = takers.copied().collect();
-            prop_assert!(takers.is_subset(&topic.replicas), "stuck only once nobody is left to ask");
+            let headless = facts.without_majority(topic).is_some();
+            prop_assert!(headless || takers.is_subset(&topic.replicas), "stuck only once nobody is left to ask");
         }
     }
 
@@ -302,4 +305,56 @@ proptest! {
         let (least, most) = (held.values().min().unwrap(), held.values().max().unwrap());
         prop_assert!(most - least < 2.max(most / 10 + 1), "{:?}", held);
     }
+}
+
+#[test]
+fn nobody_is_asked_to_move_what_has_no_majority() {
+    let mut facts = flat(4);
+    facts.nodes.get_mut(&NodeId(4)).unwrap().pulse = Pulse::Lost;
+    facts.topics = vec![topic(0, ids([4])), topic(1, ids([3, 4])), topic(2, ids([2, 3, 4]))];
+    let plan = facts.plan(PlanLimits::default());
+    let moved: Vec<_> = plan.moves.iter().map(|it| (it.topic, it.target.clone())).collect();
+    assert_eq!(moved, [(facts.topics[2].id, ids([1, 2, 3]))], "one of three can be missed");
+    let said: Vec<_> = plan.stuck.iter().map(|(topic, why)| (*topic, why.to_string())).collect();
+    assert_eq!(said.len(), 2);
+    assert!(said[0].1.starts_with("its only replica, on node 4, does not answer"), "{said:?}");
+    assert!(said[1].1.starts_with("1 of its 2 replicas, on node 4, does not answer"), "{said:?}");
+    assert!(said[1].1.contains("bring node 4 back") && said[1].1.contains("`ensign topic destroy`"), "{said:?}");
+    // Drained, it is the same; merely silent, there is nothing to say.
+    facts.nodes.get_mut(&NodeId(4)).unwrap().pulse = Pulse::Silent;
+    assert_eq!(facts.plan(PlanLimits::default()), Plan::default());
+    facts.nodes.get_mut(&NodeId(4)).unwrap().state = NodeState::Draining;
+    assert_eq!(facts.plan(PlanLimits::default()).stuck.len(), 2);
+}
+
+#[test]
+fn moves_that_nobody_can_lead_take_nobodys_turn() {
+    let mut facts = flat(4);
+    let leaves = |facts: &mut Facts, node: u64, pulse| {
+        let node = facts.nodes.get_mut(&NodeId(node)).unwrap();
+        (node.state, node.pulse) = (NodeState::Draining, pulse);
+    };
+    leaves(&mut facts, 4, Pulse::Silent);
+    leaves(&mut facts, 3, Pulse::Alive);
+    // They were begun while node 4 lived.
+    facts.topics = (0..8).map(|n| TopicFacts { target: Some(ids([1])), ..topic(n, ids([4])) }).collect();
+    facts.topics.push(topic(9, ids([3])));
+    let plan = facts.plan(PlanLimits { moves: 8, per_node: 4 });
+    assert_eq!(plan.moves.len(), 1, "{plan:?}");
+    assert_eq!(plan.stuck.len(), 8, "{plan:?}");
+}
+
+#[test]
+fn a_removed_node_is_replaced_as_soon_as_there_is_another() {
+    let mut facts = flat(3);
+    let gone = facts.nodes.get_mut(&NodeId(3)).unwrap();
+    (gone.state, gone.pulse) = (NodeState::Removed, Pulse::Lost);
+    facts.topics = vec![topic(0, ids([1, 2, 3]))];
+    let plan = facts.plan(PlanLimits::default());
+    assert_eq!(plan.moves, [], "two of three are no better than two of two");
+    assert!(plan.stuck[0].1.to_string().contains("3 replicas need 3 active nodes, and there are 2"), "{plan:?}");
+    facts.nodes.insert(NodeId(4), node("", ""));
+    let plan = facts.plan(PlanLimits::default());
+    assert_eq!(plan.moves[0].target, ids([1, 2, 4]));
+    assert_eq!(plan.stuck, []);
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use ensign_proto::NodeId;
 use thiserror::Error;
 
 /// Why replicas cannot be where they should.
@@ -42,6 +43,27 @@ pub enum Unplaceable {
         /// The regions that replicas never leave; empty for any.
         regions: BTreeSet<String>,
     },
+    /// So many of those that have it do not answer that nothing of it can be changed.
+    #[error("{}", no_majority(.silent, *.replicas))]
+    NoMajority {
+        /// Who does not answer.
+        silent: BTreeSet<NodeId>,
+        /// How many have it.
+        replicas: usize,
+    },
+}
+
+fn no_majority(silent: &BTreeSet<NodeId>, replicas: usize) -> String {
+    let names = silent.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let (nodes, do_not) = if silent.len() == 1 { ("node", "does not") } else { ("nodes", "do not") };
+    let which = match (silent.len(), replicas) {
+        (1, 1) => "its only replica".to_owned(),
+        (gone, all) => format!("{gone} of its {all} replicas"),
+    };
+    format!(
+        "{which}, on {nodes} {names}, {do_not} answer, and without a majority nothing can move: bring {nodes} {names} back; if what the \
+         disks there held is lost for good, `ensign topic destroy` is all that is left to do"
+    )
 }
 
 struct Regions<'a>(&'a BTreeSet<String>);

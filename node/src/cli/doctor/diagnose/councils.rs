@@ -65,7 +65,7 @@ pub(super) fn of_voters(
 }
 
 /// The nodes that answer, are to stay and could vote in a group: in the vault, only those that can unseal it.
-fn able(now: &pb::ClusterReportReply, group: u64) -> BTreeSet<u64> {
+pub(super) fn able(now: &pb::ClusterReportReply, group: u64) -> BTreeSet<u64> {
     let reports = now.nodes.iter().filter(|it| !it.draining).filter_map(|it| it.report.as_ref());
     let able = reports.filter(|report| group != GroupId::VAULT.0 || report.sealed.is_empty());
     able.map(|report| report.node_id).collect()

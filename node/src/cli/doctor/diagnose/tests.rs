@@ -41,7 +41,13 @@ fn healthy() -> pb::ClusterReportReply {
         cluster_id: "cluster".to_owned(),
         answered_by: 1,
         nodes: vec![node(1, vec![group(1, "catalog", 1)]), node(2, vec![group(16, "orders", 2)]), node(3, Vec::new())],
-        partitions: vec![pb::PartitionAssignment { group_id: 16, name: "orders".to_owned(), replicas: vec![1, 2, 3] }],
+        partitions: vec![pb::PartitionAssignment {
+            group_id: 16,
+            name: "orders".to_owned(),
+            replicas: vec![1, 2, 3],
+            ..Default::default()
+        }],
+        ..Default::default()
     }
 }
 
@@ -185,6 +191,86 @@ fn a_replica_lags_only_if_it_comes_no_closer() {
 fn a_replica_that_is_being_built_is_a_note() {
     let building = |it: &mut pb::ClusterReportReply| it.partitions[0].replicas = vec![1, 2, 3, 4];
     assert_eq!(found(building), [(Severity::Note, "moving")]);
+}
+
+fn obstructed(kind: pb::obstacle::Kind, what: &str, nodes: &[u64]) -> pb::ClusterReportReply {
+    let mut now = healthy();
+    let obstacle = pb::Obstacle { kind: kind.into(), what: what.to_owned(), nodes: nodes.to_vec() };
+    now.partitions[0].obstacle = Some(obstacle);
+    now
+}
+
+#[test]
+fn replicas_that_cannot_go_where_they_should_are_found_with_the_cause_and_the_remedy() {
+    use pb::obstacle::Kind;
+    let few = "3 replicas need 3 active nodes, and there are 2: add nodes, or ask for fewer replicas";
+    for (kind, what, nodes, remedy) in [
+        (Kind::Nodes, few, &[][..], "let a machine join"),
+        (Kind::Majority, "its only replica, on node 3, does not answer", &[3], "bring node 3 back with its disk"),
+        (Kind::Waits, "node 4 does not answer", &[], "ensign partition cancel"),
+        (Kind::Slow, "node 4 catches up no faster than the partition is written", &[], "do what it says"),
+    ] {
+        let now = obstructed(kind, what, nodes);
+        let found = diagnose(&now, &now);
+        assert_eq!((found.len(), found[0].code, found[0].severity), (1, "move-stuck", Severity::Warning), "{found:?}");
+        assert_eq!((found[0].nodes.as_slice(), found[0].groups.as_slice()), (nodes, &[16][..]));
+        assert!(found[0].what.starts_with("orders has") && found[0].what.ends_with(what), "{found:?}");
+        assert!(found[0].remedy.contains(remedy), "{found:?}");
+        assert_eq!(diagnose(&healthy(), &now), [], "it may pass by itself");
+    }
+    let lost = obstructed(Kind::Majority, "two", &[2, 3]);
+    assert!(diagnose(&lost, &lost)[0].remedy.contains("`ensign topic destroy`"), "what is gone for good is said, too");
+}
+
+#[test]
+fn partitions_with_the_same_obstacle_are_one_finding() {
+    let mut now = obstructed(pb::obstacle::Kind::Nodes, "too few", &[]);
+    let other = pb::PartitionAssignment { group_id: 17, name: "bills".to_owned(), ..now.partitions[0].clone() };
+    now.partitions.push(other);
+    let found: Vec<Finding> = diagnose(&now, &now).into_iter().filter(|it| it.code == "move-stuck").collect();
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].what.starts_with("2 groups (orders, bills) have replicas"), "{found:?}");
+}
+
+#[test]
+fn a_move_that_waits_for_its_turn_is_no_finding() {
+    let now = obstructed(pb::obstacle::Kind::Untaken, "nobody has taken the move up for 99 s", &[]);
+    assert_eq!(diagnose(&now, &now), []);
+}
+
+#[test]
+fn a_vote_that_a_drained_node_keeps_is_found_where_nobody_can_take_it() {
+    let mut now = healthy();
+    now.nodes[2].draining = true;
+    let found = diagnose(&now, &now);
+    let codes: Vec<_> = found.iter().map(|it| (it.severity, it.code)).collect();
+    assert_eq!(codes, [(Severity::Warning, "vote-kept")]);
+    assert!(found[0].what.starts_with("catalog: node 3 is drained and votes"), "{found:?}");
+    let mut fourth = now.nodes[0].clone();
+    fourth.node_id = 4;
+    (fourth.report.as_mut().unwrap().node_id, fourth.report.as_mut().unwrap().groups) = (4, Vec::new());
+    now.nodes.push(fourth);
+    assert_eq!(diagnose(&now, &now), [], "the fourth takes it in a moment");
+}
+
+#[test]
+fn a_machine_that_joined_and_never_served_is_a_note() {
+    let mut now = healthy();
+    silence(&mut now, 3);
+    now.nodes[2].never_started = true;
+    let found = diagnose(&now, &now);
+    let never = found.iter().find(|it| it.code == "node-never-started").unwrap();
+    assert_eq!((never.severity, never.nodes.as_slice()), (Severity::Note, &[3][..]));
+    assert!(found.iter().all(|it| it.code != "node-silent"), "nobody expects it to answer: {found:?}");
+}
+
+#[test]
+fn a_node_that_was_removed_by_force_is_missed_where_it_is_a_member_still() {
+    let mut now = healthy();
+    now.nodes.pop();
+    now.removed = vec![3];
+    let codes: Vec<_> = diagnose(&now, &now).into_iter().map(|it| (it.code, it.nodes)).collect();
+    assert_eq!(codes, [("under-replicated", vec![3]), ("voter-lost", vec![3])]);
 }
 
 #[test]
