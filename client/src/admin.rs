@@ -50,6 +50,17 @@ impl Ring {
     }
 }
 
+/// What the events of an API key are sealed under.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sealing {
+    /// The ring of the topic that they go to.
+    Topic,
+    /// This ring of the project, by its id or its name, whichever topic they go to.
+    Ring(String),
+    /// A ring that is made for the API key, and belongs to it alone.
+    Own,
+}
+
 /// Which versions of a key ring to destroy, or what of it to disable or enable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Revoke {
@@ -121,7 +132,25 @@ impl Admin {
         project: Option<ProjectId>,
         permissions: Vec<String>,
     ) -> Result<pb::CreateApiKeyReply, CallError> {
-        let message = pb::CreateApiKeyRequest { name: name.to_owned(), project_id: text(project), permissions };
+        self.create_api_key_sealed(name, project, permissions, Sealing::Topic).await
+    }
+
+    /// [`Admin::create_api_key`] with a say in what its events are sealed under.
+    pub async fn create_api_key_sealed(
+        &self,
+        name: &str,
+        project: Option<ProjectId>,
+        permissions: Vec<String>,
+        sealing: Sealing,
+    ) -> Result<pb::CreateApiKeyReply, CallError> {
+        use pb::create_api_key_request::Sealing as Wire;
+        let sealing = match sealing {
+            Sealing::Topic => None,
+            Sealing::Ring(named) => Some(Wire::Ring(named)),
+            Sealing::Own => Some(Wire::OwnRing(true)),
+        };
+        let message =
+            pb::CreateApiKeyRequest { name: name.to_owned(), project_id: text(project), permissions, sealing };
         call!(self, OnlyIfUnsent, message, create_api_key)
     }
 
@@ -133,8 +162,21 @@ impl Admin {
 
     /// Revokes an API key by its id or its client id.
     pub async fn revoke_api_key(&self, key: &str) -> Result<Option<pb::ApiKey>, CallError> {
-        let message = pb::RevokeApiKeyRequest { key: key.to_owned() };
+        let message = pb::RevokeApiKeyRequest { key: key.to_owned(), shred: false };
         call!(self, Harmless, message, revoke_api_key).map(|reply| reply.key)
+    }
+
+    /// Revokes an API key by its id or its client id, and destroys the key ring that belongs to it alone: nobody reads again what was
+    /// published with it. Waits as [`Admin::revoke_key`] does; asking again goes on where an earlier call was cut off.
+    pub async fn shred_api_key(&self, key: &str) -> Result<pb::RevokeApiKeyReply, CallError> {
+        let message = pb::RevokeApiKeyRequest { key: key.to_owned(), shred: true };
+        let send = |channel: Channel, request| async move { AdminClient::new(channel).revoke_api_key(request).await };
+        self.client.connection().call_within(REVOKE_TIMEOUT, Repeat::Harmless, message, send).await
+    }
+
+    /// An API key by its id or its client id, its own key ring, and where events are sealed under that.
+    pub async fn api_key(&self, key: &str) -> Result<pb::ApiKeyDescription, CallError> {
+        call!(self, Harmless, pb::DescribeApiKeyRequest { key: key.to_owned() }, describe_api_key)
     }
 
     /// [`Admin::revoke_api_key`] for who holds the typed id.

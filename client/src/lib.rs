@@ -40,7 +40,7 @@ mod subscribe;
 mod token;
 mod topics;
 
-pub use admin::{Admin, REVOKE_TIMEOUT, Revoke, Ring};
+pub use admin::{Admin, REVOKE_TIMEOUT, Revoke, Ring, Sealing};
 pub use client::{Client, NodeState};
 pub use consistency::Consistency;
 pub use credentials::{Credentials, CredentialsError, CredentialsFile};

@@ -1,12 +1,13 @@
 //! Topics: create, find, list, retire.
 
+use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use ensign_proto::pb::admin::v1::admin_client::AdminClient;
-use ensign_proto::pb::admin::v1::{CreateTopicsRequest, CreatedTopic};
+use ensign_proto::pb::admin::v1::{CreateTopicsRequest, CreatedTopic, ListTopicRingsRequest, TopicRing};
 use ensign_proto::pb::ensign::v1beta1 as pb;
-use ensign_proto::{ProjectId, TopicId};
+use ensign_proto::{ProjectId, RingId, TopicId};
 
 use crate::client::Client;
 use crate::connection::Repeat;
@@ -99,13 +100,40 @@ impl Client {
     /// [`CallError`], about the call as a whole. With [`CallError::OutcomeUnknown`] ask again: what was made the first time is
     /// then said to exist.
     pub async fn create_topics(&self, names: &[String]) -> Result<Vec<CreatedTopic>, CallError> {
-        let message = CreateTopicsRequest { names: names.to_vec(), project_id: String::new() };
+        self.create_topics_under(names, None).await
+    }
+
+    /// [`Client::create_topics`] under another key ring of the project than its own, by its id or its name.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn create_topics_under(
+        &self,
+        names: &[String],
+        ring: Option<&str>,
+    ) -> Result<Vec<CreatedTopic>, CallError> {
+        let ring = ring.unwrap_or_default().to_owned();
+        let message = CreateTopicsRequest { names: names.to_vec(), project_id: String::new(), ring };
         let send = |channel, request| async move { AdminClient::new(channel).create_topics(request).await };
         let reply = self.connection().call_within(TOPICS_TIMEOUT, Repeat::OnlyIfUnsent, message, send).await?;
         if reply.topics.len() != names.len() {
             return Err(CallError::protocol(format!("{} answers for {} names", reply.topics.len(), names.len())));
         }
         Ok(reply.topics)
+    }
+
+    /// The key rings that the project's topics are bound to; with `topic`, that of one.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn topic_rings(&self, topic: Option<TopicId>) -> Result<HashMap<TopicId, RingId>, CallError> {
+        let topic_id = topic.map(|topic| topic.to_string()).unwrap_or_default();
+        let message = ListTopicRingsRequest { project_id: String::new(), topic_id };
+        let send = |channel, request| async move { AdminClient::new(channel).list_topic_rings(request).await };
+        let reply = self.connection().call(Repeat::Harmless, message, send).await?;
+        let strange = |error: ensign_proto::InvalidId| CallError::protocol(error.to_string());
+        let row = |it: TopicRing| Ok((it.topic_id.parse().map_err(strange)?, it.ring_id.parse().map_err(strange)?));
+        reply.topics.into_iter().map(row).collect()
     }
 
     /// Every topic of the project, oldest first.

@@ -242,6 +242,7 @@ pub async fn run(
         project: Some(project.id),
         permissions,
         admin,
+        ring: None,
     };
     let key = new("first key", PermissionSet::api_key(), false);
     identity.ensure_api_key(key, &credentials.key).await.context("cannot make the first API key")?;

@@ -23,6 +23,7 @@ mod placing;
 mod quota;
 mod reconcile;
 mod records;
+mod rings;
 mod state;
 pub mod testing;
 #[cfg(test)]
@@ -33,8 +34,8 @@ mod wire;
 
 pub use command::{Command, Join, NewTopic, Outcome, Refusal, Response, TOPICS_BATCH_MAX};
 pub use errors::{
-    ApiKeyError, ChangeTopicError, CreateOrganizationError, CreateProjectError, CreateTopicError, JoinError,
-    PlaceError, PutNodeError, ReconcileError, RefreshError, SetQuotaError, VaultFailure, WriteFailure,
+    ApiKeyError, BindRingError, ChangeTopicError, CreateOrganizationError, CreateProjectError, CreateTopicError,
+    JoinError, PlaceError, PutNodeError, ReconcileError, RefreshError, SetQuotaError, VaultFailure, WriteFailure,
 };
 pub use handle::{Catalog, CatalogParts, WhyNotYet};
 pub use link::{AllAlive, Custody, Liveness, ProposeLink, ProposeLinkError, Replica, VaultHas, VaultWrites};
@@ -50,6 +51,7 @@ pub use records::{
     ApiKey, ClusterAuthority, JoinToken, NodeRecord, Organization, Project, SigningKey, Topic, TopicPolicies,
     TopicState,
 };
+pub use rings::Bound;
 pub use vault::VaultRings;
 pub(crate) use vault::{Patience, is_passing};
 pub use view::{TopicsSeen, View};

@@ -6,9 +6,9 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use ensign_proto::InvalidTopicName;
 use ensign_proto::convert::InvalidField;
 use ensign_proto::pb::ensign::v1beta1::nack::Code as NackCode;
+use ensign_proto::{InvalidTopicName, Offset};
 use prost::Message as _;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
@@ -110,6 +110,7 @@ pub(crate) fn create_topic_failed(error: &CreateTopicError) -> Status {
             exhausted(error.to_string(), Resource::Topics, None)
         }
         CreateTopicError::Placement(why) => unplaceable(why),
+        CreateTopicError::RingShredded => Status::failed_precondition(error.to_string()),
         CreateTopicError::Vault(failure) => {
             warn!(%failure, "a topic was not created");
             Status::unavailable("the key vault cannot be reached at the moment, please try again")
@@ -192,6 +193,24 @@ pub(crate) fn read_failed(error: &ReadError) -> Status {
             error!(what, "a replica cannot be read");
             Status::data_loss("this replica of the topic is damaged; please ask another node")
         }
+    }
+}
+
+/// A batch that does not open. Where its key is gone the reader is told where the next events are that may be read: nothing is left out
+/// without a word, and nobody has to look for them.
+pub(crate) fn unreadable(error: &ReadError, topic: &str, next: Offset) -> Status {
+    match error {
+        ReadError::Key(gone @ (KeysError::Unusable(_) | KeysError::Disabled(_))) => {
+            let why = key_failed(gone);
+            let message = format!("{}; reading topic {topic} can go on at offset {next}", why.message());
+            Status::new(why.code(), message)
+        }
+        ReadError::Trimmed { .. }
+        | ReadError::Stopped
+        | ReadError::NoLeader { .. }
+        | ReadError::Unreachable { .. }
+        | ReadError::Key(_)
+        | ReadError::Corrupt { .. } => read_failed(error),
     }
 }
 

@@ -499,7 +499,7 @@ async fn many_topics_take_few_commits_and_one_that_cannot_be_made_keeps_none_bac
     names.push("topic-3".parse().unwrap());
     let catalog = cluster.catalog(2);
     // This node may not have heard of the one that exists.
-    let made = catalog.create_topics(project, names.clone(), &TopicPolicies::default()).await.unwrap();
+    let made = catalog.create_topics(project, names.clone(), &TopicPolicies::default(), None).await.unwrap();
     assert_eq!(made.len(), 601);
     for (place, (name, made)) in names.iter().zip(&made).enumerate() {
         match made {
@@ -530,7 +530,7 @@ async fn many_topics_take_few_commits_and_one_that_cannot_be_made_keeps_none_bac
     assert_eq!(commits() - before, 2, "before it is listed, and after");
     assert_eq!(cluster.vault.custody.lock().unwrap().len(), 4 * 600);
 
-    let stranger = catalog.create_topics(ProjectId::from_bytes([7; 16]), names, &TopicPolicies::default()).await;
+    let stranger = catalog.create_topics(ProjectId::from_bytes([7; 16]), names, &TopicPolicies::default(), None).await;
     assert_eq!(stranger, Err(CreateTopicError::ProjectUnknown));
 }
 
@@ -540,7 +540,7 @@ async fn without_the_vault_none_of_many_topics_is_made() {
     let project = cluster.project().await;
     *cluster.vault.down.lock().unwrap() = true;
     let names: Vec<TopicName> = (0..3).map(|n| format!("topic-{n}").parse().unwrap()).collect();
-    let made = cluster.catalog(1).create_topics(project, names, &TopicPolicies::default()).await.unwrap();
+    let made = cluster.catalog(1).create_topics(project, names, &TopicPolicies::default(), None).await.unwrap();
     assert!(made.len() == 3 && made.iter().all(|made| matches!(made, Err(CreateTopicError::Vault(_)))), "{made:?}");
     assert_eq!(cluster.catalog(1).topic_count(), 0);
 }

@@ -34,6 +34,7 @@ async fn serve() -> anyhow::Result<Server> {
         project: Some(project.id),
         permissions: PermissionSet::api_key(),
         admin: false,
+        ring: None,
     };
     let (_, credentials) = identity.create_api_key(new).await?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;

@@ -84,7 +84,14 @@ async fn a_key_logs_in_after_a_restart_and_no_more_after_its_revocation() {
     let org = first.ensure_organization("Example").await.unwrap();
     let project = first.ensure_project(org.id, "first").await.unwrap();
     let permissions = PermissionSet::api_key();
-    let new = NewApiKey { name: "key".to_owned(), org: org.id, project: Some(project.id), permissions, admin: false };
+    let new = NewApiKey {
+        name: "key".to_owned(),
+        org: org.id,
+        project: Some(project.id),
+        permissions,
+        admin: false,
+        ring: None,
+    };
     let credentials = Credentials::generate(&OsRng);
     let key = first.ensure_api_key(new, &credentials).await.unwrap();
 

@@ -52,6 +52,8 @@ pub(super) fn api_key(key: &ApiKey) -> pb::ApiKey {
         permissions,
         created: time(key.created),
         revoked: key.revoked_at.is_some(),
+        ring_id: key.ring.map(|ring| ring.to_string()).unwrap_or_default(),
+        shredded: key.shredded,
     }
 }
 
@@ -114,6 +116,8 @@ pub(super) fn ring(ring: &RingInfo) -> pb::KeyRing {
         next_rotation: ring.next_rotation_ms().and_then(millis),
         scheduled: scheduled.collect(),
         index: ring.index.0,
+        bindings: Vec::new(),
+        bindings_left_out: 0,
     }
 }
 

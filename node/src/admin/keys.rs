@@ -1,18 +1,24 @@
 //! Key rings as administrators change them. What a change does to keys is the vault's; here is who may ask for it, and for what.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ensign_keyvault::{CallError, RingInfo};
 use ensign_proto::pb::admin::v1 as pb;
-use ensign_proto::{Algorithm, ClusterVersion, KeyVersion};
+use ensign_proto::{Algorithm, ClusterVersion, KeyVersion, RingId};
 use tonic::Status;
 use tracing::info;
 
+use super::apikeys::check_usable;
 use super::scope::Caller;
 use super::{Service, Shared, convert, status};
+use crate::catalog::{Project, Topic};
 
 /// How long a revocation cools off where nothing is said.
 const COOLING_OFF: Duration = Duration::from_hours(7 * 24);
+
+/// As many of each kind as are listed of what a ring is bound to.
+const BINDINGS_MAX: usize = 1_000;
 
 /// Older voters of the vault cannot read the commands that these calls write.
 async fn require(shared: &Shared) -> Result<(), Status> {
@@ -70,7 +76,43 @@ pub(super) async fn describe(
     request: &pb::DescribeKeyRequest,
 ) -> Result<pb::KeyRing, Status> {
     let ring = caller.ring(shared, &request.ring_id, &request.project_id).await?;
-    answer(shared.vault.ring(ring).await)
+    describe_ring(shared, ring).await
+}
+
+/// A ring, and what is sealed under it.
+pub(super) async fn describe_ring(shared: &Shared, ring: RingId) -> Result<pb::KeyRing, Status> {
+    use pb::ring_binding::Kind;
+    let mut described = answer(shared.vault.ring(ring).await)?;
+    let bound = shared.catalog.view().bound_to(ring);
+    let mut list = |kind: Kind, all: Vec<(String, String)>| {
+        described.bindings_left_out += all.len().saturating_sub(BINDINGS_MAX) as u64;
+        let shown = all.into_iter().take(BINDINGS_MAX);
+        described.bindings.extend(shown.map(|(id, name)| pb::RingBinding { kind: kind.into(), id, name }));
+    };
+    let topics =
+        |topics: &[Arc<Topic>]| topics.iter().map(|it| (it.id.to_string(), it.name.as_str().to_owned())).collect();
+    list(Kind::Project, bound.projects.iter().map(|it| (it.id.to_string(), it.name.clone())).collect());
+    list(Kind::Topic, topics(&bound.topics));
+    list(Kind::FormerTopic, topics(&bound.former_topics));
+    list(Kind::ApiKey, bound.api_keys.iter().map(|it| (it.id.to_string(), it.name.clone())).collect());
+    Ok(described)
+}
+
+/// A ring of the project, by its id or its name, that something can be sealed under.
+pub(super) async fn usable_ring(shared: &Shared, project: &Project, named: &str) -> Result<RingId, Status> {
+    let rings = shared.vault.list_rings(Some(project.id)).await.map_err(|error| status::vault(&error))?;
+    let id = named.parse::<RingId>().ok();
+    // The one that the project began with has no name.
+    let found = rings.iter().find(|ring| Some(ring.ring) == id || (!named.is_empty() && ring.name == named));
+    let Some(ring) = found else {
+        let named: String = named.chars().take(64).collect();
+        let project = &project.name;
+        return Err(Status::not_found(format!(
+            "project {project:?} has no key ring {named:?}: `ensign key list` shows ids and names, `ensign key create` makes one"
+        )));
+    };
+    check_usable(ring)?;
+    Ok(ring.ring)
 }
 
 /// What is done to what a request names.

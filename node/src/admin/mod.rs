@@ -3,6 +3,7 @@
 //! Served beside the public API on the gRPC port; `admin.proto` is its documentation. A caller sees its own organization, an
 //! operator's key sees all. Here requests are read and answered; what they change is the catalog's and the vault's.
 
+mod apikeys;
 mod convert;
 mod keys;
 mod placement;
@@ -140,6 +141,9 @@ impl Service {
     }
 
     fn find_api_key(&self, caller: &Caller, text: &str) -> Result<Arc<ApiKey>, Status> {
+        if text.is_empty() {
+            return Err(Status::invalid_argument("key: name an API key by its id or its client id"));
+        }
         let view = self.0.catalog.view();
         let by_id = text.parse::<ApiKeyId>().ok().and_then(|id| view.api_key(id));
         let found = by_id.or_else(|| view.api_key_by_client(text)).filter(|key| caller.sees(key.org));
@@ -199,7 +203,16 @@ impl Admin for Service {
     ) -> Result<Response<pb::CreateTopicsReply>, Status> {
         let (caller, request) = self.enter(request, Permission::TopicsCreate).await?;
         let project = caller.project(&self.0, &request.project_id)?;
-        topics::create(&self.0, &project, request.names).await.map(Response::new)
+        topics::create(&self.0, &project, request.names, &request.ring).await.map(Response::new)
+    }
+
+    async fn list_topic_rings(
+        &self,
+        request: Request<pb::ListTopicRingsRequest>,
+    ) -> Result<Response<pb::ListTopicRingsReply>, Status> {
+        let (caller, request) = self.enter(request, Permission::TopicsRead).await?;
+        let project = caller.project(&self.0, &request.project_id)?;
+        topics::rings(&self.0, &project, &request.topic_id).map(Response::new)
     }
 
     async fn create_api_key(
@@ -210,13 +223,23 @@ impl Admin for Service {
         let name = scope::name(&request.name)?.to_owned();
         let permissions = convert::permissions(&request.permissions)?;
         let project = caller.project(&self.0, &request.project_id)?;
-        let new = NewApiKey { name, org: project.org, project: Some(project.id), permissions, admin: false };
+        let ring = apikeys::ring(&self.0, &caller, &project, request.sealing).await?;
+        let new = NewApiKey { name, org: project.org, project: Some(project.id), permissions, admin: false, ring };
         let created = self.0.identity.create_api_key(new).await;
         let (key, credentials) = created.map_err(|error| status::create_api_key(&error))?;
         Ok(Response::new(pb::CreateApiKeyReply {
             key: Some(convert::api_key(&key)),
             client_secret: credentials.secret.expose().to_owned(),
         }))
+    }
+
+    async fn describe_api_key(
+        &self,
+        request: Request<pb::DescribeApiKeyRequest>,
+    ) -> Result<Response<pb::ApiKeyDescription>, Status> {
+        let (caller, request) = self.enter(request, Permission::ApiKeysRead).await?;
+        let key = self.find_api_key(&caller, &request.key)?;
+        apikeys::describe(&self.0, &key).await.map(Response::new)
     }
 
     async fn list_api_keys(
@@ -235,12 +258,13 @@ impl Admin for Service {
         request: Request<pb::RevokeApiKeyRequest>,
     ) -> Result<Response<pb::RevokeApiKeyReply>, Status> {
         let (caller, request) = self.enter(request, Permission::ApiKeysDelete).await?;
-        if request.key.is_empty() {
-            return Err(Status::invalid_argument("key: name an API key by its id or its client id"));
-        }
         let key = self.find_api_key(&caller, &request.key)?;
+        if request.shred {
+            return apikeys::shred(&self.0, &caller, &key).await.map(Response::new);
+        }
         let revoked = self.0.identity.revoke_api_key(key.id).await.map_err(|error| status::api_key(&error))?;
-        Ok(Response::new(pb::RevokeApiKeyReply { key: Some(convert::api_key(&revoked)) }))
+        let key = Some(convert::api_key(&revoked));
+        Ok(Response::new(pb::RevokeApiKeyReply { key, ..Default::default() }))
     }
 
     async fn list_keys(&self, request: Request<pb::ListKeysRequest>) -> Result<Response<pb::ListKeysReply>, Status> {

@@ -4,16 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ensign_proto::pb::admin::v1 as pb;
-use ensign_proto::{GroupId, NodeId, TopicId};
+use ensign_proto::{ClusterVersion, GroupId, NodeId, TopicId};
 use ensign_raft::GroupStatus;
 use tonic::Status;
 use tracing::{info, warn};
 
-use super::Shared;
 use super::convert::{span, time};
 use super::removal;
 use super::scope::Caller;
 use super::status;
+use super::{Shared, keys};
 use crate::catalog::{
     MovePhase, MoveReason, NodeRecord, NodeState, PlaceError, Placement, Reassignment, Refusal, Topic, TopicState,
 };
@@ -384,6 +384,11 @@ pub(super) async fn alter_topic(
     request: pb::AlterTopicRequest,
 ) -> Result<pb::PartitionInfo, Status> {
     let topic = find_topic(shared, &request.topic)?;
+    let rebound = rebind(shared, caller, &topic, &request.ring).await?;
+    if let (Some(rebound), None, None, None) = (&rebound, request.replication, &request.regions, &request.leader_region)
+    {
+        return Ok(shown(shared, rebound));
+    }
     let mut placement = shared.catalog.facts_of(&topic).placement;
     if let Some(replication) = request.replication {
         placement.replication = replication;
@@ -397,4 +402,18 @@ pub(super) async fn alter_topic(
     let altered = shared.catalog.alter_topic(topic.id, placement).await.map_err(|error| status::place(&error))?;
     info!(topic = %topic.id, placement = ?altered.placement, by = %caller.claims.subject, "a topic's placement was altered");
     Ok(shown(shared, &altered))
+}
+
+/// Binds a topic to another key ring of its project, if one is named.
+async fn rebind(shared: &Shared, caller: &Caller, topic: &Topic, ring: &str) -> Result<Option<Arc<Topic>>, Status> {
+    if ring.is_empty() {
+        return Ok(None);
+    }
+    shared.catalog.require(ClusterVersion::V2).await.map_err(|failure| status::write_failed(&failure))?;
+    let project = shared.catalog.view().project(topic.project);
+    let project = project.ok_or_else(|| Status::not_found("project not found"))?;
+    let ring = keys::usable_ring(shared, &project, ring).await?;
+    let bound = shared.catalog.set_topic_ring(topic.id, ring).await.map_err(|error| status::bind_ring(&error))?;
+    info!(topic = %topic.id, %ring, by = %caller.claims.subject, "a topic was bound to another key ring");
+    Ok(Some(bound))
 }

@@ -6,8 +6,8 @@ use tonic::Status;
 use tracing::{error, warn};
 
 use crate::catalog::{
-    ApiKeyError, CreateOrganizationError, CreateProjectError, CreateTopicError, JoinError, PlaceError, RefreshError,
-    Refusal, SetQuotaError, VaultFailure, WriteFailure,
+    ApiKeyError, BindRingError, CreateOrganizationError, CreateProjectError, CreateTopicError, JoinError, PlaceError,
+    RefreshError, Refusal, SetQuotaError, VaultFailure, WriteFailure,
 };
 use crate::identity::CreateKeyError;
 use crate::join::{AuthorityUnavailable, CreateTokenError};
@@ -92,6 +92,7 @@ pub(super) fn create_topics(error: &CreateTopicError) -> Status {
             Status::resource_exhausted(error.to_string())
         }
         CreateTopicError::Placement(why) => crate::status::unplaceable(why),
+        CreateTopicError::RingShredded => Status::failed_precondition(error.to_string()),
         CreateTopicError::Vault(failure) => vault_failed(failure),
         CreateTopicError::Write(failure) => write_failed(failure),
     }
@@ -102,6 +103,21 @@ pub(super) fn set_quota(error: &SetQuotaError) -> Status {
     match error {
         SetQuotaError::ProjectUnknown => Status::not_found(error.to_string()),
         SetQuotaError::Write(failure) => write_failed(failure),
+    }
+}
+
+/// A topic that was not bound to another key ring.
+pub(super) fn bind_ring(error: &BindRingError) -> Status {
+    match error {
+        BindRingError::Unknown => Status::not_found(error.to_string()),
+        BindRingError::State(state) => {
+            let name = crate::status::state_name(*state);
+            let message =
+                format!("the topic is in the {name} state: it takes no more events, so there is nothing to seal");
+            Status::failed_precondition(message)
+        }
+        BindRingError::Refused(_) => Status::failed_precondition(error.to_string()),
+        BindRingError::Write(failure) => write_failed(failure),
     }
 }
 
@@ -127,6 +143,7 @@ pub(super) fn api_key(error: &ApiKeyError) -> Status {
             Status::not_found(error.to_string())
         }
         ApiKeyError::Taken => Status::already_exists(error.to_string()),
+        ApiKeyError::Ring(_) => Status::failed_precondition(error.to_string()),
         ApiKeyError::Write(failure) => write_failed(failure),
     }
 }
@@ -168,7 +185,11 @@ pub(super) fn place(error: &PlaceError) -> Status {
         | Refusal::TokenExpired
         | Refusal::TokenUsedUp
         | Refusal::TokenRevoked
-        | Refusal::TokensTooMany => Status::failed_precondition(message),
+        | Refusal::TokensTooMany
+        | Refusal::RingShredded
+        | Refusal::RingShared
+        | Refusal::NoRing
+        | Refusal::RingsTooMany => Status::failed_precondition(message),
         Refusal::NameTaken | Refusal::IdTaken | Refusal::LifeOver | Refusal::AuthorityExists => {
             Status::already_exists(message)
         }

@@ -1,15 +1,16 @@
-//! Making many topics at once.
+//! Making many topics at once, and the key rings that topics are bound to.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use ensign_proto::pb::admin::v1 as pb;
 use ensign_proto::pb::admin::v1::created_topic::Outcome;
-use ensign_proto::{ProjectId, TopicName};
+use ensign_proto::{ProjectId, TopicId, TopicName};
 use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 
-use super::{Shared, status};
+use super::scope::parse;
+use super::{Shared, keys, status};
 use crate::catalog::{CreateTopicError, Project, TOPICS_BATCH_MAX, Topic, TopicPolicies, WriteFailure};
 
 /// How long the reply waits for partitions to run on this node. Whoever uses one that takes longer waits by itself.
@@ -20,6 +21,7 @@ pub(super) async fn create(
     shared: &Shared,
     project: &Project,
     names: Vec<String>,
+    ring: &str,
 ) -> Result<pb::CreateTopicsReply, Status> {
     if names.is_empty() || names.len() > TOPICS_BATCH_MAX {
         let given = names.len();
@@ -27,7 +29,8 @@ pub(super) async fn create(
     }
     let parsed: Vec<Result<TopicName, _>> = names.iter().map(|name| name.parse::<TopicName>()).collect();
     let good = parsed.iter().flatten().cloned().collect();
-    let made = shared.catalog.create_topics(project.id, good, &TopicPolicies::default()).await;
+    let ring = if ring.is_empty() { None } else { Some(keys::usable_ring(shared, project, ring).await?) };
+    let made = shared.catalog.create_topics(project.id, good, &TopicPolicies::default(), ring).await;
     let mut made = made.map_err(|error| status::create_topics(&error))?.into_iter();
     let mut started = Vec::new();
     let mut topics = Vec::with_capacity(names.len());
@@ -50,6 +53,20 @@ pub(super) async fn create(
     Ok(pb::CreateTopicsReply { topics })
 }
 
+/// The key rings that topics are bound to.
+pub(super) fn rings(shared: &Shared, project: &Project, topic: &str) -> Result<pb::ListTopicRingsReply, Status> {
+    let view = shared.catalog.view();
+    let topics = match parse::<TopicId>(topic, "topic_id")? {
+        None => view.topics(project.id),
+        Some(id) => {
+            let topic = view.topic(id).filter(|topic| topic.project == project.id);
+            vec![topic.ok_or_else(|| Status::not_found("topic not found"))?]
+        }
+    };
+    let row = |it: &Arc<Topic>| pb::TopicRing { topic_id: it.id.to_string(), ring_id: it.ring.to_string() };
+    Ok(pb::ListTopicRingsReply { topics: topics.iter().map(row).collect() })
+}
+
 fn answer(name: String, outcome: Outcome, message: String) -> pb::CreatedTopic {
     pb::CreatedTopic { name, outcome: outcome.into(), id: String::new(), message }
 }
@@ -63,6 +80,7 @@ fn failed(shared: &Shared, project: ProjectId, name: &TopicName, error: &CreateT
         | CreateTopicError::Placement(_)
         | CreateTopicError::TooMany { .. }
         | CreateTopicError::Quota { .. }
+        | CreateTopicError::RingShredded
         | CreateTopicError::Write(WriteFailure::NotYet { .. } | WriteFailure::Internal { .. }) => Outcome::Refused,
     };
     // What is told is what a call for one topic is told; causes stay in the log.

@@ -65,10 +65,26 @@ pub enum Command {
         /// Now.
         at: UnixNanos,
     },
+    /// Binds what a topic is given from now on to another key ring.
+    SetTopicRing {
+        /// Which.
+        topic: TopicId,
+        /// To which: one of the topic's project, in the vault.
+        ring: RingId,
+        /// Now.
+        at: UnixNanos,
+    },
     /// Adds an API key, whose hash the vault already has.
     CreateApiKey(ApiKey),
     /// Revokes an API key, for ever.
     RevokeApiKey {
+        /// Which.
+        key: ApiKeyId,
+        /// Now.
+        at: UnixNanos,
+    },
+    /// Revokes an API key, for ever, and lets nothing be bound to its ring any more: that is about to be destroyed.
+    ShredApiKey {
         /// Which.
         key: ApiKeyId,
         /// Now.
@@ -245,6 +261,9 @@ pub enum Outcome {
 /// Join tokens that the cluster keeps.
 pub(super) const JOIN_TOKENS_MAX: usize = 1_000;
 
+/// Key rings that a topic was bound to before.
+pub(super) const FORMER_RINGS_MAX: usize = 64;
+
 /// Why a command changed nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Refusal {
@@ -346,6 +365,20 @@ pub enum Refusal {
     /// No active node is in the region.
     #[error("no active node is in the region")]
     RegionUnknown,
+    /// The key ring is destroyed together with the API key that it belonged to.
+    #[error("the key ring was destroyed together with its API key")]
+    RingShredded,
+    /// Something else is sealed under the API key's ring.
+    #[error("something else is sealed under the key ring of the API key")]
+    RingShared,
+    /// The API key has no key ring of its own.
+    #[error("the API key has no key ring of its own")]
+    NoRing,
+    /// The topic was bound to as many rings as are remembered.
+    #[error(
+        "the topic was bound to {FORMER_RINGS_MAX} other key rings before: take one of those, or make another topic"
+    )]
+    RingsTooMany,
 }
 
 /// The state machine's answer.
@@ -360,17 +393,19 @@ impl Command {
         let newer = match self {
             Self::PutNode(node) => node.speaks() > ClusterVersion::V1,
             Self::CreateTopic(topic) => !topic.replicas.is_empty() || topic.placement != Placement::default(),
+            Self::CreateApiKey(key) => key.ring.is_some(),
             Self::CreateOrganization { .. }
             | Self::CreateProject(_)
             | Self::SetTopicState { .. }
             | Self::SetTopicPolicies { .. }
             | Self::FinishDestroy { .. }
-            | Self::CreateApiKey(_)
             | Self::RevokeApiKey { .. }
             | Self::AddSigningKey(_)
             | Self::RetireSigningKey { .. }
             | Self::SetClusterVersion(_) => false,
             Self::CreateTopics(_)
+            | Self::SetTopicRing { .. }
+            | Self::ShredApiKey { .. }
             | Self::SetQuota { .. }
             | Self::SetAuthority(_)
             | Self::CreateJoinToken(_)

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use ensign_proto::{ClusterVersion, ProjectId, TopicName};
+use ensign_proto::{ClusterVersion, ProjectId, RingId, TopicName};
 use tracing::info;
 
 use super::command::{Command, NewTopic, Outcome, Refusal, TOPICS_BATCH_MAX};
@@ -48,13 +48,13 @@ impl Catalog {
         }
         let owner = self.owner(project).await?;
         self.admit(project, &name, 0)?;
-        let topic = self.new_topic(&owner, name, policies, &mut self.placer(wish))?;
+        let topic = self.new_topic(owner.id, name, owner.ring, policies, &mut self.placer(wish))?;
         // As older builds write it, so that they can follow while a cluster is upgraded.
         let made = self.make(vec![topic], |mut one| one.pop().map(Command::CreateTopic)).await?;
         made.into_iter().next().unwrap_or_else(|| Err(unexpected(&Ok(Outcome::Done)).into()))
     }
 
-    /// Makes many topics with the same policies, in as few commits as [`TOPICS_BATCH_MAX`] allows. Answers in the order of `names`;
+    /// Makes many topics with the same policies, under `ring` or else the project's own, in as few commits as [`TOPICS_BATCH_MAX`] allows. Answers in the order of `names`;
     /// a name that is given twice is made once and taken the second time.
     ///
     /// # Errors
@@ -65,15 +65,20 @@ impl Catalog {
         project: ProjectId,
         names: Vec<TopicName>,
         policies: &TopicPolicies,
+        ring: Option<RingId>,
     ) -> Result<Vec<Made>, CreateTopicError> {
+        if ring.is_some() {
+            self.require(ClusterVersion::V2).await?;
+        }
         let owner = self.owner(project).await?;
+        let ring = ring.unwrap_or(owner.ring);
         let mut placer = self.placer(PlacementWish::default());
         let mut answers: Vec<Option<Made>> = Vec::with_capacity(names.len());
         let mut wanted: Vec<(usize, NewTopic)> = Vec::new();
         for (place, name) in names.into_iter().enumerate() {
             // The catalog decides; looking first only saves custody that would be dropped again.
             let admitted = self.admit(project, &name, wanted.len());
-            let topic = admitted.and_then(|()| self.new_topic(&owner, name, policies.clone(), &mut placer));
+            let topic = admitted.and_then(|()| self.new_topic(project, name, ring, policies.clone(), &mut placer));
             answers.push(match topic {
                 Ok(topic) => {
                     wanted.push((place, topic));
@@ -125,14 +130,15 @@ impl Catalog {
 
     fn new_topic(
         &self,
-        owner: &Project,
+        project: ProjectId,
         name: TopicName,
+        ring: RingId,
         policies: TopicPolicies,
         placer: &mut Placer,
     ) -> Result<NewTopic, CreateTopicError> {
         let id = self.fresh_topic();
         let (placement, replicas) = placer.place(id)?;
-        let (project, ring, at) = (owner.id, owner.ring, self.now());
+        let at = self.now();
         Ok(NewTopic { id, project, name, ring, replicas, placement, policies, at })
     }
 
@@ -184,6 +190,7 @@ fn refused(refusal: Refusal, limit: u64) -> CreateTopicError {
         Refusal::NameTaken => CreateTopicError::NameTaken,
         Refusal::ProjectUnknown => CreateTopicError::ProjectUnknown,
         Refusal::TopicQuota => CreateTopicError::Quota { limit },
+        Refusal::RingShredded => CreateTopicError::RingShredded,
         // A node was drained since the nodes were chosen.
         Refusal::TooFewNodes | Refusal::TargetUnusable | Refusal::RegionUnknown | Refusal::RegionForbidden => {
             WriteFailure::Unavailable { cause: refusal.to_string() }.into()

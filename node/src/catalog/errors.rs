@@ -195,6 +195,9 @@ pub enum CreateTopicError {
         /// How many.
         limit: u64,
     },
+    /// The key ring that it should be sealed under was destroyed with its API key.
+    #[error("the key ring was destroyed together with its API key: name another one")]
+    RingShredded,
     /// Nothing is to be seen of it; try again.
     #[error(transparent)]
     Vault(#[from] VaultFailure),
@@ -223,6 +226,23 @@ pub enum ChangeTopicError {
     /// Its state does not allow it.
     #[error("the topic is in the {0:?} state")]
     State(TopicState),
+    /// See there.
+    #[error(transparent)]
+    Write(#[from] WriteFailure),
+}
+
+/// Why a topic was not bound to another key ring.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum BindRingError {
+    /// No such topic, or it is destroyed.
+    #[error("topic not found")]
+    Unknown,
+    /// It takes no more events, so there is nothing to seal.
+    #[error("the topic is in the {0:?} state")]
+    State(TopicState),
+    /// The ring was destroyed with its API key, or the topic had too many.
+    #[error("{0}")]
+    Refused(Refusal),
     /// See there.
     #[error(transparent)]
     Write(#[from] WriteFailure),
@@ -257,6 +277,9 @@ pub enum ApiKeyError {
     /// Another key has the id or the client id.
     #[error("another API key has this id or client id")]
     Taken,
+    /// Its key ring does not allow it.
+    #[error("{0}")]
+    Ring(Refusal),
     /// See there.
     #[error(transparent)]
     Write(#[from] WriteFailure),

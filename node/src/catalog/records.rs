@@ -79,8 +79,10 @@ pub struct Topic {
     pub assignment: u64,
     /// The move that is on.
     pub reassignment: Option<Reassignment>,
-    /// The key ring that it is sealed under.
+    /// The key ring that its events are sealed under, but for those of publishers with a ring of their own.
     pub ring: RingId,
+    /// The rings that it was bound to before: batches of those days are still sealed under them.
+    pub former_rings: BTreeSet<RingId>,
     /// Where it is in its life.
     pub state: TopicState,
     /// What the client asked for.
@@ -112,6 +114,10 @@ pub struct ApiKey {
     pub created: UnixNanos,
     /// When it was revoked; for ever.
     pub revoked_at: Option<UnixNanos>,
+    /// The key ring that its events are sealed under, whichever topic they go to; none for that of the topic.
+    pub ring: Option<RingId>,
+    /// It was revoked together with that ring: nothing is bound to the ring any more.
+    pub shredded: bool,
 }
 
 /// The public half of a token-signing key; the private half is in the vault under the same id.

@@ -5,7 +5,9 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ensign_proto::{ApiKeyId, ClusterVersion, GroupId, NodeId, OrgId, Partition, ProjectId, TopicId, TopicNameHash};
+use ensign_proto::{
+    ApiKeyId, ClusterVersion, GroupId, NodeId, OrgId, Partition, ProjectId, RingId, TopicId, TopicNameHash,
+};
 use ensign_raft::env::UnixNanos;
 
 use super::command::{Command, JOIN_TOKENS_MAX, Join, NewTopic, Outcome, Refusal, Response};
@@ -52,6 +54,7 @@ pub(super) struct State {
     topics_by_name: BTreeMap<(ProjectId, TopicNameHash), TopicId>,
     topics_by_project: BTreeSet<(ProjectId, TopicId)>,
     api_keys_by_client: BTreeMap<String, ApiKeyId>,
+    pub(super) api_keys_by_ring: BTreeSet<(RingId, ApiKeyId)>,
 }
 
 impl Default for State {
@@ -77,6 +80,7 @@ impl Default for State {
             topics_by_name: BTreeMap::new(),
             topics_by_project: BTreeSet::new(),
             api_keys_by_client: BTreeMap::new(),
+            api_keys_by_ring: BTreeSet::new(),
         }
     }
 }
@@ -117,6 +121,7 @@ impl State {
                 Ok(self.put_topic(Topic { policies, modified, ..(**old).clone() }))
             }
             Command::FinishDestroy { topic, at } => self.finish_destroy(topic, at),
+            Command::SetTopicRing { topic, ring, at } => self.set_topic_ring(topic, ring, at),
             Command::CreateApiKey(key) => self.create_api_key(key),
             Command::RevokeApiKey { key, at } => {
                 let old = self.api_keys.get(&key).ok_or(Refusal::ApiKeyUnknown)?;
@@ -124,6 +129,7 @@ impl State {
                 let revoked = ApiKey { revoked_at: old.revoked_at.or(Some(at)), ..(**old).clone() };
                 Ok(self.put_api_key(revoked))
             }
+            Command::ShredApiKey { key, at } => self.shred_api_key(key, at),
             Command::AddSigningKey(key) => match self.signing_keys.get(&key.kid) {
                 Some(old) if old.public_key == key.public_key => Ok(Outcome::Done),
                 Some(_) => Err(Refusal::IdTaken),
@@ -286,7 +292,8 @@ impl State {
 
     fn create_topic(&mut self, new: NewTopic) -> Result<Arc<Topic>, Refusal> {
         if let Some(old) = self.topics.get(&new.id) {
-            let same = (old.project, &old.name, old.ring) == (new.project, &new.name, new.ring);
+            let had_ring = old.ring == new.ring || old.former_rings.contains(&new.ring);
+            let same = had_ring && (old.project, &old.name) == (new.project, &new.name);
             return if same { Ok(Arc::clone(old)) } else { Err(Refusal::IdTaken) };
         }
         if self.tombstones.contains_key(&new.id) {
@@ -295,6 +302,9 @@ impl State {
         let project = self.projects.get(&new.project).ok_or(Refusal::ProjectUnknown)?;
         if self.topics_by_name.contains_key(&(new.project, new.name.hash())) {
             return Err(Refusal::NameTaken);
+        }
+        if self.is_ring_shredded(new.ring) {
+            return Err(Refusal::RingShredded);
         }
         // Here, where creations have one order: two at once cannot both have the last place.
         if let Some(limit) = self.quota(new.project).topics.at()
@@ -329,6 +339,7 @@ impl State {
             assignment: 0,
             reassignment: None,
             ring: new.ring,
+            former_rings: BTreeSet::new(),
             state: TopicState::Ready,
             policies: new.policies,
             created: new.at,
@@ -376,7 +387,8 @@ impl State {
     fn create_api_key(&mut self, new: ApiKey) -> Response {
         if let Some(old) = self.api_keys.get(&new.id) {
             // A retry after a revocation answers the revoked key, never a fresh one.
-            let same = ApiKey { revoked_at: None, ..(**old).clone() } == ApiKey { revoked_at: None, ..new };
+            let living = |key: &ApiKey| ApiKey { revoked_at: None, shredded: false, ..key.clone() };
+            let same = living(old) == living(&new);
             return if same { Ok(Outcome::ApiKey(Arc::clone(old))) } else { Err(Refusal::IdTaken) };
         }
         if self.api_keys_by_client.contains_key(&new.client_id) {
@@ -389,6 +401,9 @@ impl State {
             && self.projects.get(&project).is_none_or(|project| project.org != new.org)
         {
             return Err(Refusal::ProjectUnknown);
+        }
+        if new.ring.is_some_and(|ring| self.is_ring_shredded(ring)) {
+            return Err(Refusal::RingShredded);
         }
         Ok(self.put_api_key(new))
     }
@@ -437,8 +452,9 @@ impl State {
         topic
     }
 
-    fn put_api_key(&mut self, key: ApiKey) -> Outcome {
+    pub(super) fn put_api_key(&mut self, key: ApiKey) -> Outcome {
         let key = Arc::new(key);
+        self.api_keys_by_ring.extend(key.ring.map(|ring| (ring, key.id)));
         self.api_keys_by_client.insert(key.client_id.clone(), key.id);
         self.api_keys.insert(key.id, Arc::clone(&key));
         Outcome::ApiKey(key)
@@ -453,6 +469,7 @@ impl State {
         self.topics_by_name = self.topics.values().map(|t| ((t.project, t.name.hash()), t.id)).collect();
         self.topics_by_project = self.topics.values().map(|t| (t.project, t.id)).collect();
         self.api_keys_by_client = self.api_keys.values().map(|k| (k.client_id.clone(), k.id)).collect();
+        self.api_keys_by_ring = self.api_keys.values().filter_map(|k| Some((k.ring?, k.id))).collect();
         self
     }
 

@@ -66,6 +66,8 @@ fn api_key(n: u8, client: u8, owner: u8, works_in: Option<u8>) -> ApiKey {
         admin: works_in.is_none(),
         created: at(n),
         revoked_at: None,
+        ring: None,
+        shredded: false,
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use ensign_proto::{ApiKeyId, ClusterVersion, LogIndex, NodeId, OrgId, ProjectId, TopicId, TopicName, TopicNameHash};
+use ensign_proto::{
+    ApiKeyId, ClusterVersion, LogIndex, NodeId, OrgId, ProjectId, RingId, TopicId, TopicName, TopicNameHash,
+};
 use ensign_raft::env::UnixNanos;
 use tokio::sync::watch;
 
@@ -11,6 +13,7 @@ use super::moves::PlacementDefaults;
 use super::paging::{Page, PageError, PageRequest, Paged};
 use super::quota::{Limit, PerResource, Quota};
 use super::records::{ApiKey, ClusterAuthority, JoinToken, NodeRecord, Organization, Project, SigningKey, Topic};
+use super::rings::Bound;
 
 /// How much of the topics' changes a follower has seen. The default has seen nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -138,6 +141,16 @@ impl View {
     pub fn api_keys(&self, project: Option<ProjectId>) -> Vec<Arc<ApiKey>> {
         let state = self.shared.read();
         state.api_keys.values().filter(|key| project.is_none() || key.project == project).cloned().collect()
+    }
+
+    /// Everything that a key ring is bound to. Costs a look at every topic.
+    pub fn bound_to(&self, ring: RingId) -> Bound {
+        self.shared.read().bound_to(ring)
+    }
+
+    /// Whether an API key of the project, revoked or not, has this ring of its own.
+    pub fn has_api_key_ring(&self, project: ProjectId, ring: RingId) -> bool {
+        self.shared.read().has_api_key_ring(project, ring)
     }
 
     /// Whether the key is revoked. A key that this node does not know is not: it may be too young to be known here.

@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use ensign_proto::{ApiKeyId, ClusterVersion, GroupId, NodeId, ProjectId, TopicId};
+use ensign_proto::{ApiKeyId, ClusterVersion, GroupId, NodeId, ProjectId, RingId, TopicId};
 use ensign_raft::env::UnixNanos;
 use prost::Message;
 use thiserror::Error;
@@ -100,6 +100,11 @@ pub(super) fn encode_command(command: &Command) -> Bytes {
             ..change(topic.as_bytes(), *at)
         }),
         Command::FinishDestroy { topic, at } => CommandKind::FinishDestroy(change(topic.as_bytes(), *at)),
+        Command::SetTopicRing { topic, ring, at } => {
+            let row = change(topic.as_bytes(), *at);
+            CommandKind::SetTopicRing(ChangeRow { ring: raw(ring.as_bytes()), ..row })
+        }
+        Command::ShredApiKey { key, at } => CommandKind::ShredApiKey(change(key.as_bytes(), *at)),
         Command::CreateApiKey(key) => CommandKind::CreateApiKey(key.into()),
         Command::RevokeApiKey { key, at } => CommandKind::RevokeApiKey(change(key.as_bytes(), *at)),
         Command::AddSigningKey(key) => CommandKind::AddSigningKey(key.into()),
@@ -176,6 +181,13 @@ pub(super) fn decode_command(bytes: &Bytes) -> Result<Command, DecodeError> {
             Command::SetTopicPolicies { topic, policies: row.policies.into(), at: UnixNanos(row.at) }
         }
         CommandKind::FinishDestroy(row) => Command::FinishDestroy { topic: topic(&row)?, at: UnixNanos(row.at) },
+        CommandKind::SetTopicRing(row) => {
+            let ring = id::<RingId>(&row.ring, "ring")?;
+            Command::SetTopicRing { topic: topic(&row)?, ring, at: UnixNanos(row.at) }
+        }
+        CommandKind::ShredApiKey(row) => {
+            Command::ShredApiKey { key: id::<ApiKeyId>(&row.id, "API key")?, at: UnixNanos(row.at) }
+        }
         CommandKind::CreateApiKey(row) => Command::CreateApiKey(row.try_into()?),
         CommandKind::RevokeApiKey(row) => {
             Command::RevokeApiKey { key: id::<ApiKeyId>(&row.id, "API key")?, at: UnixNanos(row.at) }
@@ -257,6 +269,10 @@ fn refusal_number(refusal: Refusal) -> u32 {
         Refusal::Replication => 30,
         Refusal::TooFewNodes => 31,
         Refusal::RegionUnknown => 32,
+        Refusal::RingShredded => 33,
+        Refusal::RingShared => 34,
+        Refusal::NoRing => 35,
+        Refusal::RingsTooMany => 36,
     }
 }
 
@@ -293,6 +309,10 @@ fn refusal_of(number: u32) -> Result<Refusal, DecodeError> {
         30 => Refusal::Replication,
         31 => Refusal::TooFewNodes,
         32 => Refusal::RegionUnknown,
+        33 => Refusal::RingShredded,
+        34 => Refusal::RingShared,
+        35 => Refusal::NoRing,
+        36 => Refusal::RingsTooMany,
         _ => return Err(DecodeError::Invalid("refusal")),
     })
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::Context as _;
-use ensign_client::{Options, admin_api as pb};
+use ensign_client::{Options, Sealing, admin_api as pb};
 use serde::Serialize;
 
 use super::args::{ApiKeyCommand, ClientArgs, ProjectCommand, StatusArgs};
@@ -61,13 +61,17 @@ pub(super) async fn project(command: ProjectCommand) -> anyhow::Result<()> {
 }
 
 #[derive(Serialize)]
-struct ShownApiKey {
-    id: String,
-    client_id: String,
-    name: String,
-    project: String,
-    permissions: Vec<String>,
+pub(super) struct ShownApiKey {
+    pub(super) id: String,
+    pub(super) client_id: String,
+    pub(super) name: String,
+    pub(super) project: String,
+    pub(super) permissions: Vec<String>,
     revoked: bool,
+    /// Revoked together with its key ring.
+    shredded: bool,
+    /// What its events are sealed under; absent: the ring of the topic.
+    pub(super) ring: Option<String>,
     created: Option<String>,
     /// Where the secret went; only when the key was just made.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -84,7 +88,19 @@ impl From<pb::ApiKey> for ShownApiKey {
             project: key.project_id,
             permissions: key.permissions,
             revoked: key.revoked,
+            shredded: key.shredded,
+            ring: (!key.ring_id.is_empty()).then_some(key.ring_id),
             credentials: None,
+        }
+    }
+}
+
+impl ShownApiKey {
+    pub(super) fn state(&self) -> &'static str {
+        match (self.shredded, self.revoked) {
+            (true, _) => "revoked, with its events",
+            (false, true) => "revoked",
+            (false, false) => "active",
         }
     }
 }
@@ -92,27 +108,33 @@ impl From<pb::ApiKey> for ShownApiKey {
 /// Runs one of the API key commands.
 pub(super) async fn api_key(command: ApiKeyCommand) -> anyhow::Result<()> {
     match command {
-        ApiKeyCommand::Create { name, permissions, project, save, client } => {
+        ApiKeyCommand::Create { name, permissions, project, ring, own_ring, save, client } => {
             let project = id(project)?;
-            create_api_key(name, permissions, project, save, &client).await
+            let sealing = match ring {
+                Some(ring) => Sealing::Ring(ring),
+                None if own_ring => Sealing::Own,
+                None => Sealing::Topic,
+            };
+            create_api_key(name, permissions, project, sealing, save, &client).await
         }
+        ApiKeyCommand::Describe { key, client } => super::apikey::describe(&key, &client).await,
         ApiKeyCommand::List { project, client } => {
             let project = id(project)?;
             let keys = connect(&client)?.admin()?.api_keys(project).await?;
             let keys: Vec<ShownApiKey> = keys.into_iter().map(Into::into).collect();
             let row = |key: &ShownApiKey| {
-                let state = if key.revoked { "revoked" } else { "active" };
                 vec![
                     key.name.clone(),
                     key.id.clone(),
                     key.client_id.clone(),
-                    state.to_owned(),
+                    key.state().to_owned(),
                     key.permissions.join(" "),
                 ]
             };
             list(client.output, &["name", "id", "client id", "state", "permissions"], &keys, row, "no API keys")
         }
-        ApiKeyCommand::Revoke { key, yes, client } => {
+        ApiKeyCommand::Revoke { key, shred: true, yes, client } => super::apikey::shred(&key, yes, &client).await,
+        ApiKeyCommand::Revoke { key, shred: false, yes, client } => {
             let clients = connect(&client)?;
             let admin = clients.admin()?;
             confirm(yes, &format!("Nobody will be able to log in with API key {key} any more."))?;
@@ -126,6 +148,7 @@ async fn create_api_key(
     name: String,
     permissions: Vec<String>,
     project: Option<ensign_proto::ProjectId>,
+    sealing: Sealing,
     save: Option<PathBuf>,
     client: &ClientArgs,
 ) -> anyhow::Result<()> {
@@ -134,7 +157,7 @@ async fn create_api_key(
     // Before the key is made: a secret that cannot be saved would be lost.
     let file = if print { None } else { Some(create_private(&path)?) };
     let clients = connect(client)?;
-    let reply = match create(&clients, &name, project, permissions).await {
+    let reply = match create(&clients, &name, project, permissions, sealing).await {
         Ok(reply) => reply,
         Err(error) => {
             if file.is_some() {
@@ -165,13 +188,14 @@ async fn create(
     name: &str,
     project: Option<ensign_proto::ProjectId>,
     permissions: Vec<String>,
+    sealing: Sealing,
 ) -> anyhow::Result<pb::CreateApiKeyReply> {
     let admin = clients.admin()?;
     let project = match project {
         Some(project) => Some(project),
         None => clients.project_id().await?,
     };
-    Ok(admin.create_api_key(name, project, permissions).await?)
+    Ok(admin.create_api_key_sealed(name, project, permissions, sealing).await?)
 }
 
 /// The credentials file of a new key: the two values that every SDK reads, and where the cluster is.

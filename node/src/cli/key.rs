@@ -10,7 +10,10 @@ use serde::Serialize;
 use super::admin::id;
 use super::args::{Algorithm, ClientArgs, KeyCommand, Output, RingArg, TargetArgs};
 use super::connect::{Clients, connect};
-use super::output::{agree, confirm, json, line, list, one, record, somebody_is_there, wire_time};
+use super::output::{agree, confirm, json, line, list, one, record, somebody_is_there, thousands, wire_time};
+
+/// As many names of what a ring seals as a question has.
+const NAMED_MAX: usize = 10;
 
 #[derive(Serialize)]
 struct ShownRing {
@@ -26,6 +29,11 @@ struct ShownRing {
     next_rotation: Option<String>,
     versions: Vec<ShownVersion>,
     scheduled: Vec<ShownScheduled>,
+    /// Where one ring is described: what is sealed under it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bindings: Option<Vec<ShownBinding>>,
+    #[serde(skip_serializing_if = "is_zero")]
+    bindings_left_out: u64,
     /// Of a change: where it stands in the vault's log.
     #[serde(skip_serializing_if = "is_zero")]
     log_index: u64,
@@ -40,6 +48,27 @@ struct ShownVersion {
     changed: Option<String>,
     /// Public fingerprint of the key, in hex.
     kek_id: String,
+}
+
+#[derive(Serialize)]
+struct ShownBinding {
+    kind: &'static str,
+    id: String,
+    name: String,
+}
+
+impl From<&pb::RingBinding> for ShownBinding {
+    fn from(binding: &pb::RingBinding) -> Self {
+        use pb::ring_binding::Kind;
+        let kind = match binding.kind() {
+            Kind::Unspecified => "unknown",
+            Kind::Project => "project",
+            Kind::Topic => "topic",
+            Kind::FormerTopic => "topic, before",
+            Kind::ApiKey => "API key",
+        };
+        Self { kind, id: binding.id.clone(), name: binding.name.clone() }
+    }
 }
 
 #[derive(Serialize)]
@@ -135,6 +164,8 @@ impl From<pb::KeyRing> for ShownRing {
         Self {
             versions: versions.collect(),
             scheduled: scheduled.collect(),
+            bindings: None,
+            bindings_left_out: ring.bindings_left_out,
             state: ring_state_name(ring.state()),
             algorithm: algorithm_name(ring.algorithm()),
             created: wire_time(ring.created.as_ref()),
@@ -210,7 +241,7 @@ fn stake(version: Option<u32>) -> String {
 
 /// The same with the ring before one: of which project, and published when, so that a slip of the finger is seen.
 fn stake_of(ring: &pb::KeyRing, version: Option<u32>) -> String {
-    let whose = format!("that was published to project {} under key ring {}", ring.project_id, ring.id);
+    let whose = format!("that was published to project {} under key ring {}{}", ring.project_id, ring.id, seals(ring));
     let Some(version) = version else {
         let living = ring.versions.iter().filter(|it| it.state() != pb::KeyState::Revoked).count();
         return format!("Everything {whose}, in the eras of {living} versions, becomes unreadable for everybody.");
@@ -221,6 +252,19 @@ fn stake_of(ring: &pb::KeyRing, version: Option<u32>) -> String {
     let end = later.next().and_then(|next| wire_time(next.created.as_ref()));
     let end = end.map_or_else(|| "until now".to_owned(), |end| format!("until {end}"));
     format!("Everything {whose} in the era of version {version}, from {begin} {end}, becomes unreadable for everybody.")
+}
+
+/// What is bound to a ring, for people who are about to destroy it.
+fn seals(ring: &pb::KeyRing) -> String {
+    let names = ring.bindings.iter().map(ShownBinding::from).map(|it| format!("{} {}", it.kind, it.name));
+    let mut names: Vec<String> = names.collect();
+    if names.is_empty() {
+        return String::new();
+    }
+    let left_out = (names.len().saturating_sub(NAMED_MAX) as u64).saturating_add(ring.bindings_left_out);
+    names.truncate(NAMED_MAX);
+    let more = if left_out > 0 { format!(", and {} more", thousands(left_out)) } else { String::new() };
+    format!(" ({}{more})", names.join(", "))
 }
 
 /// What a person who is asked is shown. A person who is not there gets the answer without a cluster.
@@ -327,7 +371,9 @@ pub(super) async fn run(command: KeyCommand) -> anyhow::Result<()> {
 
 async fn describe(ring: RingArg, client: &ClientArgs) -> anyhow::Result<()> {
     let clients = connect(client)?;
-    let ring: ShownRing = clients.admin()?.key_ring(the_ring(&clients, ring).await?).await?.into();
+    let ring = clients.admin()?.key_ring(the_ring(&clients, ring).await?).await?;
+    let bindings = ring.bindings.iter().map(Into::into).collect();
+    let ring = ShownRing { bindings: Some(bindings), ..ring.into() };
     if client.output == Output::Json {
         return json(&ring);
     }
@@ -345,6 +391,12 @@ async fn describe(ring: RingArg, client: &ClientArgs) -> anyhow::Result<()> {
     record(client.output, &ring, &fields)?;
     for scheduled in &ring.scheduled {
         line(scheduled.line())?;
+    }
+    let bindings = ring.bindings.as_deref().unwrap_or_default();
+    let binding_row = |it: &ShownBinding| vec![it.kind.to_owned(), it.name.clone(), it.id.clone()];
+    list(client.output, &["seals", "name", "id"], bindings, binding_row, "nothing is bound to it")?;
+    if ring.bindings_left_out > 0 {
+        line(format_args!("and {} more", thousands(ring.bindings_left_out)))?;
     }
     let row = |it: &ShownVersion| {
         let or_empty = |text: &Option<String>| text.clone().unwrap_or_default();

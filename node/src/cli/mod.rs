@@ -3,6 +3,7 @@
 //! Client commands are programs on `ensign_client`: they know the public API only. Serving is elsewhere (`serve`, `dev`).
 
 mod admin;
+mod apikey;
 mod args;
 mod cluster;
 mod connect;

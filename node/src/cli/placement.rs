@@ -146,11 +146,19 @@ pub(super) async fn partition(command: PartitionCommand) -> anyhow::Result<()> {
 
 /// Changes where a topic may be.
 pub(super) async fn alter(change: pb::AlterTopicRequest, client: &ClientArgs) -> anyhow::Result<()> {
-    if change.replication.is_none() && change.regions.is_none() && change.leader_region.is_none() {
-        let what = "say what to change: --replication, --region, --any-region, --leader-region or --no-leader-region";
+    let placed = change.replication.is_some() || change.regions.is_some() || change.leader_region.is_some();
+    let ring = change.ring.clone();
+    if !placed && ring.is_empty() {
+        let what =
+            "say what to change: --replication, --region, --any-region, --leader-region, --no-leader-region or --key";
         return Err(UsageError(what.to_owned()).into());
     }
     let altered: ShownPartition = connect(client)?.admin()?.alter_topic(change).await?.into();
+    if !placed {
+        let topic = &altered.topic;
+        let sentence = format!("what is published to topic {topic} from now on is sealed under key ring {ring}");
+        return one(client.output, &altered, sentence);
+    }
     let sentence = format!(
         "altered topic {}; replicas that do not fit are moved: `ensign partition describe {} --watch` shows how far it is",
         altered.topic, altered.topic

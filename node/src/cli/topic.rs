@@ -1,6 +1,9 @@
 //! `ensign topic`.
 
-use ensign_client::{Place, Topic, TopicState, admin_api as pb};
+use std::collections::HashMap;
+
+use ensign_client::{CallError, Client, Place, Topic, TopicState, admin_api as pb};
+use ensign_proto::{RingId, TopicId};
 use serde::Serialize;
 
 use super::args::TopicCommand;
@@ -17,6 +20,9 @@ struct Shown {
     state: &'static str,
     created: Option<String>,
     modified: Option<String>,
+    /// What seals its events, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ring: Option<String>,
 }
 
 /// A topic with its counters.
@@ -49,6 +55,7 @@ impl From<&Topic> for Shown {
             state: state_name(state),
             created: topic.created.map(time),
             modified: topic.modified.map(time),
+            ring: None,
         }
     }
 }
@@ -68,24 +75,35 @@ fn state_name(state: TopicState) -> &'static str {
 /// Runs one of the topic commands.
 pub(super) async fn run(command: TopicCommand) -> anyhow::Result<()> {
     match command {
-        TopicCommand::Create { names, from: None, if_missing: false, replication, regions, leader_region, client }
-            if names.len() == 1 =>
-        {
+        TopicCommand::Create {
+            names,
+            from: None,
+            if_missing: false,
+            replication,
+            regions,
+            leader_region,
+            key: None,
+            client,
+        } if names.len() == 1 => {
             let place = Place { replication, regions, leader_region };
             let topic = connect(&client)?.project.create_topic_at(&names[0], &place).await?;
             let sentence = format!("created topic {} ({})", topic.name, topic.id);
             one(client.output, &Shown::from(&topic), sentence)
         }
-        TopicCommand::Create { names, from, if_missing, replication, regions, leader_region, client } => {
+        TopicCommand::Create { names, from, if_missing, replication, regions, leader_region, key, client } => {
             if replication.is_some() || !regions.is_empty() || !leader_region.is_empty() {
-                let what =
-                    "--replication, --region and --leader-region are for one topic at a time: name one, without --from";
+                let what = "--replication, --region and --leader-region are for one topic at a time: name one, without --from and \
+                            --key (`ensign topic alter` binds it to a key ring)";
                 return Err(UsageError(what.to_owned()).into());
             }
-            super::topics::create(names, from.as_deref(), if_missing, &client).await
+            super::topics::create(names, from.as_deref(), if_missing, key.as_deref(), &client).await
         }
         TopicCommand::List { client } => {
-            let topics: Vec<_> = connect(&client)?.project.topics().await?.iter().map(Shown::from).collect();
+            let project = connect(&client)?.project;
+            let (topics, rings) = (project.topics().await?, rings(&project, None).await?);
+            let shown =
+                |topic: &Topic| Shown { ring: rings.get(&topic.id).map(RingId::to_string), ..Shown::from(topic) };
+            let topics: Vec<_> = topics.iter().map(shown).collect();
             let row = |topic: &Shown| {
                 vec![
                     topic.name.clone(),
@@ -106,14 +124,26 @@ pub(super) async fn run(command: TopicCommand) -> anyhow::Result<()> {
             let clients = connect(&client)?;
             let topic = clients.project.find_topic(&topic).await?;
             let info = clients.project.info(&[topic.id]).await?;
-            let described = described(&topic, &info);
+            let rings = rings(&clients.project, Some(topic.id)).await?;
+            let mut described = described(&topic, &info);
+            described.topic.ring = rings.get(&topic.id).map(RingId::to_string);
             let fields = fields(&described);
             record(client.output, &described, &fields)
         }
-        TopicCommand::Alter { topic, replication, regions, any_region, leader_region, no_leader_region, client } => {
+        TopicCommand::Alter {
+            topic,
+            replication,
+            regions,
+            any_region,
+            leader_region,
+            no_leader_region,
+            key,
+            client,
+        } => {
             let regions = (any_region || !regions.is_empty()).then_some(pb::RegionSet { regions });
             let leader_region = if no_leader_region { Some(String::new()) } else { leader_region };
-            placement::alter(pb::AlterTopicRequest { topic, replication, regions, leader_region }, &client).await
+            let ring = key.unwrap_or_default();
+            placement::alter(pb::AlterTopicRequest { topic, replication, regions, leader_region, ring }, &client).await
         }
         TopicCommand::Archive { topic, yes, client } => {
             let clients = connect(&client)?;
@@ -131,6 +161,14 @@ pub(super) async fn run(command: TopicCommand) -> anyhow::Result<()> {
             let shown = Shown { state: state_name(state), ..Shown::from(&topic) };
             one(client.output, &shown, format_args!("destroying topic {}", topic.name))
         }
+    }
+}
+
+/// What seals the topics; nothing where an older node answers, which knows one ring a project.
+async fn rings(project: &Client, topic: Option<TopicId>) -> Result<HashMap<TopicId, RingId>, CallError> {
+    match project.topic_rings(topic).await {
+        Err(CallError::Unimplemented { .. }) => Ok(HashMap::new()),
+        rings => rings,
     }
 }
 
@@ -168,6 +206,9 @@ fn fields(described: &Described) -> Vec<(&'static str, String)> {
             "",
             format!("{}{schema}: {} events, {} bytes", kind.mimetype, thousands(kind.events), thousands(kind.bytes)),
         ));
+    }
+    if let Some(ring) = &topic.ring {
+        fields.push(("key ring", ring.clone()));
     }
     fields.push(("created", topic.created.clone().unwrap_or_default()));
     fields.push(("modified", topic.modified.clone().unwrap_or_default()));

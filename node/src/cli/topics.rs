@@ -53,6 +53,7 @@ pub(super) async fn create(
     mut names: Vec<String>,
     from: Option<&Path>,
     if_missing: bool,
+    ring: Option<&str>,
     client: &ClientArgs,
 ) -> anyhow::Result<()> {
     if let Some(file) = from {
@@ -64,7 +65,7 @@ pub(super) async fn create(
     let progress = Progress::new(total);
     let mut topics = Vec::with_capacity(total);
     for batch in batches(names) {
-        match create_batch(&project, &batch).await {
+        match create_batch(&project, &batch, ring).await {
             Ok(made) => topics.extend(made),
             // What was made before this is told all the same.
             Err(error) if topics.is_empty() => return Err(error.into()),
@@ -84,9 +85,9 @@ pub(super) async fn create(
 }
 
 /// One batch. After an answer that got lost it is asked again once: what had been made is then found to exist.
-async fn create_batch(client: &Client, names: &[String]) -> Result<Vec<CreatedTopic>, CallError> {
-    match client.create_topics(names).await {
-        Err(CallError::OutcomeUnknown { .. }) => client.create_topics(names).await,
+async fn create_batch(client: &Client, names: &[String], ring: Option<&str>) -> Result<Vec<CreatedTopic>, CallError> {
+    match client.create_topics_under(names, ring).await {
+        Err(CallError::OutcomeUnknown { .. }) => client.create_topics_under(names, ring).await,
         settled => settled,
     }
 }

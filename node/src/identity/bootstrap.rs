@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ensign_proto::{OrgId, Permission, PermissionSet, ProjectId};
+use ensign_proto::{ApiKeyId, OrgId, Permission, PermissionSet, ProjectId, RingId};
 use thiserror::Error;
 use tracing::info;
 
@@ -36,6 +36,9 @@ pub struct NewApiKey {
     pub permissions: PermissionSet,
     /// Whether it is an operator's key.
     pub admin: bool,
+    /// The key ring that its events are sealed under: one of its project, which the caller has seen in the vault. None for that
+    /// of the topic.
+    pub ring: Option<RingId>,
 }
 
 /// Why an API key was not made.
@@ -181,6 +184,8 @@ impl Identity {
             admin: new.admin,
             created: inner.clock.wall(),
             revoked_at: None,
+            ring: new.ring,
+            shredded: false,
         };
         let hash = inner.pool.hash(&credentials.secret, &*inner.rng).await.map_err(|_| CreateKeyError::Busy)?;
         inner.secrets.put(SecretKind::ApiKey, *key.id.as_bytes(), hash).await?;
@@ -193,13 +198,28 @@ impl Identity {
     ///
     /// # Errors
     /// See [`ApiKeyError`].
-    pub async fn revoke_api_key(&self, id: ensign_proto::ApiKeyId) -> Result<Arc<ApiKey>, ApiKeyError> {
+    pub async fn revoke_api_key(&self, id: ApiKeyId) -> Result<Arc<ApiKey>, ApiKeyError> {
         let key = self.inner.catalog.revoke_api_key(id).await?;
         info!(key = %id, "an API key was revoked");
+        Ok(self.forget_secret(key).await)
+    }
+
+    /// Revokes an API key likewise, and lets nothing be bound to its key ring any more. The caller destroys the ring afterwards.
+    ///
+    /// # Errors
+    /// [`ApiKeyError::Ring`]: it has none of its own, or something else is sealed under it; nothing was changed.
+    pub async fn shred_api_key(&self, id: ApiKeyId) -> Result<Arc<ApiKey>, ApiKeyError> {
+        let key = self.inner.catalog.shred_api_key(id).await?;
+        info!(key = %id, "an API key was revoked, to be destroyed with its key ring");
+        Ok(self.forget_secret(key).await)
+    }
+
+    async fn forget_secret(&self, key: Arc<ApiKey>) -> Arc<ApiKey> {
+        let id = key.id;
         // The hash is asked for no more; destroying it is tidiness.
         if let Err(error) = self.inner.secrets.delete(SecretKind::ApiKey, *id.as_bytes()).await {
             info!(key = %id, %error, "the hash of a revoked API key stays in the vault");
         }
-        Ok(key)
+        key
     }
 }

@@ -123,6 +123,7 @@ impl Fixture {
             project: Some(project.id),
             permissions: PermissionSet::api_key(),
             admin: false,
+            ring: None,
         };
         let (key, credentials) = identity.create_api_key(new).await.unwrap();
         Self { pauses, clock, secrets, catalog, identity, org, project, key, credentials }

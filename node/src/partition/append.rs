@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use ensign_proto::pb::ensign::peer::v1 as peer;
-use ensign_proto::{ByteCount, NodeId, Offset, SessionId};
+use ensign_proto::{ByteCount, NodeId, Offset, RingId, SessionId};
 use thiserror::Error;
 
 use super::block::BodyShape;
@@ -27,6 +27,8 @@ pub struct Chunk {
     pub kind_of: Arc<[u16]>,
     /// The bodies, joined.
     pub bodies: Bytes,
+    /// The publisher's own key ring; none for that of the topic.
+    pub ring: Option<RingId>,
 }
 
 /// A chunk that a peer sent does not hold together.
@@ -71,6 +73,7 @@ impl From<&Chunk> for peer::AppendChunk {
             lengths: chunk.shapes.iter().map(|shape| shape.to_wire()).collect(),
             kind_of: chunk.kind_of.iter().map(|kind| u32::from(*kind)).collect(),
             bodies: chunk.bodies.clone(),
+            ring: chunk.ring.map(|ring| Bytes::copy_from_slice(ring.as_bytes())).unwrap_or_default(),
         }
     }
 }
@@ -82,6 +85,8 @@ impl TryFrom<peer::AppendChunk> for Chunk {
         let session = SessionId::try_from(&chunk.session[..]).map_err(|_| MalformedChunk("session"))?;
         let count = u32::try_from(chunk.lengths.len()).map_err(|_| MalformedChunk("too many events"))?;
         let shapes: Arc<[_]> = chunk.lengths.into_iter().map(BodyShape::from_wire).collect();
+        let ring = (!chunk.ring.is_empty()).then(|| RingId::try_from(&chunk.ring[..])).transpose();
+        let ring = ring.map_err(|_| MalformedChunk("ring"))?;
         let total: usize = shapes.iter().map(|shape| shape.length()).sum();
         let kinds = chunk.kinds.len() as u32;
         let last = chunk.first.checked_add(u64::from(count));
@@ -102,6 +107,7 @@ impl TryFrom<peer::AppendChunk> for Chunk {
             shapes,
             kind_of: chunk.kind_of.into_iter().map(|kind| kind as u16).collect(),
             bodies: chunk.bodies,
+            ring,
         })
     }
 }
@@ -320,6 +326,7 @@ mod tests {
             lengths: vec![2, 3],
             kind_of: vec![0, 1],
             bodies: Bytes::from_static(b"abcde"),
+            ring: Bytes::from_static(&[5; 16]),
         }
     }
 
@@ -327,17 +334,20 @@ mod tests {
     fn a_chunk_survives_the_way_to_another_node() {
         let there: Chunk = chunk().try_into().unwrap();
         assert_eq!(peer::AppendChunk::from(&there), chunk());
+        let plain = peer::AppendChunk { ring: Bytes::new(), ..chunk() };
+        assert_eq!(Chunk::try_from(plain).unwrap().ring, None);
     }
 
     #[test]
     fn a_chunk_that_does_not_hold_together_is_refused() {
-        let spoil: [fn(&mut peer::AppendChunk); 6] = [
+        let spoil: [fn(&mut peer::AppendChunk); 7] = [
             |chunk| chunk.session.truncate(15),
             |chunk| chunk.first = 0,
             |chunk| chunk.first = u64::MAX,
             |chunk| chunk.lengths[0] = 9,
             |chunk| chunk.kind_of = vec![0, 2],
             |chunk| chunk.lengths.clear(),
+            |chunk| chunk.ring.truncate(15),
         ];
         for spoil in spoil {
             let mut spoilt = chunk();

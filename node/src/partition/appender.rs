@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ensign_proto::{NodeId, SessionId};
+use ensign_proto::{NodeId, RingId, SessionId};
 use ensign_raft::env::{Rng, Stop};
 use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
@@ -178,6 +178,8 @@ pub struct Appender {
     partition: Reach,
     link: Arc<dyn ForwardLink>,
     rng: Arc<dyn Rng>,
+    /// The publisher's own.
+    ring: Option<RingId>,
     submissions: mpsc::Receiver<Submission>,
     queue: VecDeque<Item>,
     open: bool,
@@ -217,6 +219,7 @@ impl Appender {
             partition,
             link,
             rng,
+            ring: None,
             submissions,
             queue: VecDeque::new(),
             open: true,
@@ -229,6 +232,13 @@ impl Appender {
             stopping_since: None,
         };
         (sender, appender)
+    }
+
+    /// Has the events be sealed under the publisher's own key ring, if it has one.
+    #[must_use]
+    pub fn sealed_under(mut self, ring: Option<RingId>) -> Self {
+        self.ring = ring;
+        self
     }
 
     /// Runs until the stream closes its end and everything is answered.
@@ -283,6 +293,7 @@ impl Appender {
             shapes: submission.shapes.into(),
             kind_of: submission.kind_of.into(),
             bodies: submission.bodies,
+            ring: self.ring,
         };
         let (reply, room) = (submission.reply, submission.room);
         self.queue.push_back(Item { chunk, ours, since: Instant::now(), doubtful: false, reply, _room: room });

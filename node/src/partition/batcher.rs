@@ -2,10 +2,11 @@
 //!
 //! Events gather while earlier proposals are in flight; an idle partition proposes at once. The task predicts the head of the
 //! partition (offset, link, ids, producers) across what is in flight and seals for exactly that place, so at most one batch can
-//! take it. On anything but success it stops sealing, lets everything in flight resolve, takes the applied head again and seals
+//! take it. A batch is sealed under one ring: what is under another goes into a batch of its own. On anything but success it stops sealing, lets everything in flight resolve, takes the applied head again and seals
 //! anew. So a batch that was refused is never overtaken by its successor.
 
 mod crowd;
+mod lanes;
 mod stretch;
 mod task;
 
@@ -161,8 +162,8 @@ pub struct BatcherParts {
     pub context: PartitionContext,
     /// The partition.
     pub group: Group<PartitionMachine>,
-    /// The ring that the topic is sealed under.
-    pub ring: RingId,
+    /// The ring that the topic is bound to: seals what its publishers have no ring of their own for.
+    pub ring: watch::Receiver<RingId>,
     /// The keys.
     pub keys: Arc<dyn Keys>,
     /// For commit times and ids.
@@ -227,6 +228,7 @@ mod tests {
             shapes: Arc::new([]),
             kind_of: Arc::new([]),
             bodies: Bytes::new(),
+            ring: None,
         }
     }
 

@@ -8,22 +8,25 @@ use bytes::Bytes;
 use ensign_proto::pb::ensign::peer::v1 as peer;
 use ensign_proto::pb::ensign::peer::v1::forward_client::ForwardClient;
 use ensign_proto::pb::ensign::peer::v1::forward_server::{Forward, ForwardServer};
-use ensign_proto::{LogIndex, NodeId, Offset, TopicId};
+use ensign_proto::{LogIndex, NodeId, Offset, ProjectId, RingId, TopicId};
 use ensign_raft::env::Tasks;
 use futures::future::BoxFuture;
 use futures::{Stream, StreamExt as _};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::warn;
 
 use super::append::{self, AppendError, Chunk, Outcome};
 use super::elsewhere::serve::{self, Reads};
 use super::elsewhere::{Counting, Page, Pages, Place, ReadLink, Stand, Unread, Wanted, malformed};
 use super::freshness::Freshness;
-use super::handle::BarrierLink;
+use super::handle::{BarrierLink, PartitionHandle};
 use super::registry::Partitions;
 use super::room::FairRoom;
 use super::route::{ForwardLink, Route};
+use crate::catalog::Catalog;
 use crate::peers::{CallingNode, PeerChannel};
 
 /// The largest message of a forward stream: a chunk with one event of the largest size fits well.
@@ -32,6 +35,9 @@ const MESSAGE_MAX: usize = 16 << 20;
 /// Bytes of chunks from other nodes on their way to a commit, over all partitions that this node leads; more wait at their
 /// senders, and no project takes all of it. Not taken from what this node's own publishers share: two nodes that wait for each other's room would wait for ever.
 const ROOM: u64 = 256 << 20;
+
+/// How long this node may take to learn of an API key under whose ring a peer's chunk is to be sealed.
+const LEARN: Duration = Duration::from_secs(2);
 
 /// Unanswered chunks of one stream.
 const WINDOW: usize = 64;
@@ -237,12 +243,12 @@ impl Forward for ForwardService {
         let handle = self.partitions.wait_for(topic, Duration::from_secs(1)).await;
         let handle = handle.map_err(|_| Status::not_found("the partition does not run on this node"))?;
         let (outcomes, answers) = mpsc::channel::<oneshot::Receiver<Outcome>>(WINDOW);
-        let room = self.room.clone();
+        let (room, catalog) = (self.room.clone(), self.partitions.catalog().clone());
         self.tasks.spawn("forward-append", move |stop| async move {
             // Ends with the stream; what was queued is appended all the same.
             while let Some(Ok(Some(request))) = stop.run_until_cancelled(requests.message()).await {
                 let Some(peer::append_request::Kind::Chunk(chunk)) = request.kind else { return };
-                let Ok(outcome) = queue(&handle, &room, chunk).await else { return };
+                let Ok(outcome) = check_and_queue(&handle, &room, &catalog, chunk).await else { return };
                 if outcomes.send(outcome).await.is_err() {
                     return;
                 }
@@ -305,9 +311,48 @@ impl Forward for ForwardService {
     }
 }
 
+/// Queues a peer's chunk, if its publisher can have the ring that the peer names. The vault refuses rings of other projects, but a node
+/// that was taken over must not choose among the project's rings either.
+async fn check_and_queue(
+    handle: &PartitionHandle,
+    room: &FairRoom,
+    catalog: &Catalog,
+    chunk: peer::AppendChunk,
+) -> Result<oneshot::Receiver<Outcome>, AppendError> {
+    match check_ring(catalog, handle.project(), &chunk.ring).await {
+        Ok(()) => queue(handle, room, chunk).await,
+        Err(refusal) => {
+            let (reply, outcome) = oneshot::channel();
+            // Both ends are here.
+            let _ = reply.send(Err(refusal));
+            Ok(outcome)
+        }
+    }
+}
+
+/// Whether an API key of the project has this ring of its own; none is named for those that have none.
+async fn check_ring(catalog: &Catalog, project: ProjectId, ring: &Bytes) -> Result<(), AppendError> {
+    // What is no id is refused with the chunk.
+    let Ok(ring) = RingId::try_from(&ring[..]) else { return Ok(()) };
+    if catalog.view().has_api_key_ring(project, ring) {
+        return Ok(());
+    }
+    // Perhaps the API key was made a moment ago.
+    match timeout(LEARN, catalog.refresh()).await {
+        Ok(Ok(())) if catalog.view().has_api_key_ring(project, ring) => Ok(()),
+        Ok(Ok(())) => {
+            warn!(%project, %ring, "a peer sent events for a key ring that no API key of their project has");
+            let detail = format!("no API key of the project has key ring {ring}");
+            Err(AppendError::KeyUnusable { detail })
+        }
+        Ok(Err(error)) => Err(AppendError::Busy { detail: error.to_string() }),
+        Err(_) => Err(AppendError::Busy { detail: "the catalog's leader does not answer".to_owned() }),
+    }
+}
+
 /// Queues a peer's chunk. Its event bytes are copied out of the message that they came in, which is freed sooner for it.
 pub(super) async fn queue(
-    handle: &super::handle::PartitionHandle,
+    handle: &PartitionHandle,
     room: &FairRoom,
     chunk: peer::AppendChunk,
 ) -> Result<oneshot::Receiver<Outcome>, AppendError> {

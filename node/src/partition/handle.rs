@@ -93,7 +93,6 @@ pub struct Counters {
 pub(super) struct Parts {
     pub(super) me: NodeId,
     pub(super) context: PartitionContext,
-    pub(super) ring: RingId,
     pub(super) group: Group<PartitionMachine>,
     pub(super) tail: Arc<Tail>,
     pub(super) batcher: Batcher,
@@ -161,11 +160,6 @@ impl PartitionHandle {
     /// Returns once it does not run here any more.
     pub(super) async fn stopped(&self) {
         self.parts.tasks.stop_token().cancelled().await;
-    }
-
-    /// The ring that the topic is sealed under.
-    pub fn ring(&self) -> RingId {
-        self.parts.ring
     }
 
     /// Whether the topic takes events.
@@ -358,6 +352,12 @@ impl PartitionHandle {
     /// [`ReadError::Key`], [`ReadError::Corrupt`].
     pub(crate) async fn open(&self, batch: &StoredBatch) -> Result<OpenBatch, ReadError> {
         OpenBatch::open(&*self.keys, &self.parts.context, batch, |dek| self.data_key(dek)).await
+    }
+
+    /// Whether the log introduced a data key under the ring.
+    pub(super) fn has_key_under(&self, ring: RingId) -> bool {
+        let under = |row: &DekRow| self.keys.ring_of(&row.wrapped) == Some(ring);
+        self.parts.group.inspect(|machine| machine.state().deks.iter().any(under))
     }
 
     /// A data key that the log introduced.

@@ -56,6 +56,9 @@ pub trait Keys: Send + Sync + 'static {
     /// Creates a key under the ring's active version and holds it.
     fn create_dek(&self, context: PartitionContext, ring: RingId) -> BoxFuture<'static, Result<NewDek, KeysError>>;
 
+    /// The ring that a key of the partition's log is wrapped under; none of what is no wrapped key.
+    fn ring_of(&self, wrapped: &Bytes) -> Option<RingId>;
+
     /// Holds a key that the partition's log introduced.
     fn ensure(&self, context: PartitionContext, wrapped: Bytes) -> BoxFuture<'static, Result<(), KeysError>>;
 
@@ -117,6 +120,10 @@ impl Keys for Holder {
             let wrapped = holder.create_dek(&context, ring).await?;
             Ok(NewDek { dek: wrapped.dek, wrapped: wrapped.encode() })
         })
+    }
+
+    fn ring_of(&self, wrapped: &Bytes) -> Option<RingId> {
+        WrappedDek::decode(wrapped).ok().map(|wrapped| wrapped.ring)
     }
 
     fn ensure(&self, context: PartitionContext, wrapped: Bytes) -> BoxFuture<'static, Result<(), KeysError>> {

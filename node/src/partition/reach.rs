@@ -22,7 +22,6 @@ const FIRST_CATCH_UP: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone)]
 pub struct Reach {
     context: PartitionContext,
-    ring: RingId,
     /// The replica here that was found when it was reached.
     found: Option<PartitionHandle>,
     /// Where it is looked for again; tests of a replica alone have none.
@@ -41,18 +40,13 @@ pub struct Extent {
 #[cfg(test)]
 impl From<PartitionHandle> for Reach {
     fn from(handle: PartitionHandle) -> Self {
-        Self { context: *handle.context(), ring: handle.ring(), found: Some(handle), partitions: None }
+        Self { context: *handle.context(), found: Some(handle), partitions: None }
     }
 }
 
 impl Reach {
-    pub(super) fn new(
-        context: PartitionContext,
-        ring: RingId,
-        found: Option<PartitionHandle>,
-        partitions: Partitions,
-    ) -> Self {
-        Self { context, ring, found, partitions: Some(partitions) }
+    pub(super) fn new(context: PartitionContext, found: Option<PartitionHandle>, partitions: Partitions) -> Self {
+        Self { context, found, partitions: Some(partitions) }
     }
 
     /// The topic.
@@ -60,14 +54,20 @@ impl Reach {
         self.context.topic
     }
 
+    /// What people call it; its id where it is gone.
+    pub fn topic_name(&self) -> String {
+        let topic = self.partitions.as_ref().and_then(|partitions| partitions.catalog().view().topic(self.topic()));
+        topic.map_or_else(|| self.topic().to_string(), |topic| topic.name.as_str().to_owned())
+    }
+
     /// Where it is.
     pub fn context(&self) -> &PartitionContext {
         &self.context
     }
 
-    /// The ring that the topic is sealed under.
-    pub fn ring(&self) -> RingId {
-        self.ring
+    /// The ring that the topic is bound to now; none of one that is gone.
+    pub fn ring(&self) -> Option<RingId> {
+        Some(self.partitions.as_ref()?.catalog().view().topic(self.topic())?.ring)
     }
 
     /// The replica here, if one runs now.
@@ -246,12 +246,15 @@ impl Reach {
         self.keys().is_some_and(|keys| keys.begin_use(dek).is_ok())
     }
 
-    /// Refuses a topic whose ring is revoked as a whole: none of its events will ever be readable again, nor of those to come.
+    /// Refuses a topic whose ring is revoked as a whole: nothing that it is given is readable, until it is bound to another one.
     ///
     /// # Errors
     /// [`KeysError::Unusable`].
     pub(crate) fn refuse_ring(&self) -> Result<(), KeysError> {
-        self.keys().map_or(Ok(()), |keys| keys.refuse_ring(self.ring))
+        match (self.keys(), self.ring()) {
+            (Some(keys), Some(ring)) => keys.refuse_ring(ring),
+            _ => Ok(()),
+        }
     }
 }
 

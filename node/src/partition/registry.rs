@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use ensign_proto::{ByteCount, ClusterId, GroupId, NodeId, Offset, PartitionContext, ProjectId, TopicId};
+use ensign_proto::{ByteCount, ClusterId, GroupId, NodeId, Offset, PartitionContext, ProjectId, RingId, TopicId};
 use ensign_raft::env::{Clock, Rng, Stop, Tasks};
 use ensign_raft::{GroupSpec, Mode, Runtime, StartError};
 use ensign_storage::NodeLog;
@@ -112,6 +112,7 @@ struct Running {
     group: GroupId,
     handle: PartitionHandle,
     admission: watch::Sender<Admission>,
+    ring: watch::Sender<RingId>,
     tasks: Tasks,
 }
 
@@ -169,13 +170,13 @@ impl Partitions {
                 Err(error) => return Err(error),
             },
         };
-        let (context, ring) = if let Some(handle) = &found {
-            (*handle.context(), handle.ring())
+        let context = if let Some(handle) = &found {
+            *handle.context()
         } else {
             let topic = self.inner.parts.catalog.view().topic(topic).ok_or(NotServed::NotYet)?;
-            (self.context(&topic), topic.ring)
+            self.context(&topic)
         };
-        Ok(Reach::new(context, ring, found, self.clone()))
+        Ok(Reach::new(context, found, self.clone()))
     }
 
     /// The offset after a topic's last event, as far as this node knows: asks around for those that it has no replica of.
@@ -283,6 +284,12 @@ impl Partitions {
         &self.inner.parts.runtime
     }
 
+    /// Whether the topic's partition has a data key under the ring, and so may hold events that are sealed under it; none if it does not
+    /// run here.
+    pub fn holds_under(&self, topic: TopicId, ring: RingId) -> Option<bool> {
+        Some(self.get(topic)?.has_key_under(ring))
+    }
+
     /// How many partitions run here.
     pub fn count(&self) -> usize {
         self.inner.running.read().unwrap_or_else(PoisonError::into_inner).len()
@@ -364,6 +371,7 @@ impl Partitions {
             let running = self.inner.running.read().unwrap_or_else(PoisonError::into_inner);
             if let Some(running) = running.get(&topic.id) {
                 running.admission.send_if_modified(|now| std::mem::replace(now, admission) != admission);
+                running.ring.send_if_modified(|now| std::mem::replace(now, topic.ring) != topic.ring);
                 return true;
             }
         }
@@ -400,11 +408,12 @@ impl Partitions {
         let spec = GroupSpec { id: topic.group, voters: parts.catalog.replicas_of(topic), mode };
         let group = parts.runtime.start(spec, parts.log.group(topic.group), machine).await?;
         let (admission, admitted) = watch::channel(admission);
+        let (ring, bound) = watch::channel(topic.ring);
         let (batcher, task) = BatcherParts {
             me: parts.me,
             context,
             group: group.clone(),
-            ring: topic.ring,
+            ring: bound,
             keys: Arc::clone(&parts.keys),
             clock: Arc::clone(&parts.clock),
             admission: admitted.clone(),
@@ -417,7 +426,6 @@ impl Partitions {
         let handle_parts = Parts {
             me: parts.me,
             context,
-            ring: topic.ring,
             group,
             tail,
             batcher,
@@ -426,7 +434,7 @@ impl Partitions {
             tasks: tasks.clone(),
         };
         let handle = PartitionHandle::new(handle_parts, Arc::clone(&parts.keys), Arc::clone(&parts.barrier));
-        let running = Running { group: topic.group, handle, admission, tasks };
+        let running = Running { group: topic.group, handle, admission, ring, tasks };
         self.inner.running.write().unwrap_or_else(PoisonError::into_inner).insert(topic.id, running);
         self.inner.changes.send_modify(|changes| *changes += 1);
         Ok(())

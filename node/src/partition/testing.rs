@@ -11,7 +11,7 @@ use ensign_proto::{
     TopicId,
 };
 use futures::future::BoxFuture;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::elsewhere::{Counting, Page, Pages, Place, ReadLink, Stand, Unread, Wanted};
@@ -53,6 +53,11 @@ pub(crate) struct OpenKeys {
     pub(crate) away: AtomicBool,
     /// There is no version to make keys under.
     pub(crate) revoked: AtomicBool,
+    /// Rings that are disabled: no keys are made under them.
+    pub(crate) disabled: Mutex<BTreeSet<RingId>>,
+    /// Rings whose keys take their time, until this is told.
+    pub(crate) late: Mutex<BTreeSet<RingId>>,
+    pub(crate) arrived: Arc<Notify>,
     /// The next seal asks for a new key.
     pub(crate) roll_over: AtomicBool,
     /// Every use in progress is asked to end.
@@ -106,21 +111,34 @@ fn dek_of(n: u64) -> DekId {
 }
 
 impl Keys for OpenKeys {
-    fn create_dek(&self, _: PartitionContext, _: RingId) -> BoxFuture<'static, Result<NewDek, KeysError>> {
+    fn create_dek(&self, _: PartitionContext, ring: RingId) -> BoxFuture<'static, Result<NewDek, KeysError>> {
         let dek = dek_of(self.created.fetch_add(1, Ordering::SeqCst));
         let outcome = if self.revoked.load(Ordering::SeqCst) {
             Err(KeysError::Unusable("the ring was revoked".to_owned()))
         } else if self.away.load(Ordering::SeqCst) {
             Err(KeysError::Unavailable("no vault".to_owned()))
+        } else if self.disabled.lock().unwrap().contains(&ring) {
+            Err(KeysError::Disabled(format!("key ring {ring} is disabled")))
         } else {
             self.roll_over.store(false, Ordering::SeqCst);
-            Ok(NewDek { dek, wrapped: Bytes::copy_from_slice(dek.as_bytes()) })
+            Ok(NewDek { dek, wrapped: [&dek.as_bytes()[..], ring.as_bytes()].concat().into() })
         };
-        Box::pin(async move { outcome })
+        let late = self.late.lock().unwrap().contains(&ring);
+        let arrived = late.then(|| Arc::clone(&self.arrived).notified_owned());
+        Box::pin(async move {
+            if let Some(arrived) = arrived {
+                arrived.await;
+            }
+            outcome
+        })
+    }
+
+    fn ring_of(&self, wrapped: &Bytes) -> Option<RingId> {
+        RingId::try_from(wrapped.get(16..)?).ok()
     }
 
     fn ensure(&self, _: PartitionContext, wrapped: Bytes) -> BoxFuture<'static, Result<(), KeysError>> {
-        let outcome = DekId::try_from(&wrapped[..]).map_err(|_| KeysError::Damaged).and_then(|dek| self.check(dek));
+        let outcome = DekId::try_from(&wrapped[..16]).map_err(|_| KeysError::Damaged).and_then(|dek| self.check(dek));
         Box::pin(async move { outcome })
     }
 

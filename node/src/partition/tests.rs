@@ -37,6 +37,7 @@ use super::{BodyShape, FairRoom, PartitionMachine, Tail, TailBudget, encode_body
 mod gathering;
 mod refusals;
 mod retries;
+mod rings;
 mod trouble;
 
 /// The way to other nodes of the test's cluster, unless it is cut.
@@ -92,6 +93,8 @@ struct Cluster {
     /// How large batches become.
     target: ByteCount,
     crowd: Crowd,
+    /// What the topic is bound to.
+    ring: watch::Sender<RingId>,
 }
 
 const GROUP: GroupId = GroupId(16);
@@ -132,7 +135,8 @@ impl Cluster {
         let runtimes = runtimes.into_iter().map(|runtime| (runtime.node(), runtime)).collect();
         let logs = voters.iter().map(|me| (*me, log())).collect();
         let (nodes, target, crowd) = (BTreeMap::new(), ByteCount(8 << 10), Crowd::default());
-        Self { net, nodes, link, keys, clock: manual, tasks, runtimes, logs, voters, target, crowd }
+        let ring = watch::Sender::new(RingId::default());
+        Self { net, nodes, link, keys, clock: manual, tasks, runtimes, logs, voters, target, crowd, ring }
     }
 
     /// Starts a node's replica on what its log holds.
@@ -147,7 +151,7 @@ impl Cluster {
             me,
             context: context(),
             group: group.clone(),
-            ring: RingId::default(),
+            ring: self.ring.subscribe(),
             keys: Arc::<OpenKeys>::clone(&self.keys),
             clock: Arc::new(SystemClock),
             admission: admitted.clone(),
@@ -158,10 +162,9 @@ impl Cluster {
         self.tasks.spawn("batcher", task);
         self.link.batchers.lock().unwrap().insert(me, batcher.clone());
         self.link.groups.lock().unwrap().insert(me, group.clone());
-        let ring = RingId::default();
         let (context, group_too, clock) = (context(), group.clone(), Arc::clone(&self.clock));
         let tasks = self.tasks.child();
-        let parts = Parts { me, context, ring, group: group_too, tail, batcher, admission: admitted, clock, tasks };
+        let parts = Parts { me, context, group: group_too, tail, batcher, admission: admitted, clock, tasks };
         let handle =
             PartitionHandle::new(parts, Arc::<OpenKeys>::clone(&self.keys), Arc::<TestLink>::clone(&self.link));
         self.nodes.insert(me, TestNode { handle, group, admission });
@@ -184,8 +187,14 @@ impl Cluster {
     }
 
     fn publisher(&self, node: NodeId) -> Publisher {
+        self.publisher_under(node, None)
+    }
+
+    /// With a key ring of its own.
+    fn publisher_under(&self, node: NodeId, ring: Option<RingId>) -> Publisher {
         let handle = self.nodes[&node].handle.clone();
         let (submissions, appender) = Appender::new(handle.into(), Arc::<TestLink>::clone(&self.link), Arc::new(OsRng));
+        let appender = appender.sealed_under(ring);
         self.tasks.spawn("appender", move |stop| appender.run(stop));
         Publisher { submissions, room: Arc::new(Semaphore::new(1 << 20)), shared: FairRoom::new(1 << 20) }
     }

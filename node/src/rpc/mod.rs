@@ -16,6 +16,7 @@ mod scope;
 mod subscribe;
 mod topics;
 mod unary;
+mod unreadable;
 mod wire;
 
 use std::convert::Infallible;

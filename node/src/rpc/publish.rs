@@ -15,7 +15,7 @@ use bytes::Bytes;
 use ensign_proto::convert::Producer;
 use ensign_proto::pb::ensign::v1beta1 as api;
 use ensign_proto::pb::ensign::v1beta1::nack::Code as NackCode;
-use ensign_proto::{Permission, SessionId, TopicId};
+use ensign_proto::{Permission, RingId, SessionId, TopicId};
 use futures::stream::Fuse;
 use futures::{FutureExt as _, StreamExt as _};
 use prost::Message as _;
@@ -82,6 +82,9 @@ async fn publish(shared: Arc<Shared>, call: Call, mut body: Body, frames: Frames
     let need = Need::All(&[Permission::Publisher]);
     let caller = opening::authorize(&shared, &call, &mut body, need).await?;
     let project = caller.project()?;
+    // It never changes. A node that does not know the API key must not seal its events under another ring.
+    let api_key = shared.parts.catalog.view().api_key(caller.claims.subject);
+    let ring = api_key.ok_or_else(|| Status::unavailable(text::OUT_OF_TOUCH))?.ring;
     let meter = shared.parts.quotas.meter(project);
     // Before anything is waited for: a stream that says nothing has its place like any other.
     let _place = opening::place(&meter, &mut body).await?;
@@ -121,6 +124,7 @@ async fn publish(shared: Arc<Shared>, call: Call, mut body: Body, frames: Frames
         caller,
         meter,
         scope,
+        ring,
         producer,
         sessions: HashSet::new(),
         publisher: publisher.encode_to_vec().into(),
@@ -163,6 +167,8 @@ struct Intake {
     caller: Caller,
     meter: Meter,
     scope: Scope,
+    /// The API key's own.
+    ring: Option<RingId>,
     producer: Option<Producer>,
     /// Those that have numbered events of this stream.
     sessions: HashSet<SessionId>,
@@ -241,12 +247,15 @@ impl Intake {
         let _ = self.runs.send(Run::End(end)).await;
     }
 
-    /// Ends the stream when the ring of a topic that it publishes to, or of every topic that it could, is revoked as a whole. A ring that
-    /// is disabled comes back: until then each event is refused by itself.
+    /// Ends the stream when the API key's own ring is revoked as a whole; if it has none, when that of a topic that it publishes to, or
+    /// of every topic that it could, is. A ring that is disabled comes back: until then each event is refused by itself.
     fn refuse_ring(&self) -> Result<(), Status> {
         let keys = self.shared.parts.partitions.keys();
         let refusal = |ring| keys.refuse_ring(ring).err().filter(|error| matches!(error, KeysError::Unusable(_)));
-        let used = self.topics.values().find_map(|destination| refusal(destination.partition.ring()));
+        if let Some(ring) = self.ring {
+            return refusal(ring).map_or(Ok(()), |error| Err(status::cannot_publish(&error)));
+        }
+        let used = self.topics.values().find_map(|destination| refusal(destination.partition.ring()?));
         let error = used.or_else(|| {
             let scope = self.scope.topics(&self.shared);
             scope.iter().map(|topic| refusal(topic.ring)).collect::<Option<Vec<_>>>()?.pop()
@@ -380,6 +389,7 @@ impl Intake {
             let partition = partition.map_err(status::not_served_nack)?;
             let forward = self.shared.parts.partitions.forward();
             let (submissions, appender) = Appender::new(partition.clone(), forward, Arc::clone(&self.shared.parts.rng));
+            let appender = appender.sealed_under(self.ring);
             self.shared.parts.tasks.spawn("appender", move |stop| appender.run(stop));
             self.topics.insert(topic, Destination { partition, submissions });
         }

@@ -16,7 +16,7 @@ use super::opening::{self, Unopened};
 use super::scope;
 use super::subscribe::message_limit;
 use super::wire::{self, Call, Frame};
-use super::{OPENING_MAX, Shared, auth::Caller, consistency};
+use super::{OPENING_MAX, Shared, auth::Caller, consistency, unreadable};
 use crate::catalog::{Topic, TopicState};
 use crate::ensql::{self, Query};
 use crate::partition::{Freshness, Reader, StoredBatch};
@@ -136,7 +136,10 @@ async fn next_frame(
             *ahead = read.map_err(|error| status::read_failed(&error))?.into();
         }
         let Some(batch) = ahead.pop_front() else { return Ok(None) };
-        let mut open = reader.open(&batch).await.map_err(|error| status::read_failed(&error))?;
+        let mut open = match reader.open(&batch).await {
+            Ok(open) => open,
+            Err(error) => return Err(unreadable::status(reader, &error, &batch, ahead).await),
+        };
         let mut out = BytesMut::with_capacity(batch.sealed.len() + batch.count as usize * 96);
         let mut blocked = None;
         while let Some(event) = open.next().filter(|event| event.offset() < end) {

@@ -23,7 +23,7 @@ use super::auth::{self, Caller, Need};
 use super::opening::{self, Unopened};
 use super::scope::{self, Scope};
 use super::wire::{self, Call, Frame};
-use super::{OPENING_MAX, REPLY_MAX, Shared, consistency};
+use super::{OPENING_MAX, REPLY_MAX, Shared, consistency, unreadable};
 use crate::catalog::Topic;
 use crate::partition::metrics::Online;
 use crate::partition::{Freshness, Reader, StoredBatch};
@@ -326,7 +326,10 @@ impl Subscriber {
 impl Feed {
     /// Opens a batch and encodes what of it is next, with the number of its events; nothing if none of them is delivered.
     async fn encode(&mut self, batch: &StoredBatch, limit: usize) -> Result<Option<(Frame, u64)>, Status> {
-        let mut open = self.reader.open(batch).await.map_err(|error| status::read_failed(&error))?;
+        let mut open = match self.reader.open(batch).await {
+            Ok(open) => open,
+            Err(error) => return Err(unreadable::status(&self.reader, &error, batch, &self.ahead).await),
+        };
         let mut out = BytesMut::with_capacity(batch.sealed.len() + batch.count as usize * 96);
         let mut events = 0;
         let mut blocked = None;

@@ -77,6 +77,15 @@ impl Catalog {
         changed_api_key(self.write(Command::RevokeApiKey { key, at: self.now() }).await?)
     }
 
+    /// Revokes an API key as [`Catalog::revoke_api_key`] does, and lets nothing be bound to its ring any more. The caller destroys the ring
+    /// afterwards. Again changes nothing.
+    ///
+    /// # Errors
+    /// [`ApiKeyError::Ring`]: it has none of its own, or something else is sealed under it; nothing was changed.
+    pub async fn shred_api_key(&self, key: ApiKeyId) -> Result<Arc<ApiKey>, ApiKeyError> {
+        changed_api_key(self.write(Command::ShredApiKey { key, at: self.now() }).await?)
+    }
+
     /// Publishes a token-signing key whose private half the vault already has. Again changes nothing.
     ///
     /// # Errors
@@ -105,6 +114,9 @@ fn changed_api_key(response: Result<Outcome, Refusal>) -> Result<Arc<ApiKey>, Ap
         Err(Refusal::OrganizationUnknown) => Err(ApiKeyError::OrganizationUnknown),
         Err(Refusal::ProjectUnknown) => Err(ApiKeyError::ProjectUnknown),
         Err(Refusal::NameTaken | Refusal::IdTaken) => Err(ApiKeyError::Taken),
+        Err(refusal @ (Refusal::RingShredded | Refusal::RingShared | Refusal::NoRing)) => {
+            Err(ApiKeyError::Ring(refusal))
+        }
         other => Err(unexpected(&other).into()),
     }
 }

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use ensign_proto::TopicId;
+use ensign_proto::{RingId, TopicId};
 
 use super::{Catalog, unexpected};
 use crate::catalog::command::{Command, Outcome, Refusal};
-use crate::catalog::errors::ChangeTopicError;
+use crate::catalog::errors::{BindRingError, ChangeTopicError};
 use crate::catalog::records::{Topic, TopicPolicies, TopicState};
 
 impl Catalog {
@@ -44,6 +44,21 @@ impl Catalog {
             self.take_back(self.custody_of(topic.project, topic.id)).await;
         }
         Ok(())
+    }
+
+    /// Binds what a topic is given from now on to another key ring of its project, which the caller has seen in the vault. Again
+    /// changes nothing. A leader on another node hears of it a moment later.
+    ///
+    /// # Errors
+    /// See [`BindRingError`].
+    pub async fn set_topic_ring(&self, topic: TopicId, ring: RingId) -> Result<Arc<Topic>, BindRingError> {
+        match self.write(Command::SetTopicRing { topic, ring, at: self.now() }).await? {
+            Ok(Outcome::Topic(topic)) => Ok(topic),
+            Err(Refusal::TopicUnknown) => Err(BindRingError::Unknown),
+            Err(Refusal::TopicState(state)) => Err(BindRingError::State(state)),
+            Err(refusal @ (Refusal::RingShredded | Refusal::RingsTooMany)) => Err(BindRingError::Refused(refusal)),
+            other => Err(unexpected(&other).into()),
+        }
     }
 
     /// Replaces a topic's policies.

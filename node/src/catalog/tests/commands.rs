@@ -56,8 +56,16 @@ pub(super) fn command() -> impl Strategy<Value = Command> {
             at: at(now)
         }),
         2 => (id(), id()).prop_map(|(n, now)| Command::FinishDestroy { topic: topic(n), at: at(now) }),
-        2 => (id(), id(), id(), proptest::option::of(id()))
-            .prop_map(|(n, client, owner, works_in)| Command::CreateApiKey(api_key(n, client, owner, works_in))),
+        3 => (id(), id(), id(), proptest::option::of(id()), proptest::option::of(0..6_u8))
+            .prop_map(|(n, client, owner, works_in, own)| {
+                Command::CreateApiKey(ApiKey { ring: own.map(ring), ..api_key(n, client, owner, works_in) })
+            }),
+        2 => (id(), 0..6_u8, id()).prop_map(|(n, to, now)| Command::SetTopicRing {
+            topic: topic(n),
+            ring: ring(to),
+            at: at(now)
+        }),
+        1 => (id(), id()).prop_map(|(n, now)| Command::ShredApiKey { key: ApiKeyId::from_bytes([n; 16]), at: at(now) }),
         1 => (id(), id()).prop_map(|(n, now)| Command::RevokeApiKey { key: ApiKeyId::from_bytes([n; 16]), at: at(now) }),
         1 => (id(), id()).prop_map(|(n, public)| Command::AddSigningKey(signing_key(n, public))),
         1 => (id(), id()).prop_map(|(n, until)| Command::RetireSigningKey { kid: [n; 16], verifies_until: at(until) }),

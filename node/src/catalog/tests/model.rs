@@ -37,7 +37,10 @@ impl Model {
             Command::SetClusterVersion(version) => version.0,
             Command::PutNode(node) if is_second(node) => 2,
             Command::CreateTopic(topic) if !topic.replicas.is_empty() => 2,
+            Command::CreateApiKey(key) if key.ring.is_some() => 2,
             Command::CreateTopics(_)
+            | Command::SetTopicRing { .. }
+            | Command::ShredApiKey { .. }
             | Command::SetQuota { .. }
             | Command::SetAuthority(_)
             | Command::CreateJoinToken(_)
@@ -139,6 +142,36 @@ impl Model {
                     (known.policies, known.modified) = (policies, known.modified.max(at));
                 }
             }
+            Command::SetTopicRing { topic, ring, at } => {
+                let shredded = self.is_shredded(ring);
+                let known = self.topics.iter_mut().find(|known| known.id == topic).ok_or(Refusal::TopicUnknown)?;
+                if known.state != TopicState::Ready {
+                    return Err(Refusal::TopicState(known.state));
+                }
+                if known.ring != ring {
+                    if shredded {
+                        return Err(Refusal::RingShredded);
+                    }
+                    let before = std::mem::replace(&mut known.ring, ring);
+                    known.former_rings.insert(before);
+                    known.former_rings.remove(&ring);
+                    known.modified = known.modified.max(at);
+                }
+            }
+            Command::ShredApiKey { key, at } => {
+                let known = self.keys.iter().find(|known| known.id == key).ok_or(Refusal::ApiKeyUnknown)?;
+                let own = known.ring.ok_or(Refusal::NoRing)?;
+                let of_topic = |topic: &Topic| topic.ring == own || topic.former_rings.contains(&own);
+                let shared = self.projects.iter().any(|known| known.ring == own)
+                    || self.topics.iter().any(of_topic)
+                    || self.keys.iter().any(|other| other.id != key && other.ring == Some(own));
+                if shared {
+                    return Err(Refusal::RingShared);
+                }
+                let known = self.keys.iter_mut().find(|known| known.id == key).ok_or(Refusal::ApiKeyUnknown)?;
+                known.revoked_at.get_or_insert(at);
+                known.shredded = true;
+            }
             Command::FinishDestroy { topic, .. } => {
                 if let Some(place) = self.topics.iter().position(|known| known.id == topic) {
                     if self.topics[place].state != TopicState::Deleting {
@@ -191,6 +224,10 @@ impl Model {
         !name.is_empty() && self.nodes.values().any(other)
     }
 
+    fn is_shredded(&self, ring: RingId) -> bool {
+        self.keys.iter().any(|key| key.shredded && key.ring == Some(ring))
+    }
+
     fn join(&mut self, join: Join) -> Result<(), Refusal> {
         let token = self.tokens.get(&join.token).ok_or(Refusal::TokenUnknown)?.clone();
         if let Some(known) = self.nodes.values().find(|node| node.key == join.key[..]) {
@@ -220,7 +257,8 @@ impl Model {
 
     fn create_topic(&mut self, new: NewTopic) -> Result<(), Refusal> {
         if let Some(known) = self.topics.iter().find(|known| known.id == new.id) {
-            let same = (known.project, &known.name, known.ring) == (new.project, &new.name, new.ring);
+            let bound = known.ring == new.ring || known.former_rings.contains(&new.ring);
+            let same = bound && (known.project, &known.name) == (new.project, &new.name);
             return if same { Ok(()) } else { Err(Refusal::IdTaken) };
         }
         if self.destroyed.contains(&new.id) {
@@ -231,6 +269,9 @@ impl Model {
         };
         if self.topics.iter().any(|known| (known.project, &known.name) == (new.project, &new.name)) {
             return Err(Refusal::NameTaken);
+        }
+        if self.is_shredded(new.ring) {
+            return Err(Refusal::RingShredded);
         }
         let set = |whose| self.quotas.get(&whose).and_then(|quota: &Quota| quota.topics);
         if let Some(Limit::At(limit)) = set(Some(new.project)).or(set(None))
@@ -250,6 +291,7 @@ impl Model {
             assignment: 0,
             reassignment: None,
             ring: new.ring,
+            former_rings: BTreeSet::new(),
             state: TopicState::Ready,
             policies: new.policies,
             created: new.at,
@@ -261,7 +303,7 @@ impl Model {
 
     fn create_api_key(&mut self, new: ApiKey) -> Result<(), Refusal> {
         if let Some(known) = self.keys.iter().find(|known| known.id == new.id) {
-            let same = ApiKey { revoked_at: None, ..known.clone() } == new;
+            let same = ApiKey { revoked_at: None, shredded: false, ..known.clone() } == new;
             return if same { Ok(()) } else { Err(Refusal::IdTaken) };
         }
         if self.keys.iter().any(|known| known.client_id == new.client_id) {
@@ -272,6 +314,9 @@ impl Model {
         }
         if new.project.is_some_and(|id| !self.projects.iter().any(|known| (known.id, known.org) == (id, new.org))) {
             return Err(Refusal::ProjectUnknown);
+        }
+        if new.ring.is_some_and(|ring| self.is_shredded(ring)) {
+            return Err(Refusal::RingShredded);
         }
         self.keys.push(new);
         Ok(())
@@ -317,6 +362,10 @@ impl Model {
             assert_eq!(view.api_key(key.id).as_deref(), Some(key));
             assert_eq!(view.api_key_by_client(&key.client_id).as_deref(), Some(key));
             assert_eq!(view.is_revoked(key.id), key.revoked_at.is_some());
+        }
+        for (owner, own) in (0..4).map(project).flat_map(|owner| (0..6).map(move |n| (owner, ring(n)))) {
+            let has = self.keys.iter().any(|key| (key.project, key.ring) == (Some(owner), Some(own)));
+            assert_eq!(view.has_api_key_ring(owner, own), has);
         }
         assert_eq!(view.signing_keys().len(), self.signing.len());
         assert!(self.signing.iter().all(|known| view.signing_key(&known.kid).as_deref() == Some(known)));

@@ -69,6 +69,46 @@ fn stored_quotas_are_still_what_they_were() {
 }
 
 #[test]
+fn stored_bindings_of_rings_are_still_what_they_were() {
+    let own = |n: u8, owner| ApiKey { ring: Some(ring(n)), ..api_key(n, n, 9, Some(owner)) };
+    let mut machine = CatalogMachine::new().0;
+    let commands = [
+        Command::CreateOrganization { id: org(9), name: "Example".to_owned(), at: at(1) },
+        Command::CreateProject(Project {
+            id: project(9),
+            org: org(9),
+            name: "one".to_owned(),
+            ring: ring(9),
+            created: at(1),
+        }),
+        Command::CreateTopic(new_topic(9, 9, 9)),
+        Command::SetTopicRing { topic: topic(9), ring: ring(7), at: at(2) },
+        Command::CreateApiKey(own(5, 9)),
+        Command::CreateApiKey(own(6, 9)),
+        Command::ShredApiKey { key: ApiKeyId::from_bytes([6; 16]), at: at(3) },
+    ];
+    for (index, command) in commands.iter().enumerate() {
+        assert_eq!(Command::decode(&command.encode()).unwrap(), *command);
+        machine.apply(&entry(index, command.encode())).unwrap();
+    }
+    let new = commands[3..].iter().map(|command| hex(&command.encode()));
+    insta::assert_snapshot!("stored_ring_commands", new.collect::<Vec<_>>().join("\n"));
+    let snapshot = machine.snapshot();
+    insta::assert_snapshot!("stored_ring_snapshot", hex(&snapshot));
+    let (mut other, view) = CatalogMachine::new();
+    other.restore(&snapshot).unwrap();
+    let bound = view.bound_to(ring(9));
+    assert_eq!((bound.projects.len(), bound.topics.len(), bound.former_topics.len()), (1, 0, 1));
+    assert!(view.has_api_key_ring(project(9), ring(5)) && !view.has_api_key_ring(project(1), ring(5)));
+    let refused = other.apply(&entry(
+        50,
+        Command::CreateApiKey(ApiKey { id: ApiKeyId::from_bytes([8; 16]), client_id: "8".to_owned(), ..own(6, 9) })
+            .encode(),
+    ));
+    assert_eq!(refused, Err(Refusal::RingShredded), "what is destroyed with its API key is given to nobody else");
+}
+
+#[test]
 fn every_flipped_bit_and_every_cut_is_refused() {
     let snapshot = sample().snapshot();
     let command = sample_commands()[3].encode();

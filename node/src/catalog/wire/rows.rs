@@ -26,13 +26,15 @@ pub(super) struct ChangeRow {
     pub(super) state: u32,
     #[prost(message, optional, tag = "4")]
     pub(super) policies: Option<PoliciesRow>,
+    #[prost(bytes = "bytes", tag = "5")]
+    pub(super) ring: Bytes,
 }
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct CommandRow {
     #[prost(
         oneof = "CommandKind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 21, 22, 23, 24, 25, 26, 40, 41, 42, 43, 44, 60, 80, 90"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 21, 22, 23, 24, 25, 26, 27, 28, 40, 41, 42, 43, 44, 60, 80, 90"
     )]
     pub(super) kind: Option<CommandKind>,
 }
@@ -86,6 +88,10 @@ pub(super) enum CommandKind {
     FinishMove(MoveRow),
     #[prost(message, tag = "26")]
     ReportMove(MoveRow),
+    #[prost(message, tag = "27")]
+    SetTopicRing(ChangeRow),
+    #[prost(message, tag = "28")]
+    ShredApiKey(ChangeRow),
     #[prost(message, tag = "60")]
     SetQuota(QuotaChangeRow),
     #[prost(message, tag = "80")]

@@ -55,6 +55,11 @@ pub(super) struct ApiKeyRow {
     pub(super) created: u64,
     #[prost(uint64, optional, tag = "9")]
     pub(super) revoked_at: Option<u64>,
+    // Empty for none, as in what was written before API keys had rings.
+    #[prost(bytes = "bytes", tag = "10")]
+    pub(super) ring: Bytes,
+    #[prost(bool, tag = "11")]
+    pub(super) shredded: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -133,6 +138,8 @@ impl From<&ApiKey> for ApiKeyRow {
             admin: key.admin,
             created: key.created.0,
             revoked_at: key.revoked_at.map(|at| at.0),
+            ring: key.ring.map(|ring| raw(ring.as_bytes())).unwrap_or_default(),
+            shredded: key.shredded,
         }
     }
 }
@@ -152,6 +159,8 @@ impl TryFrom<ApiKeyRow> for ApiKey {
             admin: row.admin,
             created: UnixNanos(row.created),
             revoked_at: row.revoked_at.map(UnixNanos),
+            ring: (!row.ring.is_empty()).then(|| id::<RingId>(&row.ring, "ring")).transpose()?,
+            shredded: row.shredded,
         })
     }
 }

@@ -54,6 +54,9 @@ pub(super) struct TopicRow {
     pub(super) assignment: u64,
     #[prost(message, optional, tag = "22")]
     pub(super) reassignment: Option<ReassignmentRow>,
+    // Ascending. Empty in what was written before a topic's ring could change.
+    #[prost(bytes = "bytes", repeated, tag = "23")]
+    pub(super) former_rings: Vec<Bytes>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -114,6 +117,7 @@ impl From<&Topic> for TopicRow {
             placement: placement_row(&topic.placement),
             assignment: topic.assignment,
             reassignment: topic.reassignment.as_ref().map(Into::into),
+            former_rings: topic.former_rings.iter().map(|ring| raw(ring.as_bytes())).collect(),
         }
     }
 }
@@ -137,6 +141,7 @@ impl TryFrom<TopicRow> for Topic {
             assignment: row.assignment,
             reassignment: row.reassignment.map(TryInto::try_into).transpose()?,
             ring: id::<RingId>(&row.ring, "ring")?,
+            former_rings: row.former_rings.iter().map(|ring| id(ring, "ring")).collect::<Result<_, _>>()?,
             state: state_of(row.state)?,
             policies: row.policies.into(),
             created: UnixNanos(row.created),

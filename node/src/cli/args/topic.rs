@@ -20,7 +20,8 @@ Examples:
   ensign topic create shop.orders shop.returns shop.stock
   ensign topic create --from topics.txt --if-missing      one name a line; # begins a comment
   ensign topic create shop.orders --replication 5
-  ensign topic create shop.orders --region eu-west,eu-north --leader-region eu-west"
+  ensign topic create shop.orders --region eu-west,eu-north --leader-region eu-west
+  ensign topic create shop.payments --key payments        under a ring that `ensign key create` made"
     )]
     Create {
         /// Their names.
@@ -41,6 +42,9 @@ Examples:
         /// The region that should lead, where a replica is. One topic at a time.
         #[arg(long, value_name = "REGION", default_value = "", hide_default_value = true)]
         leader_region: String,
+        /// The key ring that their events are sealed under, by its id or its name in the project. Default: the project's own.
+        #[arg(long, value_name = "RING")]
+        key: Option<String>,
         /// Connection.
         #[command(flatten)]
         client: ClientArgs,
@@ -59,11 +63,15 @@ Examples:
         #[command(flatten)]
         client: ClientArgs,
     },
-    /// Change how many replicas a topic has, and where they may be. Needs an operator's key.
+    /// Change where a topic's replicas are, how many, and what seals it. Needs an operator's key.
     #[command(
         after_help = "Replicas that do not fit any more are moved in the background; publishers and subscribers notice nothing but a pause.
+Another key ring seals what is published from then on; what is stored stays under the ring of before.
+The topic's leader may need a moment to hear of it: wait some seconds before you destroy that ring, and look
+at what it seals (`ensign key describe`).
 
 Examples:
+  ensign topic alter orders --key orders-2027
   ensign topic alter orders --replication 5
   ensign topic alter orders --region eu-west,eu-north
   ensign topic alter orders --any-region --leader-region us-east"
@@ -86,6 +94,9 @@ Examples:
         /// Let any region lead.
         #[arg(long, conflicts_with = "leader_region")]
         no_leader_region: bool,
+        /// The key ring that seals what is published from now on, by its id or its name in the topic's project.
+        #[arg(long, value_name = "RING")]
+        key: Option<String>,
         /// Connection.
         #[command(flatten)]
         client: ClientArgs,

@@ -193,5 +193,6 @@ pub(super) fn other_key(fixture: &Fixture) -> NewApiKey {
         project: Some(fixture.project.id),
         permissions: PermissionSet::api_key(),
         admin: false,
+        ring: None,
     }
 }

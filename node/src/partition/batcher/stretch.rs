@@ -1,16 +1,21 @@
 //! One stretch of leadership: from an applied head to the first thing that goes wrong.
 
 use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
 
 use bytes::Bytes;
-use ensign_proto::{DekId, Link, Offset, Rlid, SessionId, Term, link};
+use ensign_proto::{DekId, Link, Offset, RingId, Rlid, SessionId, Term, link};
 use ensign_raft::env::Stop;
 use ensign_raft::{Leadership, ProposeError};
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
-use futures::stream::FuturesOrdered;
+use futures::stream::{FuturesOrdered, FuturesUnordered};
 use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+use tracing::debug;
 
+use super::lanes::{Lanes, Whose};
+use super::task::{NoKey, no_key};
 use super::{Admission, BatcherParts, Job};
 use crate::partition::append::{AppendError, AppendedRun};
 use crate::partition::entry::Payload;
@@ -22,6 +27,9 @@ use crate::partition::{batch, metrics, rlid};
 
 /// Jobs in one batch at most: each may add a row of 32 bytes to a header that has room for 64 KiB.
 const JOBS_MAX: usize = 1_000;
+
+/// A vault that has no key for a ring is not asked for one again sooner.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 /// The head of the partition once everything in flight is applied.
 struct Head {
@@ -37,6 +45,9 @@ enum Cargo {
     Introduction,
 }
 
+/// For which lane, under which ring, and the key.
+type Keyed = (Whose, RingId, Result<DekId, NoKey>);
+
 type Resolved = (u64, Cargo, Result<Applied, Unresolved>);
 
 /// Why a proposal has no answer of its own.
@@ -50,9 +61,16 @@ enum Unresolved {
 pub(super) struct Stretch<'a> {
     parts: &'a BatcherParts,
     term: Term,
+    lanes: Lanes,
+    /// Keys that are on their way.
+    keying: FuturesUnordered<BoxFuture<'a, Keyed>>,
+    /// Lanes that there was no key for, and from when on the vault may be asked again.
+    refused: HashMap<Whose, Instant>,
+    /// What the pending batch is sealed under.
     dek: DekId,
     head: Head,
-    kinds: HashMap<Bytes, u32>,
+    /// Known with the first key: without a lease their names could not be opened.
+    kinds: Option<HashMap<Bytes, u32>>,
     /// The newest places of sessions with events pending or in flight, and in which batch.
     ahead: HashMap<SessionId, (Place, u64)>,
     /// The number of the last batch that was proposed, and of the last that was resolved.
@@ -87,8 +105,7 @@ impl End {
 }
 
 impl<'a> Stretch<'a> {
-    pub(super) async fn begin(parts: &'a BatcherParts, term: Term, dek: DekId) -> Self {
-        let kinds = batch::known_kinds(parts).await;
+    pub(super) fn begin(parts: &'a BatcherParts, term: Term) -> Self {
         let head = parts.group.inspect(|machine| {
             let state = machine.state();
             Head {
@@ -101,9 +118,12 @@ impl<'a> Stretch<'a> {
         Self {
             parts,
             term,
-            dek,
+            lanes: Lanes::default(),
+            keying: FuturesUnordered::new(),
+            refused: HashMap::new(),
+            dek: DekId::default(),
             head,
-            kinds,
+            kinds: None,
             ahead: HashMap::new(),
             serial: 0,
             resolved: 0,
@@ -124,10 +144,8 @@ impl<'a> Stretch<'a> {
         stop: &Stop,
     ) -> End {
         loop {
-            while self.has_room() {
-                let Some(job) = retry.pop_front().or_else(|| jobs.try_recv().ok()) else { break };
-                self.admit(job);
-            }
+            self.fill(jobs, retry);
+            self.ask_for_keys();
             if self.should_cut() {
                 if self.parts.keys.should_roll_over(self.dek) {
                     return End::Again;
@@ -148,6 +166,11 @@ impl<'a> Stretch<'a> {
                     let resolved = self.resolved;
                     retry.extend(self.waiting.extract_if(.., |(of, _)| *of <= resolved).map(|(_, job)| job));
                 }
+                Some(keyed) = self.keying.next(), if !self.keying.is_empty() => {
+                    if let Err(end) = self.keyed(keyed).await {
+                        return end;
+                    }
+                }
                 changed = leadership.changed() => {
                     let now = *leadership.borrow();
                     if changed.is_err() || now.term != self.term || !now.ready {
@@ -155,11 +178,88 @@ impl<'a> Stretch<'a> {
                     }
                 }
                 job = jobs.recv(), if self.has_room() => match job {
-                    Some(job) => self.admit(job),
+                    Some(job) => self.lanes.push(job),
                     None => return End::Stopped,
                 },
             }
         }
+    }
+
+    /// Takes what has come: into the pending batch what fits into it, and everything else into its lane.
+    fn fill(&mut self, jobs: &mut mpsc::UnboundedReceiver<Job>, retry: &mut VecDeque<Job>) {
+        loop {
+            let begun = self.pending.is_empty() && self.begin_batch();
+            while self.has_room() {
+                let Some(job) = self.lanes.pop() else { break };
+                self.admit(job);
+            }
+            if begun && self.pending.is_empty() && self.lanes.another_waits() {
+                // Nothing of that lane had to be appended.
+                continue;
+            }
+            if !self.has_room() {
+                return;
+            }
+            let Some(job) = retry.pop_front().or_else(|| jobs.try_recv().ok()) else { return };
+            self.lanes.push(job);
+        }
+    }
+
+    /// Begins a batch of the lane whose turn it is, if there is one.
+    fn begin_batch(&mut self) -> bool {
+        let ring = *self.parts.ring.borrow();
+        let dek = self.lanes.turn(ring);
+        self.dek = dek.unwrap_or_default();
+        dek.is_some()
+    }
+
+    fn ask_for_keys(&mut self) {
+        for whose in self.lanes.take_wanting() {
+            let (parts, term) = (self.parts, self.term);
+            let not_before = self.refused.remove(&whose);
+            self.keying.push(Box::pin(async move {
+                if let Some(not_before) = not_before {
+                    sleep_until(not_before).await;
+                }
+                let ring = whose.unwrap_or_else(|| *parts.ring.borrow());
+                (whose, ring, parts.sealing_key(term, ring).await)
+            }));
+        }
+    }
+
+    /// A lane has its key, or there is none for it: then it is refused what waits in it, and the others go on.
+    async fn keyed(&mut self, (whose, ring, key): Keyed) -> Result<(), End> {
+        let error = match key {
+            Ok(dek) => {
+                if self.kinds.is_none() {
+                    self.kinds = Some(batch::known_kinds(self.parts).await);
+                }
+                self.lanes.hold(whose, ring, dek);
+                return Ok(());
+            }
+            Err(NoKey::Introduction(error)) => {
+                debug!(%error, "a new data key was not introduced");
+                self.failure.get_or_insert(error);
+                return Err(End::Again);
+            }
+            Err(NoKey::Key(error)) => error,
+        };
+        let refusal = no_key(&self.parts.context, &error);
+        self.refused.insert(whose, Instant::now() + ASK_AGAIN);
+        for job in self.lanes.give_up(whose) {
+            let events = job.chunk.producer;
+            let retried = self
+                .ahead
+                .get(&events.session)
+                .filter(|(place, _)| matches!(place.judge(&events, job.chunk.previous), Verdict::Duplicate { .. }));
+            if let Some((_, serial)) = retried {
+                // On its way already, sealed under another key: that it was not appended would be a lie.
+                self.waiting.push((*serial, job));
+            } else if let Some(job) = self.parts.answer_held(job) {
+                job.refuse(refusal.clone());
+            }
+        }
+        Ok(())
     }
 
     fn has_room(&self) -> bool {
@@ -173,7 +273,9 @@ impl<'a> Stretch<'a> {
         if self.pending.is_empty() || in_flight >= self.parts.limits.in_flight {
             return false;
         }
-        !self.has_room() || self.pending_bytes >= self.parts.crowd.enough(in_flight).min(self.parts.limits.target.0)
+        // Another ring's chunks need not wait until this batch is large enough.
+        let enough = self.parts.crowd.enough(in_flight).min(self.parts.limits.target.0);
+        !self.has_room() || self.lanes.another_waits() || self.pending_bytes >= enough
     }
 
     /// Decides what becomes of a chunk: append it, answer it, or refuse it.
@@ -245,7 +347,8 @@ impl<'a> Stretch<'a> {
             dek: self.dek,
         };
         let context = self.parts.context;
-        let Ok(draft) = batch::draft(&chunks, &place, &context, &self.kinds) else {
+        let kinds = self.kinds.get_or_insert_default();
+        let Ok(draft) = batch::draft(&chunks, &place, &context, kinds) else {
             self.part_oversize();
             return Err(End::Again);
         };
@@ -298,13 +401,14 @@ impl<'a> Stretch<'a> {
     /// Introduces kinds of event that the partition has not counted yet, while there is room for more.
     async fn introduce_kinds(&mut self) -> Result<(), End> {
         let context = self.parts.context;
+        let known = self.kinds.get_or_insert_default();
         let new: Vec<Bytes> = {
             let kinds = self.pending.iter().flat_map(|job| job.chunk.kinds.iter());
-            kinds.filter(|kind| !self.kinds.contains_key(*kind)).map(|kind| Bytes::copy_from_slice(kind)).collect()
+            kinds.filter(|kind| !known.contains_key(*kind)).map(|kind| Bytes::copy_from_slice(kind)).collect()
         };
         for kind in new {
             // Whatever this node's own edge lets through fits; another node's may be older.
-            if self.kinds.contains_key(&kind) || self.head.types as usize >= TYPES_MAX || kind.len() > KIND_MAX {
+            if known.contains_key(&kind) || self.head.types as usize >= TYPES_MAX || kind.len() > KIND_MAX {
                 continue;
             }
             let handle = self.head.types + 1;
@@ -318,7 +422,7 @@ impl<'a> Stretch<'a> {
                 }
             };
             self.head.types = handle;
-            self.kinds.insert(kind, handle);
+            known.insert(kind, handle);
             self.in_flight.push_back(Box::pin(async move {
                 let outcome = pending.await.map(|committed| committed.response);
                 (0, Cargo::Introduction, outcome.map_err(Unresolved::Failed))
@@ -382,6 +486,7 @@ impl<'a> Stretch<'a> {
         let mut again = self.again;
         again.extend(self.pending);
         again.extend(self.waiting.into_iter().map(|(_, job)| job));
+        again.extend(self.lanes.into_jobs());
         (again, self.failure)
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use ensign_proto::{DekId, NodeId, Term};
+use ensign_proto::{DekId, NodeId, PartitionContext, RingId, Term};
 use ensign_raft::env::Stop;
 use ensign_raft::{Leadership, ProposeError};
 use futures::future::BoxFuture;
@@ -15,7 +15,7 @@ use super::{Admission, BatcherParts, Job};
 use crate::partition::append::AppendError;
 use crate::partition::entry::Payload;
 use crate::partition::keys::{KeysError, NewDek};
-use crate::partition::machine::Applied;
+use crate::partition::machine::{Applied, DekRow};
 
 /// How long a vault call may take before the events that wait for it are sent back.
 const KEY_DEADLINE: Duration = Duration::from_secs(4);
@@ -28,7 +28,7 @@ pub(super) struct Task {
 }
 
 /// Why there is no key to seal with.
-enum NoKey {
+pub(super) enum NoKey {
     /// The vault, or the key itself.
     Key(KeysError),
     /// The new key could not be introduced to the partition.
@@ -89,16 +89,9 @@ impl Task {
         }
     }
 
-    /// Without a key nothing can be appended; the senders know how long their events may wait.
+    /// Without a lease nothing can be appended, under whichever ring; the senders know how long their events may wait.
     async fn key_failed(&mut self, error: &KeysError, stop: &Stop) {
-        let refusal = match error {
-            KeysError::Unusable(detail) => AppendError::KeyUnusable { detail: detail.clone() },
-            KeysError::Disabled(detail) => AppendError::KeyDisabled { detail: detail.clone() },
-            KeysError::Unavailable(_) | KeysError::NotHeld(_) | KeysError::Damaged | KeysError::Failed(_) => {
-                warn!(topic = %self.parts.context.topic, %error, "no key to seal with");
-                AppendError::Busy { detail: error.to_string() }
-            }
-        };
+        let refusal = no_key(&self.parts.context, error);
         // What is here already needs no key.
         while let Some(job) = self.queued() {
             if let Some(job) = self.parts.answer_held(job) {
@@ -110,7 +103,7 @@ impl Task {
     }
 
     async fn lead(&mut self, now: Leadership, leadership: &mut watch::Receiver<Leadership>, stop: &Stop) -> End {
-        // A key is made when there is something to seal, not for every topic that nobody writes to.
+        // Keys are made when there is something to seal, not for every topic that nobody writes to.
         if self.retry.is_empty() {
             tokio::select! {
                 () = stop.cancelled() => return End::Stopped,
@@ -125,30 +118,21 @@ impl Task {
         Box::pin(self.append(now, leadership, stop)).await
     }
 
-    /// Seals and proposes what is queued and what comes, for as long as one key and one leadership last.
+    /// Seals and proposes what is queued and what comes, for as long as its keys and one leadership last.
     async fn append(&mut self, now: Leadership, leadership: &mut watch::Receiver<Leadership>, stop: &Stop) -> End {
-        let dek = match self.parts.sealing_key(now.term).await {
-            Ok(dek) => dek,
-            Err(NoKey::Key(error)) => return End::Key(error),
-            Err(NoKey::Introduction(error)) => {
-                debug!(%error, "a new data key was not introduced");
-                let full = matches!(error, ProposeError::DiskFull);
-                self.answer_failure(Some(error), leadership).await;
-                if full {
-                    // Neither the disk nor the vault is asked in a tight loop.
-                    let _ = tokio::time::timeout(Duration::from_millis(100), stop.cancelled()).await;
-                }
-                return End::Again;
-            }
-        };
-        let mut stretch = Stretch::begin(&self.parts, now.term, dek).await;
+        let mut stretch = Stretch::begin(&self.parts, now.term);
         let end = stretch.run(&mut self.jobs, &mut self.retry, leadership, stop).await;
         let (again, failure) = stretch.resolve().await;
         // What failed comes before what was never taken.
         for job in again.into_iter().rev() {
             self.retry.push_front(job);
         }
+        let full = matches!(failure, Some(ProposeError::DiskFull));
         self.answer_failure(failure, leadership).await;
+        if full {
+            // Neither the disk nor the vault is asked in a tight loop.
+            let _ = tokio::time::timeout(Duration::from_millis(100), stop.cancelled()).await;
+        }
         end
     }
 
@@ -180,9 +164,12 @@ impl Task {
 }
 
 impl BatcherParts {
-    /// The key to seal with: the newest of the partition if this process can hold it and it is not worn out, else a new one.
-    async fn sealing_key(&self, term: Term) -> Result<DekId, NoKey> {
-        let newest = self.group.inspect(|machine| machine.state().deks.last().cloned());
+    /// The key to seal with under a ring: the newest of the partition if this process can hold it and it is not worn out, else a new one.
+    pub(super) async fn sealing_key(&self, term: Term, ring: RingId) -> Result<DekId, NoKey> {
+        let newest = self.group.inspect(|machine| {
+            let under = |row: &&DekRow| self.keys.ring_of(&row.wrapped) == Some(ring);
+            machine.state().deks.iter().rev().find(under).cloned()
+        });
         if let Some(row) = newest {
             let ensured = within_deadline(self.keys.ensure(self.context, row.wrapped)).await;
             match ensured {
@@ -192,7 +179,7 @@ impl BatcherParts {
                 Err(error) => return Err(error.into()),
             }
         }
-        let new = within_deadline(self.keys.create_dek(self.context, self.ring)).await?;
+        let new = within_deadline(self.keys.create_dek(self.context, ring)).await?;
         self.introduce(term, new).await
     }
 
@@ -202,6 +189,18 @@ impl BatcherParts {
             Ok(committed) if committed.response == Applied::Introduced => Ok(new.dek),
             Ok(_) => Err(KeysError::Failed("the partition refused a new data key".to_owned()).into()),
             Err(error) => Err(NoKey::Introduction(error)),
+        }
+    }
+}
+
+/// What a chunk is told that there is no key for.
+pub(super) fn no_key(context: &PartitionContext, error: &KeysError) -> AppendError {
+    match error {
+        KeysError::Unusable(detail) => AppendError::KeyUnusable { detail: detail.clone() },
+        KeysError::Disabled(detail) => AppendError::KeyDisabled { detail: detail.clone() },
+        KeysError::Unavailable(_) | KeysError::NotHeld(_) | KeysError::Damaged | KeysError::Failed(_) => {
+            warn!(topic = %context.topic, %error, "no key to seal with");
+            AppendError::Busy { detail: error.to_string() }
         }
     }
 }

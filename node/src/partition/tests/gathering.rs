@@ -23,6 +23,7 @@ fn chunk(session: u8, first: u64, previous: u64, bytes: usize) -> Chunk {
         shapes: [BodyShape::new(body.len() as u32, true)].into(),
         kind_of: [1].into(),
         bodies: body.into(),
+        ring: None,
     }
 }
 

@@ -112,6 +112,7 @@ async fn chunks_from_other_nodes_wait_for_room_and_go_on_when_there_is_some() {
             lengths: vec![BodyShape::new(bodies.len() as u32, true).to_wire()],
             kind_of: vec![0],
             bodies: bodies.into(),
+            ring: Bytes::new(),
         }
     };
     // Room for one of them.

@@ -7,6 +7,7 @@ use ensign_proto::Offset;
 use ensign_proto::RingId;
 use ensign_proto::pb::vault::v1 as vault_pb;
 use futures::{FutureExt as _, StreamExt as _};
+use tokio::sync::{Semaphore, oneshot};
 use tonic::Code;
 
 use super::*;
@@ -14,7 +15,10 @@ use crate::authority::Authority;
 use crate::catalog::NodeRecord;
 use crate::config::PeerAddress;
 use crate::partition::forward::{ForwardService, PeerForward};
-use crate::partition::{Counting, Freshness, Page, Pages, Place, ReadLink, Stand, Unread, Wanted};
+use crate::partition::{
+    Appended, Appender, BodyShape, Counting, FairRoom, Freshness, Numbering, Page, Pages, Place, PublishError,
+    ReadLink, Stand, Submission, Unread, Wanted, encode_body,
+};
 use crate::peers::{self, HolderEndpoint, Life, Membership, PeerTls, Peers, Services, VaultEndpoint};
 
 struct NoVault;
@@ -408,7 +412,7 @@ async fn a_revoke_reaches_those_who_read_through_a_node_without_a_replica() {
         let shown = shown(status);
         shown.starts_with("FailedPrecondition: these events cannot be read any more:")
             && shown.contains(&ring.to_string())
-            && shown.ends_with("was revoked")
+            && shown.contains("was revoked")
     };
     let status = at_tail.end().await;
     assert!(unreadable(&status), "{status:?}");
@@ -424,6 +428,62 @@ async fn a_revoke_reaches_those_who_read_through_a_node_without_a_replica() {
     assert!(seen < count, "all {seen} events");
     let query = cluster.server.query("SELECT * FROM far").await.unwrap_err();
     assert!(query.message().contains("was revoked"), "{query:?}");
+}
+
+/// Sends an event to the topic's leader as node 1 does it, which here names a ring that none of its publishers has.
+async fn forge(cluster: &Cluster, topic: TopicId, ring: RingId) -> Result<Appended, PublishError> {
+    let partitions = &cluster.nodes[&ME].partitions;
+    let reach = partitions.reach(topic, Duration::from_secs(20)).await.unwrap();
+    let (submissions, appender) = Appender::new(reach, partitions.forward(), Arc::new(OsRng));
+    let appender = appender.sealed_under(Some(ring));
+    cluster.nodes[&ME].tasks.spawn("appender", move |stop| appender.run(stop));
+    let mut body = Vec::new();
+    encode_body(api::EventWrapper { event: event(b"forged"), ..Default::default() }, &mut body);
+    let own = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
+    let (reply, outcome) = oneshot::channel();
+    let submission = Submission {
+        numbering: Numbering::Ours,
+        publisher: Bytes::new(),
+        kinds: Vec::new(),
+        shapes: vec![BodyShape::new(body.len() as u32, true)],
+        kind_of: vec![0],
+        bodies: body.into(),
+        reply,
+        room: (own, FairRoom::new(1 << 20).acquire(cluster.server.project, 1).await),
+    };
+    submissions.send(submission).await.unwrap();
+    tokio::time::timeout(Duration::from_mins(1), outcome).await.expect("an answer").unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_cannot_have_events_sealed_under_a_ring_that_no_api_key_of_the_project_has() {
+    let cluster = Cluster::start(3).await;
+    let (server, vault) = (&cluster.server, &cluster.vault);
+    let topic = cluster.create_on("far", &[2, 3]).await;
+    let org = cluster.catalog.view().project(server.project).unwrap().org;
+    let other = server.identity.ensure_project(org, "another").await.unwrap();
+    let foreign = vault.create_ring(other.id);
+    let permissions = [ensign_proto::Permission::Publisher].into_iter().collect();
+    let (name, project) = ("theirs".to_owned(), Some(other.id));
+    let new = NewApiKey { name, org, project, permissions, admin: false, ring: Some(foreign) };
+    server.identity.create_api_key(new).await.unwrap();
+    let (unbound, own) = (vault.create_ring(server.project), vault.create_ring(server.project));
+    for ring in [other.ring, foreign, unbound, cluster.ring(), RingId::from_bytes([9; 16])] {
+        let expected = format!("no API key of the project has key ring {ring}");
+        assert_eq!(forge(&cluster, topic, ring).await, Err(PublishError::KeyUnusable { detail: expected }));
+    }
+
+    let token = server.token_under(own).await.0;
+    let mut device = server.publisher_with(&token).await;
+    device.event(topic, b"honest").await;
+    device.ack().await;
+    assert_eq!(server.query("SELECT * FROM far").await.unwrap(), ["honest"]);
+    tokio::time::timeout(Duration::from_secs(20), vault.revoke(own, None)).await.unwrap();
+    let status = server.query("SELECT * FROM far").await.unwrap_err();
+    assert!(
+        status.message().contains(&format!("version 1 of key ring {own} was revoked")),
+        "sealed under it: {status:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -197,7 +197,7 @@ async fn an_operators_key_reads_no_events() {
     let org = server.catalog.view().project(server.project).unwrap().org;
     let permissions = crate::identity::operator_permissions();
     let name = "operator".to_owned();
-    let new = NewApiKey { name, org, project: Some(server.project), permissions, admin: true };
+    let new = NewApiKey { name, org, project: Some(server.project), permissions, admin: true, ring: None };
     let (_, credentials) = server.identity.create_api_key(new).await.unwrap();
     let (id, secret) = (credentials.client_id.as_str(), credentials.secret.expose().to_owned());
     let pair = server.identity.authenticate(id, secret, None, tokio::time::Instant::now()).await.unwrap();

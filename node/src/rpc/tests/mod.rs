@@ -5,6 +5,7 @@ mod limits;
 mod publish;
 mod quotas;
 mod revoke;
+mod rings;
 mod subscribe;
 mod tokens;
 mod topics;
@@ -223,7 +224,8 @@ impl Server {
     /// An access token, and the id of the API key behind it.
     async fn token(&self, project: ProjectId, permissions: PermissionSet) -> (String, ensign_proto::ApiKeyId) {
         let org = self.catalog.view().project(project).unwrap().org;
-        let new = NewApiKey { name: "a key".to_owned(), org, project: Some(project), permissions, admin: false };
+        let new =
+            NewApiKey { name: "a key".to_owned(), org, project: Some(project), permissions, admin: false, ring: None };
         let (key, credentials) = self.identity.create_api_key(new).await.unwrap();
         let (id, secret) = (credentials.client_id.as_str(), credentials.secret.expose());
         let arrived = tokio::time::Instant::now();

@@ -82,7 +82,14 @@ fn bearer(token: &str) -> String {
 /// A login at `identity`, which shares the server's catalog or has its own.
 async fn login(identity: &Identity, project: ProjectId, org: ensign_proto::OrgId) -> crate::identity::TokenPair {
     let permissions = PermissionSet::api_key();
-    let new = NewApiKey { name: "another key".to_owned(), org, project: Some(project), permissions, admin: false };
+    let new = NewApiKey {
+        name: "another key".to_owned(),
+        org,
+        project: Some(project),
+        permissions,
+        admin: false,
+        ring: None,
+    };
     let (_, credentials) = identity.create_api_key(new).await.unwrap();
     let (id, secret) = (credentials.client_id.as_str(), credentials.secret.expose().to_owned());
     identity.authenticate(id, secret, None, tokio::time::Instant::now()).await.unwrap()
