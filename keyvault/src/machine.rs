@@ -4,7 +4,9 @@
 //! makes keys and boxes before it proposes. Not here: who may lease what and until when (`vault`), the clock.
 
 mod command;
+mod custody;
 mod rings;
+mod secrets;
 mod snapshot;
 mod state;
 
@@ -15,10 +17,11 @@ pub(crate) use self::command::{
     Change, Command, CreateRing, Custodies, Custody, DeleteSecret, Drain, Elapse, Hold, Initialize, Kek, PutSecret,
     Revoke, RevokeDue, Rotate, ScheduleRevoke, SetLease, SetRing, SettleDisable, SettleLease, Target,
 };
+pub(crate) use self::custody::{CUSTODIES_MAX, CustodyKey};
 pub(crate) use self::rings::{ELAPSE_MAX_MS, Scheduled, Switch, enable_with};
 #[cfg(test)]
 pub(crate) use self::state::EVENTS_MAX;
-pub(crate) use self::state::{CUSTODIES_MAX, CustodyKey, Done, Outcome, Revocation, Ring, State, Version, What};
+pub(crate) use self::state::{Done, Outcome, Revocation, Ring, State, Version, What};
 use crate::link::{Reason, Refusal};
 
 /// The machine of the vault's group.

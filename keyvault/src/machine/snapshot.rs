@@ -10,8 +10,10 @@ use ensign_storage::EntryId;
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
+use super::custody::CustodyKey;
 use super::rings::{Scheduled, Switch};
-use super::state::{CustodyKey, Event, Hold, Master, Revocation, Ring, Secret, State, Version, VersionState, What};
+use super::secrets::Secret;
+use super::state::{Event, Hold, Master, Revocation, Ring, State, Version, VersionState, What};
 use crate::lease::LeaseTerms;
 use crate::link::Refusal;
 use crate::wire;

@@ -4,13 +4,15 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use ensign_proto::pb::vault::v1 as pb;
-use ensign_proto::{Algorithm, ClusterId, KeyVersion, LogIndex, NodeId, PartitionContext, ProjectId, RingId};
+use ensign_proto::{Algorithm, ClusterId, KeyVersion, LogIndex, ProjectId, RingId};
 use ensign_storage::EntryId;
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
 use super::command::{self, Change, Command};
+use super::custody::CustodyKey;
 use super::rings::{self, Scheduled, Switch};
+use super::secrets::Secret;
 use crate::lease::LeaseTerms;
 use crate::link::{Reason, Refusal};
 use crate::root::{BLOB_MAX, REFERENCE_MAX};
@@ -20,10 +22,6 @@ use crate::wrap::KekId;
 /// Bounds of what the state may hold.
 const RINGS_MAX: usize = 200_000;
 const VERSIONS_MAX: usize = 4_096;
-const CUSTODY_MAX: usize = 2_000_000;
-/// Custody records of one command: what applies at once stays short.
-pub(crate) const CUSTODIES_MAX: usize = 4_096;
-const SECRETS_MAX: usize = 1_000_000;
 /// How much history a renewal can be answered from. Older sessions start over.
 pub(crate) const EVENTS_MAX: usize = 4_096;
 
@@ -124,28 +122,6 @@ pub(crate) struct Revocation {
     pub(crate) all: bool,
     pub(crate) ms: u64,
     pub(crate) actor: String,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Secret {
-    pub(crate) revision: u64,
-    pub(crate) boxed: Bytes,
-    pub(crate) master_epoch: u64,
-    pub(crate) changed_ms: u64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct CustodyKey {
-    pub(crate) topic: ensign_proto::TopicId,
-    pub(crate) partition: u32,
-    pub(crate) node: NodeId,
-    pub(crate) project: ProjectId,
-}
-
-impl CustodyKey {
-    pub(crate) fn new(node: NodeId, ctx: &PartitionContext) -> Self {
-        Self { topic: ctx.topic, partition: ctx.partition.0, node, project: ctx.project }
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -490,110 +466,10 @@ impl State {
         Ok(Done::Revoked(Box::new(receipt)))
     }
 
-    fn put_custody(&mut self, at: EntryId, command: &Command, change: &command::Custody) -> Outcome {
-        let place = self.custody_of(change)?;
-        self.put_places(at, command, &[place])
-    }
-
-    fn drop_custody(&mut self, at: EntryId, command: &Command, change: &command::Custody) -> Outcome {
-        let place = self.custody_of(change)?;
-        Ok(self.drop_places(at, command, &[place]))
-    }
-
-    fn put_custodies(&mut self, at: EntryId, command: &Command, change: &command::Custodies) -> Outcome {
-        let places = self.places_of(change)?;
-        self.put_places(at, command, &places)
-    }
-
-    fn drop_custodies(&mut self, at: EntryId, command: &Command, change: &command::Custodies) -> Outcome {
-        let places = self.places_of(change)?;
-        Ok(self.drop_places(at, command, &places))
-    }
-
-    /// Each record has its own link in the chain, so whoever reads the chain need not know how many shared a command.
-    fn put_places(&mut self, at: EntryId, command: &Command, places: &[(NodeId, PartitionContext)]) -> Outcome {
-        // What is there already takes no more room.
-        let new: BTreeSet<_> = places.iter().map(|(node, ctx)| CustodyKey::new(*node, ctx)).collect();
-        let new = new.difference(&self.custody).count();
-        if self.custody.len() + new > CUSTODY_MAX && new > 0 {
-            return refuse(Reason::Exhausted, format!("there is room for {CUSTODY_MAX} custody records"));
-        }
-        for (node, ctx) in places {
-            if self.custody.insert(CustodyKey::new(*node, ctx)) {
-                self.record(at, command, "put custody", ctx.topic.as_bytes(), node.0 as u32);
-            }
-        }
-        Ok(Done::Custody(at.index))
-    }
-
-    fn drop_places(&mut self, at: EntryId, command: &Command, places: &[(NodeId, PartitionContext)]) -> Done {
-        for (node, ctx) in places {
-            if self.custody.remove(&CustodyKey::new(*node, ctx)) {
-                self.event(at, What::Dead(Dead::Custody(*node, *ctx)));
-                self.record(at, command, "drop custody", ctx.topic.as_bytes(), node.0 as u32);
-            }
-        }
-        Done::Custody(at.index)
-    }
-
-    fn put_secret(&mut self, at: EntryId, command: &Command, change: command::PutSecret) -> Outcome {
-        let key = secret_key(change.kind, &change.id)?;
-        let current = self.secrets.get(&key).map_or(0, |secret| secret.revision);
-        if change.revision != current + 1 {
-            return refuse(Reason::Conflict, format!("the secret is at revision {current}"));
-        }
-        if self.secrets.len() >= SECRETS_MAX && current == 0 {
-            return refuse(Reason::Exhausted, format!("there are {SECRETS_MAX} secrets"));
-        }
-        let secret = Secret {
-            revision: change.revision,
-            boxed: change.boxed,
-            master_epoch: change.master_epoch,
-            changed_ms: command.ms,
-        };
-        let meta = secret.meta(key, at.index);
-        self.secrets.insert(key, secret);
-        self.record(at, command, "put secret", &key.1, u32::from(key.0));
-        Ok(Done::Secret(meta))
-    }
-
-    fn delete_secret(&mut self, at: EntryId, command: &Command, change: &command::DeleteSecret) -> Outcome {
-        let key = secret_key(change.kind, &change.id)?;
-        let current = self.secrets.get(&key).map_or(0, |secret| secret.revision);
-        if change.expected != 0 && change.expected != current && current != 0 {
-            return refuse(Reason::Conflict, format!("the secret is at revision {current}"));
-        }
-        if self.secrets.remove(&key).is_some() {
-            self.record(at, command, "delete secret", &key.1, u32::from(key.0));
-        }
-        let id = wire::bytes(&key.1);
-        Ok(Done::Secret(pb::SecretMeta {
-            kind: u32::from(key.0),
-            id,
-            revision: 0,
-            changed_ms: command.ms,
-            index: at.index.0,
-        }))
-    }
-
     pub(super) fn ring_mut(&mut self, id: &[u8]) -> Result<(RingId, &mut Ring), Refusal> {
         let id: RingId = wire::id(id, "ring")?;
         let ring = self.rings.get_mut(&id);
         ring.map(|ring| (id, ring)).ok_or_else(|| Refusal::new(Reason::NotFound, format!("there is no key ring {id}")))
-    }
-
-    fn custody_of(&self, change: &command::Custody) -> Result<(NodeId, PartitionContext), Refusal> {
-        let wire =
-            pb::Context { project: change.project.clone(), topic: change.topic.clone(), partition: change.partition };
-        Ok((NodeId(change.node), wire::context_from(self.cluster, Some(&wire))?))
-    }
-
-    /// All of a batch, read before anything is changed.
-    fn places_of(&self, change: &command::Custodies) -> Result<Vec<(NodeId, PartitionContext)>, Refusal> {
-        if change.custody.len() > CUSTODIES_MAX {
-            return refuse(Reason::Invalid, format!("at most {CUSTODIES_MAX} custody records at once"));
-        }
-        change.custody.iter().map(|custody| self.custody_of(custody)).collect()
     }
 
     pub(super) fn event(&mut self, at: EntryId, what: What) {
@@ -641,23 +517,6 @@ struct AuditRecord {
     object: Vec<u8>,
     #[prost(uint32, tag = "5")]
     detail: u32,
-}
-
-fn secret_key(kind: u32, id: &[u8]) -> Result<(u8, [u8; 16]), Refusal> {
-    let kind = u8::try_from(kind).ok().filter(|kind| *kind != 0).ok_or_else(|| wire::malformed("kind"))?;
-    Ok((kind, id.try_into().map_err(|_| wire::malformed("id"))?))
-}
-
-impl Secret {
-    pub(crate) fn meta(&self, key: (u8, [u8; 16]), index: LogIndex) -> pb::SecretMeta {
-        pb::SecretMeta {
-            kind: u32::from(key.0),
-            id: wire::bytes(&key.1),
-            revision: self.revision,
-            changed_ms: self.changed_ms,
-            index: index.0,
-        }
-    }
 }
 
 impl Version {
