@@ -185,8 +185,18 @@ impl Space {
         Ok(())
     }
 
-    pub(crate) fn traffic(&self) -> &Traffic {
+    pub(crate) fn traffic(&self) -> &Arc<Traffic> {
         &self.traffic
+    }
+
+    /// The same file, counted together with another one that it replaces.
+    pub(crate) fn counted_with(self, other: &Self) -> Self {
+        Self { traffic: Arc::clone(&other.traffic), ..self }
+    }
+
+    /// Where the file is.
+    pub(crate) fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
     }
 
     /// Bytes on disk.

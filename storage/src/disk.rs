@@ -50,7 +50,7 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
         self.write_zeros(end, len)
     }
 
-    /// Writes zeros from `end`, where the file ends, to `len`. Durable after [`Self::sync_data`] only. An error may leave any part of
+    /// Writes zeros from `end` to `len`, where the file ends or over what it holds. Durable after [`Self::sync_data`] only. An error may leave any part of
     /// that done.
     fn write_zeros(&self, end: u64, len: u64) -> io::Result<()> {
         in_pieces(end, len, |at, zeros| self.write_at(at, zeros))
@@ -96,6 +96,9 @@ pub trait Disk: Debug + Send + Sync + 'static {
 
     /// Removes a file, durably.
     fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Gives a file another name in its folder, durably, in place of any file of that name.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
     /// Creates a folder and its missing parents (mode 0700), durably.
     fn create_dir(&self, path: &Path) -> io::Result<()>;
@@ -144,6 +147,11 @@ impl Disk for FileDisk {
     fn remove(&self, path: &Path) -> io::Result<()> {
         fs::remove_file(path)?;
         sync_parent(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)?;
+        sync_parent(to)
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {

@@ -24,6 +24,8 @@
 //!   a crash may bring back older ones.
 //! * **A frame is removed** only when no entry in it is needed and the stored index covers it, both durable one commit
 //!   earlier. Entries that were moved forward keep their old copy until the new one is durable.
+//! * **While the file is written anew:** the new one is whole and on the disk before it takes the old one's place, by two renames
+//!   that the next start completes; then the old one is overwritten and removed, by the next start if need be.
 //! * **The disk is full:** room for everything that may be queued is written out ahead. Proposals are turned away first
 //!   ([`crate::GroupLog::has_room`]), then appends and snapshots are refused, before anything fails, while votes,
 //!   truncations and purges go on. If redb is refused growth all the same, it had not begun to publish the transaction: the
@@ -43,6 +45,7 @@ mod index;
 mod plan;
 mod queue;
 mod recover;
+mod rewrite;
 mod room;
 mod state;
 mod store;
@@ -141,6 +144,8 @@ pub(crate) struct Shared {
     store: Store,
     groups: RwLock<BTreeMap<GroupId, Arc<Group>>>,
     tail_bytes: AtomicU64,
+    /// Of the last rewrite, once what it replaced is gone.
+    mark: AtomicU64,
     ended: OnceLock<LogError>,
     counters: Counters,
 }
@@ -224,6 +229,7 @@ impl FrameLog {
     pub fn reopen(disk: Arc<dyn Disk>, dir: &Path, config: LogConfig) -> Result<(Arc<Self>, Writer), OpenError> {
         let path = dir.join(LOG_FILE);
         let failed = |error: io::Error| OpenError::Failed { path: path.clone(), cause: error.to_string() };
+        rewrite::complete(&*disk, dir).map_err(failed)?;
         let there =
             disk.exists(&path).map_err(failed)? && !is_fresh(&*disk.open(&path).map_err(failed)?).map_err(failed)?;
         if there { Self::open(disk, dir, config) } else { Err(OpenError::Missing { path }) }
@@ -245,10 +251,16 @@ impl FrameLog {
             }
         };
         disk.create_dir(dir).map_err(failed)?;
-        let space = Space::open(disk, &path, config.prefill.0).map_err(failed)?;
+        if !rewrite::complete(&*disk, dir).map_err(failed)? {
+            return Err(OpenError::Missing { path });
+        }
+        let space = Space::open(Arc::clone(&disk), &path, config.prefill.0).map_err(failed)?;
         let store = Store::open(space, &path, config.cache.0 as usize).map_err(|failure| open_error(&path, failure))?;
         let mut recovered = recover::recover(&store)?;
-        store.space.accept().map_err(failed)?;
+        let mark = store.mark().map_err(|failure| open_error(&path, failure))?;
+        store.space().accept().map_err(failed)?;
+        // Only now, when what took its place is known to be sound.
+        rewrite::clean(&*disk, dir).map_err(failed)?;
         info!(
             path = %path.display(),
             groups = recovered.groups.len(),
@@ -264,6 +276,7 @@ impl FrameLog {
             store,
             groups: RwLock::new(groups),
             tail_bytes: AtomicU64::new(0),
+            mark: AtomicU64::new(mark),
             ended: OnceLock::new(),
             counters: Counters::default(),
         });
@@ -279,7 +292,8 @@ impl FrameLog {
 
     /// What the log has done so far.
     pub fn stats(&self) -> LogStats {
-        let (shared, traffic) = (&self.shared, self.shared.store.space.traffic());
+        let (shared, space) = (&self.shared, self.shared.store.space());
+        let traffic = space.traffic();
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         LogStats {
             commits: read(&shared.counters.commits),
@@ -292,7 +306,7 @@ impl FrameLog {
             queued: shared.queue.bytes(),
             tail: read(&shared.tail_bytes),
             kept: read(&shared.counters.kept),
-            file: shared.store.space.physical(),
+            file: space.physical(),
             purged_frames: read(&shared.counters.purged_frames),
             moved: read(&shared.counters.moved),
             indexes: read(&shared.counters.indexes),

@@ -175,6 +175,21 @@ pub trait GroupLog: Send + Sync + 'static {
     /// # Errors
     /// [`LogError::Corrupt`]: replay from the snapshot instead.
     fn checkpoint(&self) -> Result<Option<Bytes>, LogError>;
+
+    /// Writes the file that this log is in anew, with what all groups in it hold now and nothing else, puts it in the place of the old
+    /// one, and overwrites and removes that. At `done` no byte of what was purged, truncated or replaced before this call is in any
+    /// file; and [`Self::mark`] answers `mark`, also after a restart. What is queued later waits for it.
+    ///
+    /// A refusal, also [`LogError::Full`], leaves everything as it was: call again later.
+    fn rewrite(&self, mark: u64, done: Done) {
+        let _ = mark;
+        done(Err(LogError::Refused { what: "this log has no file to write anew".into() }));
+    }
+
+    /// The mark of the last rewrite of the file; 0 when there was none.
+    fn mark(&self) -> u64 {
+        0
+    }
 }
 
 /// Refuses an append that would leave a hole or write over an entry.

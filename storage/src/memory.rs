@@ -36,6 +36,8 @@ pub enum Op {
     Remove,
     /// [`NodeLog::forget`].
     Forget(Bytes),
+    /// [`GroupLog::rewrite`].
+    Rewrite(u64),
 }
 
 impl Op {
@@ -60,6 +62,8 @@ pub struct GroupModel {
     pub snapshot: Option<Bytes>,
     /// The checkpoint.
     pub checkpoint: Option<Bytes>,
+    /// The mark of the last rewrite.
+    pub mark: u64,
 }
 
 impl GroupModel {
@@ -99,6 +103,8 @@ impl GroupModel {
             Op::Snapshot(snapshot) => self.snapshot = Some(snapshot),
             Op::Checkpoint(checkpoint) => self.checkpoint = Some(checkpoint),
             Op::Remove => *self = Self::default(),
+            // There is no file that could hold more than this.
+            Op::Rewrite(mark) => self.mark = mark,
             Op::Forget(vote) => *self = Self { vote: Some(vote), ..Self::default() },
         }
         Ok(())
@@ -341,5 +347,13 @@ impl GroupLog for MemoryGroup {
     fn checkpoint(&self) -> Result<Option<Bytes>, LogError> {
         self.unfenced()?;
         Ok(self.view(|group| group.checkpoint.clone()))
+    }
+
+    fn rewrite(&self, mark: u64, done: Done) {
+        self.log.submit(self.id, Op::Rewrite(mark), Some(done));
+    }
+
+    fn mark(&self) -> u64 {
+        self.view(|group| group.mark)
     }
 }

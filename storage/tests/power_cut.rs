@@ -71,6 +71,9 @@ impl Disk for LyingDisk {
     fn remove(&self, path: &Path) -> io::Result<()> {
         FileDisk.remove(path)
     }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        FileDisk.rename(from, to)
+    }
     fn create_dir(&self, path: &Path) -> io::Result<()> {
         FileDisk.create_dir(path)
     }

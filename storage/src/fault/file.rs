@@ -182,7 +182,22 @@ impl Disk for FaultDisk {
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut state = self.lock();
         state.alive(state.generation)?;
+        if state.power_fails() {
+            return Err(io::Error::other("the power is off"));
+        }
         state.files.remove(path).map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.lock();
+        state.alive(state.generation)?;
+        if state.power_fails() {
+            return Err(io::Error::other("the power is off"));
+        }
+        state.note(6, from, 0, to.as_os_str().as_encoded_bytes());
+        let file = state.files.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        state.files.insert(to.to_owned(), file);
+        Ok(())
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {

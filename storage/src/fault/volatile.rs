@@ -170,6 +170,10 @@ impl Disk for VolatileDisk {
         FileDisk.remove(path)
     }
 
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        FileDisk.rename(from, to)
+    }
+
     fn create_dir(&self, path: &Path) -> io::Result<()> {
         FileDisk.create_dir(path)
     }

@@ -180,6 +180,7 @@ impl Inner {
                 *self = Self { disk, vote: vote.clone(), exists: vote.is_some(), ..Self::default() };
                 return Ok(work);
             }
+            Work::Rewrite(_) => return Ok(work),
             Work::Nothing => {}
         }
         self.exists = true;
@@ -372,6 +373,14 @@ impl GroupLog for Handle {
                 None => Ok(waiting.clone()),
             },
         )
+    }
+
+    fn rewrite(&self, mark: u64, done: Done) {
+        self.submit(Work::Rewrite(mark), done);
+    }
+
+    fn mark(&self) -> u64 {
+        self.shared.mark.load(Ordering::Acquire)
     }
 
     fn put_checkpoint(&self, checkpoint: Bytes) {

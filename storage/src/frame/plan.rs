@@ -77,7 +77,7 @@ impl Writer {
                         frame.record(Kind::Vote, id, (0, 0), Some(vote));
                     }
                 }
-                Work::Nothing => continue,
+                Work::Nothing | Work::Rewrite(_) => continue,
             }
             plan.steps.push(Planned::Op(n));
         }

@@ -20,6 +20,8 @@ pub(crate) enum Work {
     Snapshot(Bytes),
     /// All that the group holds; what it leaves behind is a vote, or nothing.
     Remove(Option<Bytes>),
+    /// The file is written anew, and marked so. Taken alone.
+    Rewrite(u64),
     /// Nothing is left to do, but its callback must not overtake those before it.
     Nothing,
 }
@@ -190,17 +192,24 @@ impl Queue {
         let mut batch = Batch::default();
         let (mut bytes, mut records) = (0, 0);
         while let Some(next) = waiting.ops.front() {
-            if !batch.ops.is_empty() && (bytes + next.bytes() > bytes_max || records + next.records() > records_max) {
+            let alone = matches!(next.work, Work::Rewrite(_));
+            if !batch.ops.is_empty()
+                && (alone || bytes + next.bytes() > bytes_max || records + next.records() > records_max)
+            {
                 break;
             }
             bytes += next.bytes();
             records += next.records();
             batch.ops.extend(waiting.ops.pop_front());
+            if alone {
+                break;
+            }
         }
         waiting.bytes -= bytes;
         waiting.in_flight += bytes;
         // Marks never cause a commit, but for the last one of all.
-        if !batch.ops.is_empty() || waiting.closing {
+        let rewrites = batch.ops.iter().any(|op| matches!(op.work, Work::Rewrite(_)));
+        if (!batch.ops.is_empty() && !rewrites) || waiting.closing {
             let taken = waiting.ops.front().map_or(u64::MAX, |next| next.serial - 1);
             // Checkpoints of many groups may come due together: no more of them at once than a commit takes.
             let mut left = bytes_max;

@@ -51,7 +51,7 @@ fn lengths(logical: u64, used: u64, headroom: u64) -> Lengths {
 impl Writer {
     /// Sees to it that redb finds room for everything that may be queued, or else stops taking more.
     pub(super) fn make_room(&mut self) -> Result<(), LogError> {
-        let space = &self.shared.store.space;
+        let space = self.shared.store.space();
         let used = self.census.stored() + self.snapshot_bytes + 2 * self.index_len + OVERHEAD;
         let used = used + used / 32;
         let lengths = lengths(space.logical(), used, self.config.headroom());
@@ -81,7 +81,7 @@ impl Writer {
 
     /// What may still be queued when the file cannot grow: redb takes no more of it than it can ask for.
     fn room_left(&self, used: u64) -> u64 {
-        let space = &self.shared.store.space;
+        let space = self.shared.store.space();
         let mut usable = space.logical();
         while grown(usable) <= space.physical() {
             usable = grown(usable);

@@ -16,7 +16,7 @@ use redb::{Builder, Database, Durability, ReadableDatabase, ReadableTable, Reada
 
 use crate::backend::Space;
 use crate::frame::codec::{
-    CHUNK_HEAD, ChunkHead, ENTRY_HEAD, FrameBuilder, Head, Kind, RECORD_HEAD, entry_crc, pieces, u32_at,
+    CHUNK_HEAD, ChunkHead, ENTRY_HEAD, FrameBuilder, Head, Kind, RECORD_HEAD, entry_crc, pieces, u32_at, u64_at,
 };
 use crate::frame::state::{Blob, Place};
 use crate::frame::store::blob::BLOBS;
@@ -68,15 +68,20 @@ pub(crate) struct Store {
     reopens: Mutex<u64>,
     /// It was, or never will be.
     settled: Condvar,
-    pub(crate) space: Space,
+    space: RwLock<Space>,
     cache: usize,
     pub(crate) path: PathBuf,
 }
 
+/// What the last rewrite of the file was marked with.
+const MARK: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("mark");
+const MARK_MAGIC: [u8; 4] = *b"ENSM";
+const MARK_VERSION: u8 = 1;
+
 impl Store {
     pub(crate) fn open(space: Space, path: &Path, cache: usize) -> Result<Self, ReadFailure> {
         let db = open_database(&space, cache)?;
-        let db = RwLock::new(Some(db));
+        let (db, space) = (RwLock::new(Some(db)), RwLock::new(space));
         Ok(Self { db, reopens: Mutex::default(), settled: Condvar::new(), space, cache, path: path.to_owned() })
     }
 
@@ -84,8 +89,9 @@ impl Store {
     pub(crate) fn reopen(&self) -> Result<(), ReadFailure> {
         let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
         drop(db.take());
-        self.space.reset();
-        let opened = open_database(&self.space, self.cache).map(|opened| *db = Some(opened));
+        let space = self.space();
+        space.reset();
+        let opened = open_database(&space, self.cache).map(|opened| *db = Some(opened));
         drop(db);
         self.settle(1);
         opened
@@ -100,7 +106,7 @@ impl Store {
         let mut known = self.reopens();
         *known += reopens;
         // Under the lock, so that a reader sees both or neither.
-        self.space.forget_refusal();
+        self.space().forget_refusal();
         drop(known);
         self.settled.notify_all();
     }
@@ -115,6 +121,70 @@ impl Store {
         guarded(|| db.map_or(Ok(()), |db| db.close().map_err(text)))
     }
 
+    /// The file below.
+    pub(crate) fn space(&self) -> Space {
+        self.space.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn cache(&self) -> usize {
+        self.cache
+    }
+
+    /// Closes the database, lets `swap` put another file in its place, and opens that one. Nobody reads meanwhile; `moved` runs before
+    /// anybody reads again.
+    pub(crate) fn replace(
+        &self,
+        swap: impl FnOnce() -> Result<Space, String>,
+        moved: impl FnOnce(),
+    ) -> Result<(), String> {
+        let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        let old = db.take();
+        guarded(|| old.map_or(Ok(()), |old| old.close().map_err(text)))?;
+        let space = swap()?;
+        let opened = open_database(&space, self.cache).map_err(|failure| format!("{failure:?}"))?;
+        space.accept().map_err(|error| error.to_string())?;
+        *self.space.write().unwrap_or_else(PoisonError::into_inner) = space;
+        *db = Some(opened);
+        moved();
+        Ok(())
+    }
+
+    /// Marks the file: one of its own commits.
+    pub(crate) fn set_mark(&self, mark: u64) -> Result<(), String> {
+        let mut bytes = [0_u8; 20];
+        bytes[..4].copy_from_slice(&MARK_MAGIC);
+        bytes[4] = MARK_VERSION;
+        bytes[8..16].copy_from_slice(&mark.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..16]);
+        bytes[16..].copy_from_slice(&crc.to_le_bytes());
+        let set = |db: &Database| {
+            guarded(|| {
+                let txn = db.begin_write().map_err(text)?;
+                txn.open_table(MARK).map_err(text)?.insert(0, &bytes[..]).map_err(text)?;
+                txn.commit().map_err(text)
+            })
+        };
+        self.with_db(|| Err("the database is closed".to_owned()), set)
+    }
+
+    /// The file's mark; 0 when it has none.
+    pub(crate) fn mark(&self) -> Result<u64, ReadFailure> {
+        self.read(|db| {
+            let Some(table) = open_if_there(db, MARK)? else { return Ok(0) };
+            let Some(value) = table.get(0).map_err(failed)? else { return Ok(0) };
+            let bytes = value.value();
+            let whole =
+                bytes.len() == 20 && bytes[..4] == MARK_MAGIC && crc32c::crc32c(&bytes[..16]) == u32_at(bytes, 16);
+            if !whole {
+                return Err(ReadFailure::Damaged("the mark of the last rewrite fails its checksum".to_owned()));
+            }
+            if bytes[4] != MARK_VERSION {
+                return Err(ReadFailure::Damaged("the mark of the last rewrite is of a newer format".to_owned()));
+            }
+            Ok(u64_at(bytes, 8))
+        })
+    }
+
     fn with_db<T>(&self, closed: impl FnOnce() -> T, run: impl FnOnce(&Database) -> T) -> T {
         let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
         db.as_ref().map_or_else(closed, run)
@@ -123,8 +193,9 @@ impl Store {
     /// Writes one commit, and syncs it.
     pub(crate) fn commit(&self, commit: Commit<'_>) -> Result<(), WriteFailure> {
         let written = self.with_db(|| Err("the database is closed".to_owned()), |db| guarded(|| write(db, commit)));
-        written
-            .map_err(|cause| if self.space.growth_refused() { WriteFailure::Full } else { WriteFailure::Failed(cause) })
+        written.map_err(
+            |cause| if self.space().growth_refused() { WriteFailure::Full } else { WriteFailure::Failed(cause) },
+        )
     }
 
     /// Reads. A growth that the disk refuses shuts redb to readers as well, until the writer opens it again: on a full
@@ -147,7 +218,7 @@ impl Store {
     /// Waits while a refused growth keeps the database shut, and tells whether it was opened again since `before`.
     fn opened_again(&self, before: u64) -> bool {
         let mut now = self.reopens();
-        while *now == before && self.space.growth_refused() {
+        while *now == before && self.space().growth_refused() {
             now = self.settled.wait(now).unwrap_or_else(PoisonError::into_inner);
         }
         *now != before

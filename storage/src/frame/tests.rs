@@ -107,7 +107,7 @@ fn room_is_only_reserved_while_much_is_queued() {
     let (log, mut writer) = open(config);
     let group = log.group(GroupId(16));
     let (mut index, mut grew) = (1, false);
-    let (zeros, begin) = (log.stats().room, log.shared.store.space.physical());
+    let (zeros, begin) = (log.stats().room, log.shared.store.space().physical());
     while log.stats().bytes < 32 << 20 {
         for _ in 0..20 {
             group.append(vec![sized(index, 30_000)], outcome().0);
@@ -115,7 +115,7 @@ fn room_is_only_reserved_while_much_is_queued() {
         }
         writer.commit_queued().unwrap();
         assert_eq!(log.stats().room, zeros, "the events had to wait for zeros");
-        grew |= log.shared.store.space.physical() > begin;
+        grew |= log.shared.store.space().physical() > begin;
     }
     assert!(grew, "there was no need for room");
 }

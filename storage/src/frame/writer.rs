@@ -139,7 +139,20 @@ impl Writer {
             return Ok(Committed::default());
         }
         let batch = self.shared.queue.take(self.config.commit.0, self.config.commit_records);
-        self.commit(batch, false)
+        self.commit_batch(batch)
+    }
+
+    fn commit_batch(&mut self, batch: Batch) -> Result<Committed, LogError> {
+        // It is taken alone.
+        match batch.ops.first().map(|op| &op.work) {
+            Some(Work::Rewrite(mark)) => {
+                let outcome = self.rewrite(*mark);
+                let fenced = matches!(outcome, Err(LogError::Fenced { .. }));
+                call_back(batch.ops, &outcome);
+                outcome.or_else(|error| if fenced { Err(error) } else { Ok(()) }).map(|()| Committed::default())
+            }
+            _ => self.commit(batch, false),
+        }
     }
 
     /// Commits everything, stores the index, and closes the file. Later calls on the log answer [`LogError::Closed`].
@@ -159,7 +172,7 @@ impl Writer {
     fn finish(&mut self) -> Result<(), LogError> {
         while !self.shared.queue.is_idle() {
             let batch = self.shared.queue.take(self.config.commit.0, self.config.commit_records);
-            self.commit(batch, false)?;
+            self.commit_batch(batch)?;
         }
         if self.since_index > 0 { self.commit(Batch::default(), true).map(drop) } else { Ok(()) }
     }
@@ -335,7 +348,7 @@ impl Writer {
                                 None => continue,
                             }
                         }
-                        Work::Nothing => continue,
+                        Work::Nothing | Work::Rewrite(_) => continue,
                     };
                     inner.disk.apply(change, &mut self.census)?;
                 }

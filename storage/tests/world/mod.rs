@@ -105,6 +105,7 @@ impl World {
             Op::Checkpoint(checkpoint) => log.put_checkpoint(checkpoint),
             Op::Remove => self.node().remove(group, done),
             Op::Forget(vote) => self.node().forget(group, vote, done),
+            Op::Rewrite(mark) => log.rewrite(mark, done),
         }
     }
 
@@ -319,10 +320,11 @@ impl World {
                 let past = EntryId { term, index: LogIndex(next + rng.below(5)) };
                 Op::Purge(at.unwrap_or(past))
             }
-            95..99 => {
+            95..98 => {
                 let max = [100, 20_000, 200_000][rng.below(3) as usize];
                 Op::Snapshot(bytes(rng, max))
             }
+            98 => Op::Rewrite(1 + rng.below(1000)),
             _ if rng.below(2) == 0 => Op::Forget(bytes(rng, 20)),
             _ => Op::Remove,
         };
