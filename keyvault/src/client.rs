@@ -1,5 +1,6 @@
 //! What the rest of a node asks of the vault: rings, custody and secrets. Every call may be repeated.
 
+mod receipts;
 mod rings;
 
 use std::fmt;
@@ -13,6 +14,7 @@ use subtle::ConstantTimeEq as _;
 use tokio::time::{Instant, sleep};
 use zeroize::Zeroizing;
 
+pub use self::receipts::{ReceiptKeyInfo, ReceiptKind, RingReceipts, SignedReceipt};
 pub use self::rings::{RingState, ScheduledInfo};
 use crate::entropy::Entropy;
 use crate::error::CallError;
@@ -53,6 +55,8 @@ pub struct VersionInfo {
     pub created_ms: u64,
     /// Since when it is in this state.
     pub changed_ms: u64,
+    /// Revoked, and in no file of the vault any more.
+    pub erased: bool,
 }
 
 /// A key ring, as anyone may know it.
@@ -119,6 +123,8 @@ pub struct Receipt {
     pub waited: Vec<NodeId>,
     /// From order to completion, by the leaders' wall clocks.
     pub took: Duration,
+    /// The receipt as the vault signed it, a JWS in compact form. Empty while there is no receipt key, or it cannot be used.
+    pub jws: String,
 }
 
 /// What a secret is for: its kind is part of its name, and bound into its box.
@@ -567,6 +573,7 @@ fn ring_info(ring: &pb::Ring) -> Result<RingInfo, CallError> {
             kek_id: kek_id(&version.kek_id)?,
             created_ms: version.created_ms,
             changed_ms: version.changed_ms,
+            erased: version.erased,
         })
     };
     Ok(RingInfo {
@@ -608,6 +615,7 @@ fn receipt_of(receipt: &pb::Receipt) -> Result<Receipt, CallError> {
         surrendered: nodes(&receipt.surrendered),
         waited: nodes(&receipt.waited),
         took: Duration::from_millis(receipt.drained_ms.saturating_sub(receipt.revoking_ms)),
+        jws: receipt.jws.clone(),
     })
 }
 

@@ -23,6 +23,7 @@ mod lease;
 mod link;
 mod machine;
 pub mod metrics;
+mod receipt;
 mod root;
 mod seal;
 #[cfg(any(test, feature = "testing"))]
@@ -33,8 +34,8 @@ mod wrap;
 
 pub use batch::{BatchFull, PlainBatch, RAW_BYTES_MAX, SealedBatch};
 pub use client::{
-    CUSTODY_BATCH_MAX, Held, Receipt, RingInfo, RingState, ScheduledInfo, Secret, SecretInfo, SecretKind, VaultClient,
-    VersionInfo, VersionState,
+    CUSTODY_BATCH_MAX, Held, Receipt, ReceiptKeyInfo, ReceiptKind, RingInfo, RingReceipts, RingState, ScheduledInfo,
+    Secret, SecretInfo, SecretKind, SignedReceipt, VaultClient, VersionInfo, VersionState,
 };
 pub use entropy::Entropy;
 pub use error::{CallError, KeyError};
@@ -43,6 +44,7 @@ pub use holder::Plant;
 pub use holder::{EpochFloor, Holder, HolderConfig, MemoryFloor, RefreshError, SurrenderError, Use};
 pub use lease::{InvalidLease, LeaseConfig};
 pub use link::{HolderLink, LinkError, Reason, Refusal, RoutedLink, VaultLink, VaultPeer};
+pub use receipt::receipt_fingerprint;
 #[cfg(any(test, feature = "testing"))]
 pub use root::TestRoot;
 pub use root::{

@@ -266,7 +266,12 @@ impl RoutedLink {
         match request.call {
             Some(Call::Lease(_) | Call::Release(_)) => self.lease_hop,
             Some(
-                Call::ListRings(_) | Call::ListCustody(_) | Call::Secret(_) | Call::ListSecrets(_) | Call::Status(_),
+                Call::ListRings(_)
+                | Call::ListCustody(_)
+                | Call::Secret(_)
+                | Call::ListSecrets(_)
+                | Call::ListReceipts(_)
+                | Call::Status(_),
             )
             | None => READ_HOP,
             Some(Call::Revoke(_) | Call::Rotate(_) | Call::Disable(_) | Call::Enable(_)) => WAITING_HOP,
@@ -281,6 +286,7 @@ impl RoutedLink {
                 | Call::DropCustodies(_)
                 | Call::PutSecret(_)
                 | Call::DeleteSecret(_)
+                | Call::ReceiptKeys(_)
                 | Call::Seal(_)
                 | Call::Lift(_),
             ) => WRITE_HOP,

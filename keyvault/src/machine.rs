@@ -5,6 +5,7 @@
 
 mod command;
 mod custody;
+pub(crate) mod receipts;
 mod rings;
 mod secrets;
 mod snapshot;
@@ -14,10 +15,12 @@ use bytes::Bytes;
 use ensign_raft::{CommittedEntry, RestoreError, StateMachine};
 
 pub(crate) use self::command::{
-    Change, Command, CreateRing, Custodies, Custody, DeleteSecret, Drain, Elapse, Hold, Initialize, Kek, PutSecret,
-    Revoke, RevokeDue, Rotate, ScheduleRevoke, SetLease, SetRing, SettleDisable, SettleLease, Target,
+    AddReceiptKey, Change, Command, CreateRing, Custodies, Custody, DeleteSecret, Drain, Elapse, Erase, Hold,
+    Initialize, Kek, PutSecret, Revoke, RevokeDue, Rotate, ScheduleRevoke, SetLease, SetRing, SettleDisable,
+    SettleLease, Target,
 };
 pub(crate) use self::custody::{CUSTODIES_MAX, CustodyKey};
+pub(crate) use self::receipts::{ReceiptKey, endorsement};
 pub(crate) use self::rings::{ELAPSE_MAX_MS, Scheduled, Switch, enable_with};
 #[cfg(test)]
 pub(crate) use self::state::EVENTS_MAX;

@@ -43,8 +43,23 @@ pub fn describe() {
         Unit::Seconds,
         "Age of the oldest key version that seals; on the vault's leader, 0 elsewhere"
     );
+    describe_gauge!(
+        "ensign_vault_erasures",
+        "Revocations whose wrapped keys are still in the file of a member of the vault; on the vault's leader, 0 elsewhere"
+    );
+    describe_gauge!(
+        "ensign_vault_erasure_age_seconds",
+        Unit::Seconds,
+        "For how long the oldest of them has been complete; on the vault's leader, 0 elsewhere"
+    );
     describe_gauge!("ensign_vault_leads", "1 while this node leads the vault");
     describe_gauge!("ensign_vault_sealed", "1 while the vault is sealed on this node");
+}
+
+/// What is still to be erased, and since when the oldest of it.
+pub(crate) fn vault_erasures(open: usize, oldest: Duration) {
+    gauge!("ensign_vault_erasures").set(open as f64);
+    gauge!("ensign_vault_erasure_age_seconds").set(oldest.as_secs_f64());
 }
 
 /// A batch was sealed, or was not.

@@ -215,6 +215,7 @@ impl TestVault {
             surrendered: Vec::new(),
             waited: Vec::new(),
             w_ms: self.lease.wait().as_millis() as u64,
+            voters: Vec::new(),
         };
         self.inner().apply(Change::Drain(drain)).expect("what was ordered can be completed");
     }
@@ -232,7 +233,11 @@ impl TestVault {
         };
         let switched = self.inspect(|state| state.rings.get(&ring).map(|known| known.switched(ring, state.applied)));
         self.surrender_all(order, Vec::new(), switched.into_iter().collect()).await;
-        expect_ring(self.inner().apply(Change::SettleDisable(SettleDisable { ring: bytes, disabling: order.0 })))
+        expect_ring(self.inner().apply(Change::SettleDisable(SettleDisable {
+            ring: bytes,
+            disabling: order.0,
+            ..SettleDisable::default()
+        })))
     }
 
     /// Takes it back into use. Holders hear of it when they renew.
@@ -358,6 +363,9 @@ impl TestVault {
             Call::ScheduleRevoke(_) | Call::CancelRevoke(_) => {
                 Err(Refusal::new(Reason::Unavailable, "this double has no schedule"))
             }
+            Call::ListReceipts(_) | Call::ReceiptKeys(_) => {
+                Err(Refusal::new(Reason::Unavailable, "this double signs no receipts"))
+            }
             Call::PutCustody(request) => self.custody(&request, Change::PutCustody),
             Call::DropCustody(request) => self.custody(&request, Change::DropCustody),
             Call::PutCustodies(request) => self.custodies(&request, Change::PutCustodies),
@@ -480,5 +488,16 @@ impl VaultLink for TestLink {
             };
             Ok(pb::Reply { result: Some(result) })
         })
+    }
+}
+
+/// The wrapped keys that an entry of the vault's log carries, as it stores them: for tests that search files for their bytes.
+pub fn wrapped_keys(entry: &[u8]) -> Vec<bytes::Bytes> {
+    // The last byte is the log's own tag.
+    let Some((_tag, payload)) = entry.split_last() else { return Vec::new() };
+    match Command::from_payload(&bytes::Bytes::copy_from_slice(payload)) {
+        Some((_, Change::CreateRing(made))) => vec![made.kek.boxed],
+        Some((_, Change::Rotate(rotated))) => vec![rotated.kek.boxed],
+        _ => Vec::new(),
     }
 }

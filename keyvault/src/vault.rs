@@ -5,6 +5,7 @@
 //! Revoke:  commit Revoking ──> push Surrender to every known session ──> all acked and start + W over, or W over
 //!          ──> commit Drained: the wrapped key leaves the state ──> answer with the receipt
 //! Rotate:  commit ──> tell every known session to renew now, for a moment ──> answer
+//! Erase:   every member rewrites its file ──> the leader has heard so from all ──> commit Erase: the receipt of the erasure
 //! ```
 //!
 //! Invariants: nothing is granted on a leader's lease; a revoke is answered only when no node can open; a new leader waits W
@@ -14,8 +15,10 @@
 
 mod book;
 mod custody;
+mod erase;
 mod grants;
 mod keys;
+mod receipts;
 mod revoke;
 mod rotate;
 mod schedule;
@@ -23,13 +26,15 @@ mod seal;
 mod secrets;
 mod switch;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ensign_proto::pb::vault::v1 as pb;
-use ensign_proto::{Algorithm, ClusterId, GroupId, KeyVersion, LogIndex, NodeId, ProjectId, RingId, SessionId, Term};
+use ensign_proto::{
+    Algorithm, ClusterId, ClusterVersion, GroupId, KeyVersion, LogIndex, NodeId, ProjectId, RingId, SessionId, Term,
+};
 use ensign_raft::env::{BootTime, Clock, Stop, Tasks};
 use ensign_raft::{
     Committed, Group, GroupMembers, GroupSpec, Leadership, Mode, ProposeError, ReadError, Runtime, StartError,
@@ -43,6 +48,7 @@ use tracing::{info, warn};
 pub(crate) use self::book::LeaseBook;
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use self::custody::{custodies_from, custody_page};
+use self::erase::EraseCare;
 pub(crate) use self::grants::{LeaseCall, fulfil, plan};
 pub(crate) use self::keys::{MasterKey, first_master};
 use self::schedule::ScheduleCare;
@@ -100,6 +106,8 @@ pub struct VaultLinks {
     pub holders: Arc<dyn HolderLink>,
     /// The other voters.
     pub peers: Arc<dyn VaultPeer>,
+    /// What every node of the cluster speaks: what older voters cannot read is not written.
+    pub version: Arc<dyn Fn() -> ClusterVersion + Send + Sync>,
 }
 
 impl fmt::Debug for VaultLinks {
@@ -155,6 +163,11 @@ struct Inner {
     holders: Arc<dyn HolderLink>,
     /// The other voters, whom a sealed leader asks for a successor.
     peers: Arc<dyn VaultPeer>,
+    version: Arc<dyn Fn() -> ClusterVersion + Send + Sync>,
+    /// The group's log, whose file is rewritten.
+    log: Arc<dyn GroupLog>,
+    /// How far each member's file has come, as this leader last heard.
+    heard: Mutex<BTreeMap<NodeId, LogIndex>>,
     seal: Mutex<Seal>,
     unsealing: tokio::sync::Mutex<Unsealing>,
     book: Mutex<LeaseBook>,
@@ -179,13 +192,16 @@ impl Vault {
         config.lease.check(config.election_max)?;
         let mode = if config.create { Mode::Found } else { Mode::Member };
         let spec = GroupSpec { id: GroupId::VAULT, voters: config.voters.clone(), mode };
-        let group = runtime.start(spec, log, VaultMachine::default()).await?;
-        let VaultLinks { holders, peers } = links;
+        let group = runtime.start(spec, Arc::clone(&log), VaultMachine::default()).await?;
+        let VaultLinks { holders, peers, version } = links;
         let vault = Self(Arc::new(Inner {
             group,
             clock,
             holders,
             peers,
+            version,
+            log,
+            heard: Mutex::default(),
             seal: Mutex::new(Seal::new()),
             unsealing: tokio::sync::Mutex::new(Unsealing::new(root.pause_max())),
             root,
@@ -193,9 +209,12 @@ impl Vault {
             ordered: Notify::new(),
             config,
         }));
+        // Before it serves: what it has applied may say that its own file is too old. What it learns later is done later.
+        let mut care = EraseCare::default();
+        vault.tend_file(&mut care).await;
         let (draining, upkeep) = (vault.clone(), vault.clone());
         tasks.spawn("vault-revocations", |stop| draining.drain_until(stop));
-        tasks.spawn("vault-upkeep", |stop| upkeep.upkeep_until(stop));
+        tasks.spawn("vault-upkeep", |stop| upkeep.upkeep_until(care, stop));
         Ok(vault)
     }
 
@@ -290,7 +309,10 @@ impl Vault {
             Call::CreateRing(request) => self.create_ring(actor, &request).await.map(Answer::Ring),
             Call::ListRings(request) => self.list_rings(&request).await.map(Answer::ListRings),
             Call::Rotate(request) => self.rotate(actor, &request).await.map(Answer::Ring),
-            Call::Revoke(request) => self.revoke(actor, &request).await.map(Answer::Receipt),
+            Call::Revoke(request) => {
+                let receipt = self.revoke(actor, &request).await?;
+                Ok(Answer::Receipt(self.signed(receipt).await))
+            }
             Call::Disable(request) => self.disable(actor, &request).await.map(Answer::Ring),
             Call::Enable(request) => self.enable(actor, &request).await.map(Answer::Ring),
             Call::SetRing(request) => self.set_ring(actor, &request).await.map(Answer::Ring),
@@ -310,6 +332,8 @@ impl Vault {
             Call::DeleteSecret(request) => self.delete_secret(actor, &request).await.map(Answer::SecretMeta),
             Call::ListSecrets(request) => self.list_secrets(&request).await.map(Answer::ListSecrets),
             Call::Status(_) => Ok(Answer::Status(self.status())),
+            Call::ListReceipts(request) => self.list_receipts(&request).await.map(Answer::ListReceipts),
+            Call::ReceiptKeys(_) => self.receipt_keys().await.map(Answer::ReceiptKeys),
             Call::Seal(_) => self.hold(actor, Change::Seal(Hold {})).await.map(Answer::Hold),
             Call::Lift(_) => self.hold(actor, Change::Lift(Hold {})).await.map(Answer::Hold),
         }
@@ -386,6 +410,7 @@ impl Vault {
             term: leadership.term.0,
             sealed: self.sealed().unwrap_or_default(),
             sessions: known as u64,
+            erased_through: self.erased_through().0,
             ..pb::StatusReply::default()
         };
         inner.group.inspect(|machine| {
@@ -396,6 +421,8 @@ impl Vault {
                 status.secrets = state.secrets.len() as u64;
                 status.audit_seq = state.audit_seq;
                 status.audit_head = state.audit_head.to_vec().into();
+                status.erasures = state.erasures.len() as u64;
+                status.erasing_since_ms = state.erasing_since_ms().unwrap_or_default();
             }
         });
         status
@@ -441,7 +468,7 @@ impl Vault {
     }
 
     /// Unseals as soon as that is possible, hands leadership away while it is not, and keeps the log short.
-    async fn upkeep_until(self, stop: Stop) {
+    async fn upkeep_until(self, mut erasing: EraseCare, stop: Stop) {
         let inner = &self.0;
         let mut lease = LeaseCare::default();
         let mut schedules = ScheduleCare::default();
@@ -468,7 +495,10 @@ impl Vault {
             if !sealed {
                 self.tend_lease(&mut lease, status.leadership).await;
                 self.tend_schedules(&mut schedules, status.leadership).await;
+                self.tend_receipt_keys(status.leadership).await;
             }
+            self.tend_file(&mut erasing).await;
+            self.tend_erasures(status.leadership).await;
             let readable = inner.group.inspect(|machine| machine.state().is_some());
             if readable && status.applied.0 >= status.snapshot.0 + COMPACT_EVERY {
                 match inner.group.compact(COMPACT_KEEP).await {

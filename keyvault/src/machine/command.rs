@@ -3,13 +3,14 @@
 //! Times, ids and boxes are chosen by the leader before it proposes, so that applying is a pure function.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
+use ensign_proto::pb::vault::v1 as pb;
 use prost::Message as _;
 
 use crate::lease::LeaseTerms;
 
 /// Version 2 knows what leases the vault grants, version 3 custody in batches, version 4 what is done to rings beside rotating and
-/// revoking them, an operator's seal, and root keys that are kept by something else than a file. Everything else is still written as
-/// version 1, so that older builds follow.
+/// revoking them, an operator's seal, root keys that are kept by something else than a file, receipt keys and erasures. Everything else is
+/// still written as version 1, so that older builds follow.
 const VERSIONS: std::ops::RangeInclusive<u8> = 1..=4;
 
 /// One change, who asked for it, and when.
@@ -21,7 +22,7 @@ pub(crate) struct Command {
     pub(crate) actor: String,
     #[prost(
         oneof = "Change",
-        tags = "3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 30, 31, 80, 81"
+        tags = "3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 30, 31, 40, 41, 80, 81"
     )]
     pub(crate) change: Option<Change>,
 }
@@ -70,6 +71,10 @@ pub(crate) enum Change {
     Seal(Hold),
     #[prost(message, tag = "31")]
     Lift(Hold),
+    #[prost(message, tag = "40")]
+    AddReceiptKey(AddReceiptKey),
+    #[prost(message, tag = "41")]
+    Erase(Erase),
     #[prost(message, tag = "80")]
     PutCustodies(Custodies),
     #[prost(message, tag = "81")]
@@ -163,6 +168,36 @@ pub(crate) struct Drain {
     pub(crate) waited: Vec<u64>,
     #[prost(uint64, tag = "5")]
     pub(crate) w_ms: u64,
+    /// The members of the vault's group. Absent before version 4.
+    #[prost(uint64, repeated, tag = "40")]
+    pub(crate) voters: Vec<u64>,
+}
+
+/// A key pair that signs receipts from here on.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct AddReceiptKey {
+    /// It must be the next one.
+    #[prost(uint32, tag = "1")]
+    pub(crate) number: u32,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(crate) public: Bytes,
+    /// The private key, sealed as a secret of the vault's own.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub(crate) boxed: Bytes,
+    #[prost(uint64, tag = "4")]
+    pub(crate) master_epoch: u64,
+    /// What its predecessor signed; empty for the first.
+    #[prost(string, tag = "5")]
+    pub(crate) endorsement: String,
+}
+
+/// These members' files hold nothing that was destroyed up to these indexes: all members' do, as far as `through`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Erase {
+    #[prost(uint64, tag = "1")]
+    pub(crate) through: u64,
+    #[prost(message, repeated, tag = "2")]
+    pub(crate) voters: Vec<pb::ErasedVoter>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -242,6 +277,15 @@ pub(crate) struct SettleDisable {
     /// The index of the order that is complete.
     #[prost(uint64, tag = "2")]
     pub(crate) disabling: u64,
+    /// As of a [`Drain`].
+    #[prost(uint64, repeated, tag = "40")]
+    pub(crate) surrendered: Vec<u64>,
+    #[prost(uint64, repeated, tag = "41")]
+    pub(crate) waited: Vec<u64>,
+    #[prost(uint64, tag = "42")]
+    pub(crate) w_ms: u64,
+    #[prost(uint64, repeated, tag = "43")]
+    pub(crate) voters: Vec<u64>,
 }
 
 /// What is 0 stays as it is.
@@ -287,8 +331,11 @@ impl Change {
     fn version(&self) -> u8 {
         match self {
             Self::Initialize(change) if change.kind != 0 => 4,
+            Self::Drain(change) if !change.voters.is_empty() => 4,
             Self::Seal(_)
             | Self::Lift(_)
+            | Self::AddReceiptKey(_)
+            | Self::Erase(_)
             | Self::Disable(_)
             | Self::SettleDisable(_)
             | Self::Enable(_)

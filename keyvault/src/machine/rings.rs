@@ -13,6 +13,7 @@ use ensign_proto::{KeyVersion, LogIndex, RingId};
 use ensign_storage::EntryId;
 
 use super::command::{self, Command};
+use super::receipts::DisableOrder;
 use super::state::{Done, Outcome, Ring, State, Version, What, refuse};
 use crate::link::{Reason, Refusal};
 use crate::wire;
@@ -125,7 +126,9 @@ impl State {
             return Ok(Done::Disabling(ordered));
         }
         *switch = Switch::Disabling(at.index);
-        ring.touch(KeyVersion(change.version), command.ms);
+        let (version, actor) = (KeyVersion(change.version), command.actor.clone());
+        ring.disablers.push(DisableOrder { id: at, version, ms: command.ms, actor });
+        ring.touch(version, command.ms);
         self.event(at, What::Switched(id));
         self.record(at, command, "disabling", id.as_bytes(), change.version);
         Ok(Done::Disabling(at.index))
@@ -153,10 +156,16 @@ impl State {
         let first = !matches!(switch, Switch::Off(_));
         *switch = Switch::Off(order);
         let answer = ring.to_wire_at(id, order);
+        let ordered = ring.disablers.iter().position(|it| it.id.index == order);
+        let ordered = ordered.map(|place| ring.disablers.remove(place));
         if first {
             // As with a destruction: a vault that is set back to before it is not believed.
             self.epoch += 1;
+            let prev = self.audit_head;
             self.record(at, command, "disabled", id.as_bytes(), version.0);
+            if let Some(ordered) = ordered {
+                self.attest_disabled(at, command, id, &ordered, change, prev);
+            }
         }
         Ok(Done::Ring(answer))
     }
@@ -167,7 +176,9 @@ impl State {
         if switch.is_on() {
             return Ok(Done::Ring(ring.to_wire_at(id, at.index)));
         }
+        let taken_back = switch.ordered();
         *switch = Switch::On;
+        ring.disablers.retain(|it| Some(it.id.index) != taken_back);
         ring.touch(KeyVersion(change.version), command.ms);
         let answer = ring.to_wire_at(id, at.index);
         self.event(at, What::Switched(id));

@@ -1,6 +1,6 @@
 //! The whole state as bytes: `version u8 = 2 or 3 ‖ protobuf ‖ SHA-256 of what precedes`. Version 1 had no leases. Version 3 is written
-//! only where there is something that the build before could not respect: an operator's seal, a root key that no file keeps, or a ring
-//! in which something is disabled, scheduled, named or set.
+//! only where there is something that the build before could not respect: an operator's seal, a root key that no file keeps, a receipt key,
+//! or a ring in which something is disabled, scheduled, named, set or erased.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use ensign_proto::pb::vault::v1 as pb;
@@ -11,6 +11,7 @@ use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
 use super::custody::CustodyKey;
+use super::receipts::{DisableOrder, ReceiptKey};
 use super::rings::{Scheduled, Switch};
 use super::secrets::Secret;
 use super::state::{Event, Hold, Master, Revocation, Ring, State, Version, VersionState, What};
@@ -57,6 +58,22 @@ struct Whole {
     lease_changed: u64,
     #[prost(message, optional, tag = "40")]
     hold: Option<StoredHold>,
+    #[prost(message, repeated, tag = "50")]
+    receipt_keys: Vec<StoredReceiptKey>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredReceiptKey {
+    #[prost(bytes = "bytes", tag = "1")]
+    public: Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    boxed: Bytes,
+    #[prost(uint64, tag = "3")]
+    master_epoch: u64,
+    #[prost(uint64, tag = "4")]
+    created_ms: u64,
+    #[prost(string, tag = "5")]
+    endorsement: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -102,6 +119,12 @@ struct StoredRing {
     rotation_ms: u64,
     #[prost(message, optional, tag = "21")]
     switch: Option<StoredSwitch>,
+    /// Of disablings.
+    #[prost(message, repeated, tag = "50")]
+    disabled: Vec<pb::Receipt>,
+    /// Orders to disable that have holders to wait for; `all` says nothing.
+    #[prost(message, repeated, tag = "51")]
+    disablers: Vec<StoredRevocation>,
 }
 
 /// Absent: on.
@@ -187,7 +210,11 @@ pub(super) fn encode(state: &State) -> Bytes {
     let whole = to_stored(state);
     let mut out = BytesMut::with_capacity(1 + whole.encoded_len() + 32);
     let root = whole.master.as_ref().is_some_and(|master| master.kind != 0);
-    out.put_u8(if whole.hold.is_some() || root || needs_rings(state) { VERSION } else { BEFORE });
+    out.put_u8(if whole.hold.is_some() || root || !whole.receipt_keys.is_empty() || needs_rings(state) {
+        VERSION
+    } else {
+        BEFORE
+    });
     whole.encode(&mut out).expect("a growing buffer has room");
     let digest = Sha256::digest(&out);
     out.put_slice(&digest);
@@ -216,6 +243,8 @@ fn needs_rings(state: &State) -> bool {
             && ring.switch.is_on()
             && ring.rotation_ms == 0
             && ring.scheduled.is_empty()
+            && ring.disabled.is_empty()
+            && ring.receipts.iter().all(|receipt| receipt.voters.is_empty() && receipt.erasure.is_none())
             && ring.versions.values().all(of_ring)
     };
     !state.rings.values().all(plain) || state.events.iter().any(|event| matches!(event.what, What::Switched(_)))
@@ -273,6 +302,17 @@ fn to_stored(state: &State) -> Whole {
             ms: hold.ms,
             actor: hold.actor.clone(),
         }),
+        receipt_keys: state
+            .receipt_keys
+            .iter()
+            .map(|key| StoredReceiptKey {
+                public: Bytes::copy_from_slice(&key.public),
+                boxed: key.boxed.clone(),
+                master_epoch: key.master_epoch,
+                created_ms: key.created_ms,
+                endorsement: key.endorsement.clone(),
+            })
+            .collect(),
     }
 }
 
@@ -333,6 +373,16 @@ fn from_stored(whole: &Whole) -> Result<State, Refusal> {
         };
         state.events.push_back(Event { index: LogIndex(stored.index), what });
     }
+    for stored in &whole.receipt_keys {
+        state.receipt_keys.push(ReceiptKey {
+            public: stored.public[..].try_into().map_err(|_| wire::malformed("receipt key"))?,
+            boxed: stored.boxed.clone(),
+            master_epoch: stored.master_epoch,
+            created_ms: stored.created_ms,
+            endorsement: stored.endorsement.clone(),
+        });
+    }
+    state.index_erasures();
     Ok(state)
 }
 
@@ -365,6 +415,8 @@ fn ring_to(id: RingId, ring: &Ring) -> StoredRing {
         receipts: ring.receipts.clone(),
         rotation_ms: ring.rotation_ms,
         switch: switch_to(ring.switch),
+        disabled: ring.disabled.clone(),
+        disablers: ring.disablers.iter().map(disabler_to).collect(),
     }
 }
 
@@ -385,6 +437,8 @@ fn ring_from(stored: &StoredRing) -> Result<(RingId, Ring), Refusal> {
         closed: seen.closed,
         revocations: Vec::new(),
         receipts: stored.receipts.clone(),
+        disabled: stored.disabled.clone(),
+        disablers: stored.disablers.iter().map(disabler_from).collect(),
     };
     for (version, stored) in seen.versions.iter().zip(&stored.boxes) {
         let state = match version.state() {
@@ -424,6 +478,26 @@ fn ring_from(stored: &StoredRing) -> Result<(RingId, Ring), Refusal> {
         });
     }
     Ok((wire::id(&seen.ring, "ring")?, ring))
+}
+
+fn disabler_to(order: &DisableOrder) -> StoredRevocation {
+    StoredRevocation {
+        index: order.id.index.0,
+        term: order.id.term.0,
+        versions: vec![order.version.0],
+        all: false,
+        ms: order.ms,
+        actor: order.actor.clone(),
+    }
+}
+
+fn disabler_from(stored: &StoredRevocation) -> DisableOrder {
+    DisableOrder {
+        id: EntryId { term: Term(stored.term), index: LogIndex(stored.index) },
+        version: KeyVersion(stored.versions.first().copied().unwrap_or_default()),
+        ms: stored.ms,
+        actor: stored.actor.clone(),
+    }
 }
 
 fn scheduled_from(seen: &pb::Scheduled) -> Scheduled {

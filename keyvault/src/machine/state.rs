@@ -11,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::command::{self, Change, Command};
 use super::custody::CustodyKey;
+use super::receipts::{DisableOrder, ReceiptKey};
 use super::rings::{self, Scheduled, Switch};
 use super::secrets::Secret;
 use crate::lease::LeaseTerms;
@@ -50,6 +51,12 @@ pub(crate) struct State {
     pub(crate) audit_seq: u64,
     pub(crate) audit_head: [u8; 32],
     pub(crate) applied: LogIndex,
+    /// Oldest first; the last one signs.
+    pub(crate) receipt_keys: Vec<ReceiptKey>,
+    /// Where a wrapped key was destroyed last: files that are older may hold it.
+    pub(crate) destroyed: LogIndex,
+    /// Of revocations that are not erased everywhere: where each was complete, and of which ring.
+    pub(crate) erasures: BTreeMap<LogIndex, RingId>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -91,6 +98,10 @@ pub(crate) struct Ring {
     /// Ordered, and not complete yet.
     pub(crate) revocations: Vec<Revocation>,
     pub(crate) receipts: Vec<pb::Receipt>,
+    /// Receipts of disablings.
+    pub(crate) disabled: Vec<pb::Receipt>,
+    /// Orders to disable that have holders to wait for.
+    pub(crate) disablers: Vec<DisableOrder>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,6 +165,8 @@ pub(crate) enum Done {
     Lease,
     /// Sealed, or lifted, at this index.
     Hold(LogIndex),
+    ReceiptKey,
+    Erased,
 }
 
 pub(crate) type Outcome = Result<Done, Refusal>;
@@ -192,6 +205,8 @@ impl State {
             Change::SettleLease(change) => self.settle_lease(&change),
             Change::Seal(_) => Ok(self.hold(at, command)),
             Change::Lift(_) => Ok(self.lift(at, command)),
+            Change::AddReceiptKey(change) => self.add_receipt_key(at, command, &change),
+            Change::Erase(change) => Ok(self.erase(at, command, &change)),
         }
     }
 
@@ -309,6 +324,8 @@ impl State {
             closed: false,
             revocations: Vec::new(),
             receipts: Vec::new(),
+            disabled: Vec::new(),
+            disablers: Vec::new(),
         };
         let answer = ring.to_wire_at(id, at.index);
         self.rings.insert(id, ring);
@@ -440,6 +457,7 @@ impl State {
             surrendered: change.surrendered.clone(),
             waited: change.waited.clone(),
             w_ms: change.w_ms,
+            voters: change.voters.clone(),
             actor: revocation.actor.clone(),
             revoking_ms: revocation.ms,
             drained_ms: command.ms,
@@ -460,6 +478,9 @@ impl State {
         self.record(at, command, "revoked", id.as_bytes(), version);
         receipt.audit_seq = self.audit_seq;
         receipt.audit_this = Bytes::copy_from_slice(&self.audit_head);
+        self.attest(&mut receipt);
+        self.destroyed = at.index;
+        self.erasures.insert(at.index, id);
         if let Some(ring) = self.rings.get_mut(&id) {
             ring.receipts.push(receipt.clone());
         }
@@ -564,7 +585,10 @@ impl Ring {
     }
 
     pub(crate) fn to_wire(&self, id: RingId) -> pb::Ring {
+        let gone = self.receipts.iter().filter(|receipt| receipt.erasure.is_some());
+        let gone: BTreeSet<u32> = gone.flat_map(|receipt| &receipt.versions).map(|revoked| revoked.version).collect();
         let version = |(number, version): (&KeyVersion, &Version)| pb::Version {
+            erased: gone.contains(&number.0),
             version: number.0,
             state: version.shown().into(),
             kek_id: Bytes::copy_from_slice(&version.kek_id.0),

@@ -9,6 +9,7 @@ use super::*;
 use crate::lease::LeaseTerms;
 use crate::wire::Dead;
 
+mod receipts;
 mod rings;
 
 fn bytes(byte: u8, len: usize) -> Bytes {
@@ -96,6 +97,7 @@ impl Driver {
             surrendered: vec![1],
             waited: vec![2],
             w_ms: 14_472,
+            voters: vec![1, 2, 3],
         }))
     }
 }

@@ -191,18 +191,16 @@ impl Vault {
             nodes.into_iter().map(|node| node.0).collect()
         };
         let ring = wire::bytes(order.ring.as_bytes());
-        let (actor, change) = match &order.revocation {
-            Some(revocation) => {
-                let drain = Drain {
-                    ring,
-                    revoking: order.index.0,
-                    surrendered: nodes(&|session| acked.contains(session)),
-                    waited: nodes(&|session| !acked.contains(session)),
-                    w_ms: wait.as_millis() as u64,
-                };
-                (revocation.actor.as_str(), Change::Drain(drain))
-            }
-            None => ("vault", Change::SettleDisable(SettleDisable { ring, disabling: order.index.0 })),
+        // What older voters cannot read is left out.
+        let voters = if self.attests() { self.copies().into_iter().map(|node| node.0).collect() } else { Vec::new() };
+        let (surrendered, w_ms) = (nodes(&|session| acked.contains(session)), wait.as_millis() as u64);
+        let waited = nodes(&|session| !acked.contains(session));
+        let (actor, change) = if let Some(revocation) = &order.revocation {
+            let drain = Drain { ring, revoking: order.index.0, surrendered, waited, w_ms, voters };
+            (revocation.actor.as_str(), Change::Drain(drain))
+        } else {
+            let settle = SettleDisable { ring, disabling: order.index.0, surrendered, waited, w_ms, voters };
+            ("vault", Change::SettleDisable(settle))
         };
         let waited = self.0.clock.boot().0.saturating_sub(begun.0);
         let (ring, holders) = (order.ring, sessions.len());

@@ -12,8 +12,8 @@ use ensign_keyvault::{
 };
 use ensign_proto::pb::vault::v1 as pb;
 use ensign_proto::{
-    Algorithm, BatchHeader, ClusterId, DekId, GroupId, Link, NodeId, Offset, Partition, PartitionContext, ProjectId,
-    Rlid, Term, TopicId,
+    Algorithm, BatchHeader, ClusterId, ClusterVersion, DekId, GroupId, Link, NodeId, Offset, Partition,
+    PartitionContext, ProjectId, Rlid, Term, TopicId,
 };
 use ensign_raft::Runtime;
 use ensign_raft::env::{Clock, SeededRng, SystemClock, Tasks};
@@ -218,7 +218,8 @@ impl Cluster {
         };
         let group_log = log.group(GroupId::VAULT);
         let peers = Arc::new(Wire { wires: self.wires.clone(), from: node });
-        let links = VaultLinks { holders: Arc::new(self.wires.clone()), peers };
+        let links =
+            VaultLinks { holders: Arc::new(self.wires.clone()), peers, version: Arc::new(|| ClusterVersion::V2) };
         let vault =
             Vault::start(config, &runtime, group_log, root, links, clock, &tasks).await.expect("the vault starts");
         self.wires.lock().vaults.insert(node, vault.clone());

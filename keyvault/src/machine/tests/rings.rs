@@ -30,7 +30,11 @@ impl Driver {
     }
 
     fn settle_disable(&mut self, order: u64) -> Outcome {
-        self.apply(Change::SettleDisable(SettleDisable { ring: bytes(1, 16), disabling: order }))
+        self.apply(Change::SettleDisable(SettleDisable {
+            ring: bytes(1, 16),
+            disabling: order,
+            ..SettleDisable::default()
+        }))
     }
 
     fn enable(&mut self, version: u32) -> Outcome {

@@ -1,0 +1,163 @@
+//! Erasing: what was destroyed also leaves the file of every member of the vault, and the leader commits that it has.
+//!
+//! ```text
+//! each member:  the state holds a destruction newer than the file ──> snapshot, purge ──> rewrite the file ──> overwrite the old one
+//! leader:       ask every member how far its file has come ──> all past a revocation: commit Erase, which makes its receipt
+//! ```
+//!
+//! A member is whoever has the log: voters, also those of a change that is under way, and learners. Not here: how a file is
+//! rewritten so that a crash at any point leaves one that is whole (`storage`).
+
+use std::collections::BTreeMap;
+use std::sync::{MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ensign_proto::pb::vault::v1 as pb;
+use ensign_proto::{LogIndex, NodeId};
+use ensign_raft::Leadership;
+use ensign_raft::env::BootTime;
+use futures::future::join_all;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{debug, info, warn};
+
+use super::Vault;
+use crate::link::Reason;
+use crate::machine::{Change, Erase};
+use crate::metrics;
+
+/// Between two rewrites of a file: what is destroyed in between goes with the next one.
+const APART: Duration = Duration::from_secs(5);
+/// How long a member may take to say how far it is.
+const ASK_DEADLINE: Duration = Duration::from_secs(1);
+/// How long a purge is waited for. A leader that is sending what it would purge purges when that has arrived.
+const PURGE_WITHIN: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(20);
+const ACTOR: &str = "vault";
+
+/// What a voter remembers of it.
+#[derive(Debug, Default)]
+pub(super) struct EraseCare {
+    rewritten: Option<BootTime>,
+    /// Whether it was said that the log cannot be purged.
+    complained: bool,
+}
+
+impl Vault {
+    /// Up to where this node's file holds nothing that was destroyed.
+    pub(super) fn erased_through(&self) -> LogIndex {
+        LogIndex(self.0.log.mark())
+    }
+
+    /// Everyone who has the vault's log.
+    pub(super) fn copies(&self) -> Vec<NodeId> {
+        let members = self.0.group.members();
+        let all: std::collections::BTreeSet<NodeId> =
+            [members.voters, members.outgoing, members.learners].into_iter().flatten().collect();
+        all.into_iter().collect()
+    }
+
+    /// How far each member was when this leader last asked.
+    pub(super) fn heard(&self) -> MutexGuard<'_, BTreeMap<NodeId, LogIndex>> {
+        self.0.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Rewrites this node's file, if the state holds a destruction that is newer.
+    pub(super) async fn tend_file(&self, care: &mut EraseCare) {
+        let Ok(destroyed) = self.inspect(|state| Ok(state.destroyed)) else { return };
+        let now = self.0.clock.boot();
+        let lately = care.rewritten.is_some_and(|last| now.0 < last.0 + APART);
+        if destroyed <= self.erased_through() || lately {
+            return;
+        }
+        match self.rewrite(destroyed).await {
+            Ok(mark) => {
+                (care.rewritten, care.complained) = (Some(now), false);
+                info!(through = mark.0, "the vault's file was written anew: it holds no key that was destroyed");
+            }
+            Err(why) if care.complained => debug!(why, "the vault's file is not written anew yet"),
+            Err(why) => {
+                care.complained = true;
+                warn!(
+                    why,
+                    "keys that were destroyed are still in the vault's file on this node: it is tried again and again"
+                );
+            }
+        }
+    }
+
+    async fn rewrite(&self, destroyed: LogIndex) -> Result<LogIndex, String> {
+        let group = &self.0.group;
+        group.compact(0).await.map_err(|error| error.to_string())?;
+        let deadline = Instant::now() + PURGE_WITHIN;
+        let purged = loop {
+            let purged = group.status().purged;
+            if purged >= destroyed {
+                break purged;
+            }
+            if Instant::now() >= deadline {
+                return Err(format!(
+                    "the log is purged up to {purged} and not up to {destroyed}: a member that is away has not taken it yet"
+                ));
+            }
+            sleep(LOOK).await;
+        };
+        let (done, outcome) = oneshot::channel();
+        let tell = move |result| drop(done.send(result));
+        self.0.log.rewrite(purged.0, Box::new(tell));
+        match outcome.await {
+            Ok(Ok(())) => Ok(purged),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_gone) => Err("the log was closed".to_owned()),
+        }
+    }
+
+    /// On the leader: asks every member how far it has come, and commits what all have done.
+    pub(super) async fn tend_erasures(&self, leadership: Leadership) {
+        let looked = self.inspect(|state| {
+            let first = state.erasures.first_key_value().map(|(drained, _)| *drained);
+            Ok((first, state.erasures.len(), state.erasing_since_ms()))
+        });
+        let Ok((first, open, since)) = looked else { return };
+        if !leadership.ready {
+            metrics::vault_erasures(0, Duration::ZERO);
+            self.heard().clear();
+            return;
+        }
+        let age = since.map_or(0, |since| self.0.clock.wall().as_millis().saturating_sub(since));
+        metrics::vault_erasures(open, Duration::from_millis(age));
+        let Some(first) = first else { return };
+        let heard = self.ask_members().await;
+        *self.heard() = heard.clone();
+        let Some(through) = heard.values().min().copied().filter(|through| *through >= first) else { return };
+        if !self.attests() {
+            return;
+        }
+        let voters = heard.iter().map(|(node, through)| pb::ErasedVoter { node: node.0, through: through.0 });
+        let erase = Erase { through: through.0, voters: voters.collect() };
+        match self.propose_in(Some(leadership.term), ACTOR, Change::Erase(erase)).await {
+            Ok(_) => info!(through = through.0, "keys that were destroyed are in no file of the vault any more"),
+            Err(refusal) if refusal.reason == Reason::NotLeader => {}
+            Err(refusal) => warn!(%refusal, "an erasure is not committed yet"),
+        }
+    }
+
+    /// Each member's answer; 0 for who gives none.
+    async fn ask_members(&self) -> BTreeMap<NodeId, LogIndex> {
+        let me = self.0.config.node;
+        let ask = |node: NodeId| async move {
+            if node == me {
+                return (node, self.erased_through());
+            }
+            let call = Some(pb::request::Call::Status(pb::StatusRequest {}));
+            let asked = self.0.peers.call(node, pb::Request { actor: String::new(), call });
+            let reply = timeout(ASK_DEADLINE, asked).await;
+            let through = match reply {
+                Ok(Ok(pb::Reply { result: Some(pb::reply::Result::Status(status)) })) => status.erased_through,
+                _ => 0,
+            };
+            (node, LogIndex(through))
+        };
+        join_all(self.copies().into_iter().map(ask)).await.into_iter().collect()
+    }
+}
