@@ -232,6 +232,12 @@ impl Admin {
         self.client.connection().call_within(REVOKE_TIMEOUT, Repeat::Harmless, message, send).await
     }
 
+    /// What the vault signed of a ring, and how far its erasure is.
+    pub async fn key_receipts(&self, ring: Ring) -> Result<pb::ListKeyReceiptsReply, CallError> {
+        let (ring_id, project_id) = ring.wire();
+        call!(self, Harmless, pb::ListKeyReceiptsRequest { ring_id, project_id }, list_key_receipts)
+    }
+
     /// Makes a key ring beside the one that a project began with.
     pub async fn create_key_ring(
         &self,

@@ -229,6 +229,11 @@ pub async fn run(
     )??;
     node.vault().initialize(QUORUM, phrase).await.context("cannot initialize the vault")?;
     node.upgrades().begin().await.context("cannot give the cluster its version")?;
+    let fingerprint = node.receipt_fingerprint().await.context("the vault cannot make the key that signs receipts")?;
+    info!(
+        fingerprint,
+        "the vault signs receipts of what it destroys: keep this fingerprint outside the cluster, `ensign receipt verify` asks for it"
+    );
     if let Some(authority) = authority {
         node.joins().import(authority).await.context("the vault cannot take over the certificate authority's key")?;
     }

@@ -27,6 +27,7 @@ pub mod peers;
 pub mod placement;
 mod plant;
 pub mod quota;
+mod receipts;
 pub mod report;
 mod root;
 pub mod rpc;

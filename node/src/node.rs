@@ -151,6 +151,15 @@ impl Node {
         &self.vault
     }
 
+    /// The fingerprint of the key that the vault's first receipts are signed with: what a third party pins. `None` where the cluster's
+    /// version knows no receipts. Waits a little for a vault whose leader has yet to hear of the version.
+    ///
+    /// # Errors
+    /// The vault cannot be reached or is sealed.
+    pub async fn receipt_fingerprint(&self) -> anyhow::Result<Option<String>> {
+        crate::receipts::first_fingerprint(&self.catalog, &self.vault_client).await
+    }
+
     /// The catalog.
     pub fn catalog(&self) -> &Catalog {
         &self.catalog

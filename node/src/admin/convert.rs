@@ -23,7 +23,7 @@ pub(super) fn span(span: Duration) -> Option<prost_types::Duration> {
     prost_types::Duration::try_from(span).ok()
 }
 
-fn millis(ms: u64) -> Option<prost_types::Timestamp> {
+pub(super) fn millis(ms: u64) -> Option<prost_types::Timestamp> {
     time(UnixNanos(ms.saturating_mul(1_000_000)))
 }
 
@@ -84,6 +84,7 @@ pub(super) fn ring(ring: &RingInfo) -> pb::KeyRing {
             created: millis(version.created_ms),
             kek_id: bytes::Bytes::copy_from_slice(&version.kek_id.0),
             changed: millis(version.changed_ms),
+            erased: version.erased,
         }
     });
     let scheduled = ring.scheduled.iter().map(|it| pb::ScheduledRevocation {

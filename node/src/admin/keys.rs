@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ensign_keyvault::{CallError, RingInfo};
+use ensign_keyvault::{CallError, ReceiptKind, RingInfo};
 use ensign_proto::pb::admin::v1 as pb;
-use ensign_proto::{Algorithm, ClusterVersion, KeyVersion, RingId};
+use ensign_proto::{Algorithm, ClusterVersion, KeyVersion, LogIndex, NodeId, RingId};
 use tonic::Status;
 use tracing::info;
 
@@ -113,6 +113,34 @@ pub(super) async fn usable_ring(shared: &Shared, project: &Project, named: &str)
     };
     check_usable(ring)?;
     Ok(ring.ring)
+}
+
+pub(super) async fn receipts(
+    shared: &Shared,
+    caller: &Caller,
+    request: &pb::ListKeyReceiptsRequest,
+) -> Result<pb::ListKeyReceiptsReply, Status> {
+    let ring = caller.ring(shared, &request.ring_id, &request.project_id).await?;
+    let known = shared.vault.receipts(ring).await.map_err(|error| status::vault(&error))?;
+    let receipts = known.receipts.into_iter().map(|it| pb::KeyReceipt {
+        kind: match it.kind {
+            ReceiptKind::Revoked => pb::KeyReceiptKind::Revoked,
+            ReceiptKind::Disabled => pb::KeyReceiptKind::Disabled,
+            ReceiptKind::Erased => pb::KeyReceiptKind::Erased,
+        }
+        .into(),
+        versions: it.versions.iter().map(|version| version.0).collect(),
+        time: convert::millis(it.ms),
+        index: it.index.0,
+        receipt: it.jws,
+    });
+    let eraser = |(node, through): &(NodeId, LogIndex)| pb::KeyEraser { node_id: node.0, erased_through: through.0 };
+    Ok(pb::ListKeyReceiptsReply {
+        ring_id: ring.to_string(),
+        receipts: receipts.collect(),
+        erase_through: known.erase_through.map_or(0, |index| index.0),
+        erasers: known.erasers.iter().map(eraser).collect(),
+    })
 }
 
 /// What is done to what a request names.

@@ -308,9 +308,17 @@ impl Admin for Service {
         Ok(Response::new(pb::RevokeKeyReply {
             ring_id: ring.to_string(),
             versions: receipt.versions.iter().map(|(version, _)| version.0).collect(),
-            receipt: String::new(),
+            receipt: receipt.jws,
             waited: convert::span(self.0.clock.boot().0.saturating_sub(begin.0)),
         }))
+    }
+
+    async fn list_key_receipts(
+        &self,
+        request: Request<pb::ListKeyReceiptsRequest>,
+    ) -> Result<Response<pb::ListKeyReceiptsReply>, Status> {
+        let (caller, request) = self.enter(request, Permission::ProjectsRead).await?;
+        keys::receipts(&self.0, &caller, &request).await.map(Response::new)
     }
 
     async fn create_key_ring(

@@ -6,6 +6,7 @@ mod events;
 mod key;
 mod placement;
 mod quota;
+mod receipt;
 mod report;
 mod topic;
 mod vault;
@@ -24,9 +25,10 @@ pub(super) use access::{ProjectCommand, StatusArgs};
 pub(super) use cluster::{ClusterCommand, ClusterInitArgs, ClusterJoinArgs, NodeArgs, TokenCommand};
 pub(super) use events::{ConsistencyArg, PublishArgs, QueryArgs, SubscribeArgs};
 pub use key::KeyCommand;
-pub(super) use key::{Algorithm, RingArg, TargetArgs};
+pub(super) use key::{Algorithm, RevokeArgs, RingArg, Stage, TargetArgs};
 pub(super) use placement::{NodeCommand, PartitionCommand, WatchArgs};
 pub(super) use quota::{QuotaBytes, QuotaCommand, QuotaLimit, QuotaValue, Whose};
+pub(super) use receipt::{ReceiptCommand, VerifyArgs};
 pub(super) use report::{DoctorArgs, ReportArgs};
 pub(super) use topic::TopicCommand;
 pub(super) use vault::VaultCommand;
@@ -44,6 +46,7 @@ Exit codes:
   7  refused as things are: it exists already, is archived, its key was revoked
   8  the doctor found something that needs an operator
   9  --timeout was over before what was waited for; that goes on
+ 10  a receipt, or a key that it is verified with, is not what it claims to be
 130  interrupted
 
 Credentials:
@@ -103,6 +106,9 @@ pub enum Command {
     /// Encryption keys: make, look at, rotate, disable, destroy.
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Receipts of what the key vault destroyed: verify them, without a cluster.
+    #[command(subcommand)]
+    Receipt(ReceiptCommand),
     /// The key vault: is it sealed, seal it, unseal it.
     #[command(subcommand)]
     Vault(VaultCommand),

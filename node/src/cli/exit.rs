@@ -29,6 +29,8 @@ pub enum Exit {
     Unwell = 8,
     /// A wait that has a limit reached it.
     TimeUp = 9,
+    /// A receipt, or a key that it is verified with, is not what it claims to be.
+    Untrusted = 10,
     /// Ctrl-C.
     Interrupted = 130,
 }
@@ -57,6 +59,11 @@ pub(super) struct NoAdministrator;
 #[error("the cluster needs an operator: see the findings")]
 pub(super) struct Unwell;
 
+/// What is asked for is not built yet.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub(super) struct NotBuilt(pub(super) &'static str);
+
 /// Ctrl-C or SIGTERM.
 #[derive(Debug, Error)]
 #[error("interrupted")]
@@ -83,6 +90,12 @@ fn code_of(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     }
     if error.is::<super::watch::TimeUp>() {
         return Some(Exit::TimeUp);
+    }
+    if error.is::<super::receipt::Untrusted>() {
+        return Some(Exit::Untrusted);
+    }
+    if error.is::<NotBuilt>() {
+        return Some(Exit::Refused);
     }
     if error.is::<Interrupted>() {
         return Some(Exit::Interrupted);

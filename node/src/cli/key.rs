@@ -1,16 +1,20 @@
 //! `ensign key`.
 
 use std::fmt::Write as _;
+use std::path::Path;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use ensign_client::{Revoke, Ring, admin_api as pb};
 use ensign_proto::{KeyVersion, RingId};
 use serde::Serialize;
 
 use super::admin::id;
-use super::args::{Algorithm, ClientArgs, KeyCommand, Output, RingArg, TargetArgs};
+use super::args::{Algorithm, ClientArgs, KeyCommand, Output, RevokeArgs, RingArg, Stage, TargetArgs};
 use super::connect::{Clients, connect};
+use super::exit::NotBuilt;
 use super::output::{agree, confirm, json, line, list, one, record, somebody_is_there, thousands, wire_time};
+use super::watch::{Progress, wait};
 
 /// As many names of what a ring seals as a question has.
 const NAMED_MAX: usize = 10;
@@ -48,6 +52,8 @@ struct ShownVersion {
     changed: Option<String>,
     /// Public fingerprint of the key, in hex.
     kek_id: String,
+    /// Revoked, and in no file of the vault any more.
+    erased: bool,
 }
 
 #[derive(Serialize)]
@@ -153,6 +159,7 @@ impl From<pb::KeyRing> for ShownRing {
             created: wire_time(it.created.as_ref()),
             changed: wire_time(it.changed.as_ref()),
             kek_id: hex(&it.kek_id),
+            erased: it.erased,
         });
         let scheduled = ring.scheduled.iter().map(|it| ShownScheduled {
             version: (it.version != 0).then_some(it.version),
@@ -196,8 +203,23 @@ struct Rotated {
 struct Revoked {
     ring: String,
     versions: Vec<u32>,
+    /// How far it is: revoked, erased.
+    stage: &'static str,
+    /// Empty while the cluster is being upgraded from a version that made none.
     receipt: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    erased_receipt: Option<String>,
     waited_seconds: f64,
+}
+
+#[derive(Serialize)]
+struct ShownReceipt {
+    kind: &'static str,
+    versions: Vec<u32>,
+    time: Option<String>,
+    log_index: u64,
+    /// Empty for what was committed before the vault had a receipt key.
+    receipt: String,
 }
 
 /// The ring that was named, by id or by name, or that of the project that the credentials are for.
@@ -335,7 +357,8 @@ pub(super) async fn run(command: KeyCommand) -> anyhow::Result<()> {
                 format!("{} is enabled; ring {} is {}", target.text, ring.id, ring.state)
             })
         }
-        KeyCommand::Revoke { target, yes, client } => revoke(target, yes, &client).await,
+        KeyCommand::Revoke(args) => revoke(args).await,
+        KeyCommand::Receipts { ring, receipt, client } => receipts(ring, receipt.as_deref(), &client).await,
         KeyCommand::ScheduleRevoke { target, after, yes, client } => {
             let clients = connect(&client)?;
             let admin = clients.admin()?;
@@ -402,7 +425,7 @@ async fn describe(ring: RingArg, client: &ClientArgs) -> anyhow::Result<()> {
         let or_empty = |text: &Option<String>| text.clone().unwrap_or_default();
         vec![
             it.version.to_string(),
-            it.state.to_owned(),
+            if it.erased { format!("{}, erased", it.state) } else { it.state.to_owned() },
             or_empty(&it.created),
             or_empty(&it.changed),
             it.kek_id.clone(),
@@ -411,25 +434,129 @@ async fn describe(ring: RingArg, client: &ClientArgs) -> anyhow::Result<()> {
     list(client.output, &["version", "state", "made", "state since", "key id"], &ring.versions, row, "no versions")
 }
 
-async fn revoke(target: TargetArgs, yes: bool, client: &ClientArgs) -> anyhow::Result<()> {
-    let clients = connect(client)?;
+async fn revoke(args: RevokeArgs) -> anyhow::Result<()> {
+    let RevokeArgs { target, yes, wait: stage, timeout, receipt: file, client } = args;
+    if stage == Stage::Unrecoverable {
+        // Before anything is destroyed.
+        return Err(NotBuilt(
+            "--wait unrecoverable: destroying the root key that wrapped a key is not built yet (there is no `ensign vault rotate-root`), \
+             so no revocation gets that far; nothing was revoked. --wait erased goes as far as this release can",
+        )
+        .into());
+    }
+    let clients = connect(&client)?;
     let admin = clients.admin()?;
     if !yes {
         confirm(yes, &what_is_at_stake(&clients, &target).await?)?;
     }
     let target = the_target(&clients, target).await?;
     let reply = admin.revoke_key(target.ring, target.which).await?;
+    if let Some(file) = &file {
+        save(file, [reply.receipt.as_str()])?;
+    }
     let waited = reply.waited.and_then(|it| Duration::try_from(it).ok()).unwrap_or_default();
-    let revoked = Revoked {
+    let mut revoked = Revoked {
         ring: reply.ring_id,
         versions: reply.versions,
+        stage: "revoked",
         receipt: reply.receipt,
+        erased_receipt: None,
         waited_seconds: waited.as_secs_f64(),
     };
+    if stage == Stage::Erased {
+        let ring: RingId = revoked.ring.parse()?;
+        let erased = erased(&clients, ring, &revoked.versions, timeout).await?;
+        if let Some(file) = &file {
+            save(file, [revoked.receipt.as_str(), erased.as_str()])?;
+        }
+        (revoked.stage, revoked.erased_receipt) = ("erased", Some(erased));
+    }
     let versions: Vec<_> = revoked.versions.iter().map(ToString::to_string).collect();
-    let sentence =
+    let mut sentence =
         format!("revoked version {} of ring {}; no node opens it any more", versions.join(", "), revoked.ring);
+    if stage == Stage::Erased {
+        sentence += ", and its key is in no file of the vault";
+    }
+    let receipt = file.map_or_else(|| revoked.receipt.clone(), |file| file.display().to_string());
+    if !receipt.is_empty() {
+        let _ = write!(sentence, "\nreceipt: {receipt}");
+    }
     one(client.output, &revoked, sentence)
+}
+
+/// Waits until versions are erased, and returns the receipt of it.
+async fn erased(
+    clients: &Clients,
+    ring: RingId,
+    versions: &[u32],
+    limit: Option<Duration>,
+) -> anyhow::Result<String> {
+    let look = async || {
+        let known = clients.admin()?.key_receipts(Ring::Id(ring)).await?;
+        let erased = known.receipts.iter().filter(|it| it.kind() == pb::KeyReceiptKind::Erased);
+        let mut erased = erased.filter(|it| versions.iter().all(|version| it.versions.contains(version)));
+        if let Some(done) = erased.next_back() {
+            return Ok(Progress::Over(done.receipt.clone()));
+        }
+        let missing = missing(&known);
+        Ok(Progress::On(if missing.is_empty() {
+            "ensign: waiting for the vault's leader to hear from its members".to_owned()
+        } else {
+            format!("ensign: waiting for these nodes to erase it from their vault's file: {missing}")
+        }))
+    };
+    wait("it is revoked; the erasure".to_owned(), limit, look).await
+}
+
+/// The nodes that have still to erase something of a ring.
+fn missing(known: &pb::ListKeyReceiptsReply) -> String {
+    let open = known.erasers.iter().filter(|it| it.erased_through < known.erase_through);
+    open.map(|it| it.node_id.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+async fn receipts(ring: RingArg, file: Option<&Path>, client: &ClientArgs) -> anyhow::Result<()> {
+    let clients = connect(client)?;
+    let known = clients.admin()?.key_receipts(the_ring(&clients, ring).await?).await?;
+    let shown: Vec<ShownReceipt> = known
+        .receipts
+        .iter()
+        .map(|it| ShownReceipt {
+            kind: match it.kind() {
+                pb::KeyReceiptKind::Unspecified => "unknown",
+                pb::KeyReceiptKind::Revoked => "revoked",
+                pb::KeyReceiptKind::Disabled => "disabled",
+                pb::KeyReceiptKind::Erased => "erased",
+            },
+            versions: it.versions.clone(),
+            time: wire_time(it.time.as_ref()),
+            log_index: it.index,
+            receipt: it.receipt.clone(),
+        })
+        .collect();
+    if let Some(file) = file {
+        save(file, shown.iter().map(|it| it.receipt.as_str()))?;
+    }
+    let row = |it: &ShownReceipt| {
+        let versions: Vec<_> = it.versions.iter().map(ToString::to_string).collect();
+        let signed = if it.receipt.is_empty() { "not signed" } else { "signed" };
+        let time = it.time.clone().unwrap_or_default();
+        vec![it.kind.to_owned(), versions.join(", "), time, it.log_index.to_string(), signed.to_owned()]
+    };
+    list(client.output, &["what", "versions", "time", "log index", "receipt"], &shown, row, "no receipts")?;
+    if client.output == Output::Human && known.erase_through != 0 {
+        line(format_args!("still to be erased from the vault's file on nodes: {}", missing(&known)))?;
+    }
+    Ok(())
+}
+
+/// Writes receipts, one a line; what is not signed is left out.
+fn save<'a>(file: &Path, receipts: impl IntoIterator<Item = &'a str>) -> anyhow::Result<()> {
+    let mut text = String::new();
+    for receipt in receipts.into_iter().filter(|receipt| !receipt.is_empty()) {
+        text.push_str(receipt);
+        text.push('\n');
+    }
+    std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
 }
 
 #[cfg(test)]

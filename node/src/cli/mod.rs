@@ -14,6 +14,7 @@ mod key;
 mod output;
 mod placement;
 mod quota;
+mod receipt;
 mod topic;
 mod topics;
 mod vault;
@@ -71,6 +72,7 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
         Command::Query(args) => events::query(args).await,
         Command::ApiKey(command) => admin::api_key(command).await,
         Command::Key(command) => key::run(command).await,
+        Command::Receipt(command) => receipt::run(command).await,
         Command::Vault(command) => vault::run(command).await,
         Command::Quota(command) => quota::run(command).await,
         Command::Node(command) => placement::node(command).await,

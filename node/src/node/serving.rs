@@ -96,7 +96,9 @@ impl Node {
             let catalog = self.catalog.clone();
             self.edge.spawn("catalog-freshness", |stop| catalog.keep_fresh(stop));
             let tls = self.client_tls.as_ref();
-            edge::serve_http("http-server", http, tls, crate::identity::router(self.identity.clone()), &self.edge);
+            let routes = crate::identity::router(self.identity.clone());
+            let routes = routes.merge(crate::receipts::router(self.vault_client.clone()));
+            edge::serve_http("http-server", http, tls, routes, &self.edge);
             edge::serve_grpc(grpc, tls, self.routes().await?, &self.edge);
         }
         self.health.set(Phase::Serving);

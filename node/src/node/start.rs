@@ -118,7 +118,13 @@ impl Node {
             entropy: Entropy::kernel(),
         };
         let vault_group_log = vault_log.log.group(GroupId::VAULT);
-        let links = VaultLinks { holders: Arc::new(calls.clone()), peers: Arc::new(calls.clone()) };
+        let version_view = view.clone();
+        let version: Arc<dyn Fn() -> ClusterVersion + Send + Sync> = Arc::new(move || version_view.cluster_version());
+        let links = VaultLinks {
+            holders: Arc::new(calls.clone()),
+            peers: Arc::new(calls.clone()),
+            version: Arc::clone(&version),
+        };
         let root = root::provider(&config);
         let vault = Vault::start(vault_config, &runtime, vault_group_log, root, links, Arc::clone(&clock), &tasks)
             .await
@@ -143,8 +149,6 @@ impl Node {
             .start(catalog_spec, log.log.group(GroupId::CATALOG), machine)
             .await
             .context("the catalog cannot start")?;
-        let version_view = view.clone();
-        let version: Arc<dyn Fn() -> ClusterVersion + Send + Sync> = Arc::new(move || version_view.cluster_version());
         let local =
             LocalParts { node: me, vault: vault.clone(), client: vault_client.clone(), version: Arc::clone(&version) };
         local::serve(config.operator_socket(), local, &tasks);

@@ -1,5 +1,6 @@
 //! What `ensign key` takes.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -92,20 +93,34 @@ Example:
     },
     /// Destroy versions of a key for ever: nobody reads again what was sealed under them.
     #[command(
-        after_help = "Waits until no node can open the data any more: usually a moment, at worst the lease wait (about 15 seconds).
+        after_help = "Waits until no node can open the data any more: usually a moment, at worst the lease wait (about 15 seconds). That is the stage
+`revoked`. With --wait erased it also waits until the wrapped key is in no file of the vault: a few seconds more, while all of the
+vault's members are there. Erasing cannot reach copies that somebody made: backups of a vault, snapshots of its volume, and blocks that an
+SSD or a copy-on-write file system put aside. With such a copy and the root key the data can be read again.
 `ensign key disable` stops reading and publishing as quickly, and can be undone; `ensign key schedule-revoke` leaves time to think.
 
 Examples:
   ensign key revoke --version 3
-  ensign key revoke --all --yes"
+  ensign key revoke --all --yes --wait erased --receipt revoked.jws
+  ensign receipt verify revoked.jws --keys https://auth.example/.well-known/ensign-receipts.json --fingerprint kPrK_q…"
     )]
-    Revoke {
-        /// What to destroy.
+    Revoke(RevokeArgs),
+    /// What the vault signed of a ring: that versions were disabled, revoked, erased. A third party can verify it.
+    #[command(
+        after_help = "Each receipt is a JWS (RFC 7515) in compact form, signed with Ed25519. `ensign receipt verify` verifies them without a cluster.
+A receipt proves what the vault committed, and not that nobody has kept a copy.
+
+Examples:
+  ensign key receipts
+  ensign key receipts --ring payments --receipt payments.jws"
+    )]
+    Receipts {
+        /// The ring.
         #[command(flatten)]
-        target: TargetArgs,
-        /// Do not ask.
-        #[arg(long)]
-        yes: bool,
+        ring: RingArg,
+        /// Write them to this file, one a line.
+        #[arg(long, value_name = "FILE")]
+        receipt: Option<PathBuf>,
         /// Connection.
         #[command(flatten)]
         client: ClientArgs,
@@ -165,6 +180,41 @@ Examples:
         #[command(flatten)]
         client: ClientArgs,
     },
+}
+
+/// `ensign key revoke`.
+#[derive(Debug, Args)]
+pub struct RevokeArgs {
+    /// What to destroy.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Do not ask.
+    #[arg(long)]
+    pub yes: bool,
+    /// How far to wait: `revoked`: no node opens it; `erased`: its key is in no file of the vault either; `unrecoverable`: the root
+    /// key that wrapped it is destroyed, which is not built yet.
+    #[arg(long, value_name = "STAGE", value_enum, default_value_t = Stage::Revoked)]
+    pub wait: Stage,
+    /// With --wait erased: how long at most. What was begun goes on, and the exit code is 9. Default: as long as it takes.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub timeout: Option<Duration>,
+    /// Write the receipts to this file, one a line.
+    #[arg(long, value_name = "FILE")]
+    pub receipt: Option<PathBuf>,
+    /// Connection.
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+/// What a revocation is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Stage {
+    /// No node opens what was sealed.
+    Revoked,
+    /// The wrapped key is in no file of the vault.
+    Erased,
+    /// The root key that wrapped it is destroyed.
+    Unrecoverable,
 }
 
 /// Which key ring.
