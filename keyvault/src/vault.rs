@@ -209,9 +209,7 @@ impl Vault {
             ordered: Notify::new(),
             config,
         }));
-        // Before it serves: what it has applied may say that its own file is too old. What it learns later is done later.
-        let mut care = EraseCare::default();
-        vault.tend_file(&mut care).await;
+        let care = vault.tend_file_at_start().await;
         let (draining, upkeep) = (vault.clone(), vault.clone());
         tasks.spawn("vault-revocations", |stop| draining.drain_until(stop));
         tasks.spawn("vault-upkeep", |stop| upkeep.upkeep_until(care, stop));

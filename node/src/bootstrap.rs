@@ -10,7 +10,7 @@ use ensign_keyvault::Passphrase;
 use ensign_proto::PermissionSet;
 use ensign_raft::env::OsRng;
 use serde::{Deserialize, Serialize};
-use tracing::info;
+use tracing::{info, warn};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::authority::Authority;
@@ -229,11 +229,17 @@ pub async fn run(
     )??;
     node.vault().initialize(QUORUM, phrase).await.context("cannot initialize the vault")?;
     node.upgrades().begin().await.context("cannot give the cluster its version")?;
-    let fingerprint = node.receipt_fingerprint().await.context("the vault cannot make the key that signs receipts")?;
-    info!(
-        fingerprint,
-        "the vault signs receipts of what it destroys: keep this fingerprint outside the cluster, `ensign receipt verify` asks for it"
-    );
+    match node.receipt_fingerprint().await {
+        Ok(Some(fingerprint)) => info!(
+            fingerprint,
+            "the vault signs receipts of what it destroys: keep this fingerprint outside the cluster, `ensign receipt verify` asks for it"
+        ),
+        Ok(None) => {}
+        // The cluster is good without it.
+        Err(error) => {
+            warn!(%error, "the fingerprint of the receipt key is not known yet: /.well-known/ensign-receipts.json has it later")
+        }
+    }
     if let Some(authority) = authority {
         node.joins().import(authority).await.context("the vault cannot take over the certificate authority's key")?;
     }

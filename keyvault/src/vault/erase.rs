@@ -30,8 +30,12 @@ use crate::metrics;
 const APART: Duration = Duration::from_secs(5);
 /// How long a member may take to say how far it is.
 const ASK_DEADLINE: Duration = Duration::from_secs(1);
-/// How long a purge is waited for. A leader that is sending what it would purge purges when that has arrived.
-const PURGE_WITHIN: Duration = Duration::from_secs(10);
+/// How long one look waits for a purge. A leader that is sending what it would purge purges when that has arrived.
+const PURGE_WITHIN: Duration = Duration::from_secs(1);
+/// Between two snapshots for the sake of a purge that does not come.
+const SNAPSHOTS_APART: Duration = Duration::from_secs(30);
+/// How long a start waits for it.
+const START_WITHIN: Duration = Duration::from_secs(15);
 const LOOK: Duration = Duration::from_millis(20);
 const ACTOR: &str = "vault";
 
@@ -39,6 +43,8 @@ const ACTOR: &str = "vault";
 #[derive(Debug, Default)]
 pub(super) struct EraseCare {
     rewritten: Option<BootTime>,
+    /// The destruction for which a snapshot was taken, and when.
+    snapshot: Option<(LogIndex, BootTime)>,
     /// Whether it was said that the log cannot be purged.
     complained: bool,
 }
@@ -62,6 +68,14 @@ impl Vault {
         self.0.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The first look of a node that starts: what it has applied may say that its own file is too old.
+    pub(super) async fn tend_file_at_start(&self) -> EraseCare {
+        let mut care = EraseCare::default();
+        // What takes longer goes on, and is looked at again.
+        let _ = timeout(START_WITHIN, self.tend_file(&mut care)).await;
+        care
+    }
+
     /// Rewrites this node's file, if the state holds a destruction that is newer.
     pub(super) async fn tend_file(&self, care: &mut EraseCare) {
         let Ok(destroyed) = self.inspect(|state| Ok(state.destroyed)) else { return };
@@ -70,7 +84,7 @@ impl Vault {
         if destroyed <= self.erased_through() || lately {
             return;
         }
-        match self.rewrite(destroyed).await {
+        match self.rewrite(care, destroyed).await {
             Ok(mark) => {
                 (care.rewritten, care.complained) = (Some(now), false);
                 info!(through = mark.0, "the vault's file was written anew: it holds no key that was destroyed");
@@ -86,9 +100,13 @@ impl Vault {
         }
     }
 
-    async fn rewrite(&self, destroyed: LogIndex) -> Result<LogIndex, String> {
-        let group = &self.0.group;
-        group.compact(0).await.map_err(|error| error.to_string())?;
+    async fn rewrite(&self, care: &mut EraseCare, destroyed: LogIndex) -> Result<LogIndex, String> {
+        let (group, now) = (&self.0.group, self.0.clock.boot());
+        let lately = care.snapshot.is_some_and(|(index, at)| index == destroyed && now.0 < at.0 + SNAPSHOTS_APART);
+        if group.status().purged < destroyed && !lately {
+            group.compact(0).await.map_err(|error| error.to_string())?;
+            care.snapshot = Some((destroyed, now));
+        }
         let deadline = Instant::now() + PURGE_WITHIN;
         let purged = loop {
             let purged = group.status().purged;

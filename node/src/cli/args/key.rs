@@ -93,10 +93,12 @@ Example:
     },
     /// Destroy versions of a key for ever: nobody reads again what was sealed under them.
     #[command(
-        after_help = "Waits until no node can open the data any more: usually a moment, at worst the lease wait (about 15 seconds). That is the stage
-`revoked`. With --wait erased it also waits until the wrapped key is in no file of the vault: a few seconds more, while all of the
-vault's members are there. Erasing cannot reach copies that somebody made: backups of a vault, snapshots of its volume, and blocks that an
-SSD or a copy-on-write file system put aside. With such a copy and the root key the data can be read again.
+        after_help = "Waits until no node can open the data any more: usually a moment, at worst the lease wait (about 15
+seconds). That is the stage `revoked`. With --wait erased it also waits until the wrapped key is in no file
+of the vault: a few seconds more, while all of the vault's members are there. Erasing cannot reach copies
+that somebody made: backups of a vault, snapshots of its volume, and blocks that an SSD or a copy-on-write
+file system put aside. With such a copy and the root key the data can be read again.
+
 `ensign key disable` stops reading and publishing as quickly, and can be undone; `ensign key schedule-revoke` leaves time to think.
 
 Examples:

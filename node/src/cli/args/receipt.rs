@@ -16,11 +16,12 @@ pub enum ReceiptCommand {
 /// `ensign receipt verify`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Needs no cluster and no credentials. Give it the fingerprint that the cluster printed when it was made, and that you have kept
-since, outside the cluster: the log of `ensign serve --bootstrap` and of `ensign dev` has it. Keys that were made later vouch for each other, back to that one.
+    after_help = "Needs no cluster and no credentials. Give it the fingerprint that `ensign serve --bootstrap` logged when the
+cluster was made, and that was kept since, outside the cluster. Keys that were made later vouch for each
+other, back to that one.
 
-A receipt that is verified proves what the cluster's vault committed, when, and on which basis. It does not prove that nobody kept a copy:
-of the data before it was destroyed, of a vault, or of a root key.
+A receipt that is verified proves what the cluster's vault committed, when, and on which basis. It does not
+prove that nobody kept a copy: of the data before it was destroyed, of a vault, or of a root key.
 
 Compare `kek_id` with what `ensign key describe` showed before, and `audit` with the cluster's record of key events.
 
