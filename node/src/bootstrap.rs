@@ -237,7 +237,7 @@ pub async fn run(
         Ok(None) => {}
         // The cluster is good without it.
         Err(error) => {
-            warn!(%error, "the fingerprint of the receipt key is not known yet: /.well-known/ensign-receipts.json has it later")
+            warn!(%error, "the fingerprint of the receipt key is not known yet: /.well-known/ensign-receipts.json has it later");
         }
     }
     if let Some(authority) = authority {

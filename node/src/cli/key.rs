@@ -485,12 +485,7 @@ async fn revoke(args: RevokeArgs) -> anyhow::Result<()> {
 }
 
 /// Waits until versions are erased, and returns the receipt of it.
-async fn erased(
-    clients: &Clients,
-    ring: RingId,
-    versions: &[u32],
-    limit: Option<Duration>,
-) -> anyhow::Result<String> {
+async fn erased(clients: &Clients, ring: RingId, versions: &[u32], limit: Option<Duration>) -> anyhow::Result<String> {
     let look = async || {
         let known = clients.admin()?.key_receipts(Ring::Id(ring)).await?;
         let erased = known.receipts.iter().filter(|it| it.kind() == pb::KeyReceiptKind::Erased);
