@@ -139,7 +139,7 @@ async fn an_erased_key_is_in_no_file_of_any_node_and_a_third_party_can_verify_th
     let verified: Value = serde_json::from_str(&text)?;
     ensure!(verified[0]["receipt"]["kind"] == "revoked" && verified[1]["receipt"]["kind"] == "erased", "{verified}");
     ensure!(verified[0]["receipt"]["versions"][0]["kek_id"] == shown["versions"][0]["kek_id"], "{verified}");
-    ensure!(verified[1]["receipt"]["erased_through"].as_object().map(|it| it.len()) == Some(3), "{verified}");
+    ensure!(verified[1]["receipt"]["erased_through"].as_object().map(serde_json::Map::len) == Some(3), "{verified}");
 
     // Offline: the keys in a file. And everything that must not be believed.
     let document = reqwest::get(&url).await?.text().await?;
