@@ -190,9 +190,11 @@ pub(super) fn place(error: &PlaceError) -> Status {
         | Refusal::RingShared
         | Refusal::NoRing
         | Refusal::RingsTooMany => Status::failed_precondition(message),
-        Refusal::NameTaken | Refusal::IdTaken | Refusal::LifeOver | Refusal::AuthorityExists => {
-            Status::already_exists(message)
-        }
+        Refusal::NameTaken
+        | Refusal::IdTaken
+        | Refusal::LifeOver
+        | Refusal::AuthorityExists
+        | Refusal::AddressTaken => Status::already_exists(message),
         Refusal::Unreadable => Status::internal(message),
     }
 }

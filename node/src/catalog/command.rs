@@ -297,6 +297,9 @@ pub enum Refusal {
     /// The project has as many topics as its quota allows.
     #[error("the project has as many topics as its quota allows")]
     TopicQuota,
+    /// Another node is reached at the address.
+    #[error("another node of the cluster has this address")]
+    AddressTaken,
     /// No such join token.
     #[error("the cluster has no such join token")]
     TokenUnknown,

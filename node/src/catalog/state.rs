@@ -208,6 +208,12 @@ impl State {
         !name.is_empty() && others.any(|other| other.name == name)
     }
 
+    /// The node that others reach at this address, unless it was removed. Names of hosts have no case.
+    pub(super) fn node_at(&self, address: &str) -> Option<&Arc<NodeRecord>> {
+        let mut nodes = self.nodes.values().filter(|node| !self.revoked_nodes.contains_key(&node.id));
+        nodes.find(|node| !address.is_empty() && node.peer.eq_ignore_ascii_case(address))
+    }
+
     fn create_join_token(&mut self, new: JoinToken) -> Response {
         if let Some(old) = self.join_tokens.get(&new.id) {
             return if old.hash == new.hash { Ok(Outcome::Done) } else { Err(Refusal::IdTaken) };
@@ -246,6 +252,9 @@ impl State {
         let name = if join.name.is_empty() { format!("node-{id}") } else { join.name };
         if self.is_name_taken(&name, id) {
             return Err(Refusal::NameTaken);
+        }
+        if self.node_at(&join.peer).is_some() {
+            return Err(Refusal::AddressTaken);
         }
         let (peer, region, zone) = (join.peer, join.region, join.zone);
         let key = Bytes::copy_from_slice(&join.key);

@@ -95,7 +95,7 @@ fn join(token: u8, key: u8, name: &str) -> Join {
         name: name.to_owned(),
         region: "eu".to_owned(),
         zone: "eu-1".to_owned(),
-        peer: format!("{key}:5357"),
+        peer: format!("{}:5357", key % 5),
         above: NodeId(2),
         version: ClusterVersion::V2,
         at: at(key),

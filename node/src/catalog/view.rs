@@ -178,6 +178,11 @@ impl View {
         self.shared.read().nodes.get(&id).cloned()
     }
 
+    /// The node that others reach at this address; none of one that was removed.
+    pub fn node_at(&self, address: &str) -> Option<Arc<NodeRecord>> {
+        self.shared.read().node_at(address).cloned()
+    }
+
     /// Whether the node was removed, for ever.
     pub fn is_node_revoked(&self, id: NodeId) -> bool {
         self.shared.read().revoked_nodes.contains_key(&id)

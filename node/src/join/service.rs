@@ -51,7 +51,11 @@ impl Join for Service {
         let join = self.read(&request, token)?;
         // Whoever is let in gets a certificate: without an authority, no number may be given away.
         self.0.authority().await.map_err(|error| unavailable(&error))?;
-        let node = self.0.parts.catalog.join(join).await.map_err(|error| refused(&error))?;
+        let address = join.peer.clone();
+        let node = match self.0.parts.catalog.join(join).await {
+            Err(JoinError::Refused(Refusal::AddressTaken)) => return Err(self.address_taken(&address)),
+            joined => joined.map_err(|error| refused(&error))?,
+        };
         let reply = self.welcome(&request, &node).await?;
         info!(node = %node.id, name = node.name, address = node.peer, token = %Ulid::from_bytes(token), "a machine joined the cluster");
         Ok(Response::new(reply))
@@ -80,6 +84,15 @@ impl Service {
             return Err(Status::unauthenticated(Refusal::TokenExpired.to_string()));
         }
         Ok(token.id)
+    }
+
+    fn address_taken(&self, address: &str) -> Status {
+        let who = self.0.parts.catalog.view().node_at(address);
+        let who = who.map_or_else(|| "another node".to_owned(), |node| format!("node {} ({})", node.id, node.name));
+        Status::already_exists(format!(
+            "{who} of the cluster is reached at {address}: name the address of this machine's own peer listener with --address. If that \
+             node is gone for good, remove it first (`ensign node remove`)"
+        ))
     }
 
     /// What the machine asks for.

@@ -244,6 +244,10 @@ impl Model {
         if self.has_name(&name, id) {
             return Err(Refusal::NameTaken);
         }
+        let there = |node: &&NodeRecord| node.peer == join.peer && !self.removed.contains(&node.id);
+        if self.nodes.values().any(|node| there(&node)) {
+            return Err(Refusal::AddressTaken);
+        }
         let key = Bytes::copy_from_slice(&join.key);
         let (peer, region, zone) = (join.peer, join.region, join.zone);
         self.nodes.insert(

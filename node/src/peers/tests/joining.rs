@@ -35,14 +35,19 @@ impl Fixture {
         self.joins().create_token(HOUR, uses).await.unwrap().1.as_str().to_owned()
     }
 
+    /// Each name has an address of its own.
     async fn join(&self, dir: &Path, token: &str, name: &str) -> anyhow::Result<Joined> {
+        self.join_at(dir, token, name, &format!("{}.internal:9", if name.is_empty() { "unnamed" } else { name })).await
+    }
+
+    async fn join_at(&self, dir: &Path, token: &str, name: &str, address: &str) -> anyhow::Result<Joined> {
         let spec = JoinSpec {
             token: token.parse().map_err(anyhow::Error::msg)?,
             seeds: vec![self.address.clone()],
             name: name.parse().map_err(anyhow::Error::msg)?,
             region: "eu".parse().map_err(anyhow::Error::msg)?,
             zone: "eu-1".parse().map_err(anyhow::Error::msg)?,
-            address: Some("127.0.0.1:9".to_owned()),
+            address: Some(address.to_owned()),
             dir: dir.to_owned(),
             data_dir: dir.join("data"),
             root_key: dir.join("root.key"),
@@ -71,7 +76,10 @@ async fn a_machine_with_a_token_becomes_a_node_that_its_peers_admit() {
     // Node 2 is configured and has not registered: its number is not given away.
     assert_eq!((joined.node, joined.name.as_str(), joined.cluster), (NodeId(3), "fourth", cluster(7)));
     let record = fixture.catalog().node(NodeId(3)).unwrap();
-    assert_eq!((record.region.as_str(), record.zone.as_str(), record.peer.as_str()), ("eu", "eu-1", "127.0.0.1:9"));
+    assert_eq!(
+        (record.region.as_str(), record.zone.as_str(), record.peer.as_str()),
+        ("eu", "eu-1", "fourth.internal:9")
+    );
     crate::config::Config::load(Some(&dir.path().join("ensign.toml")), crate::config::ServerArgs::default()).unwrap();
     let mode =
         std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(dir.path().join("node.key")).unwrap().permissions());
@@ -148,7 +156,14 @@ async fn a_token_that_is_wrong_over_or_another_clusters_lets_nobody_in() {
     assert!(refused.contains("used as often as it may"), "{refused}");
     let refused = message(fixture.join(other.path(), &fixture.token(1).await, "taken").await);
     assert!(refused.contains("another node of the cluster has this name"), "{refused}");
+    let another = fixture.token(1).await;
+    let refused = message(fixture.join_at(other.path(), &another, "other", "TAKEN.internal:9").await);
+    assert!(refused.contains("node 3 (taken) of the cluster is reached at TAKEN.internal:9"), "{refused}");
+    assert!(refused.contains("--address"), "{refused}");
     assert_eq!(fixture.used(), 1, "whoever is refused uses nothing up");
+    // Who is gone for good is in nobody's way.
+    fixture.catalog().revoke_node(NodeId(3)).await.unwrap();
+    fixture.join_at(other.path(), &another, "other", "taken.internal:9").await.unwrap();
     fixture.tasks.shut_down(Duration::from_secs(5)).await;
 }
 
