@@ -273,6 +273,17 @@ impl Config {
         if self.node.id == 0 {
             return contradiction("node.id is 0: nodes are numbered from 1".to_owned());
         }
+        if self.node.data_dir.as_os_str().is_empty() {
+            return contradiction(
+                "node.data_dir is empty: name the directory that is to hold everything this node stores".to_owned(),
+            );
+        }
+        if self.root.provider == Provider::File && self.node.root_key.as_os_str().is_empty() {
+            return contradiction(
+                "node.root_key is empty: with root.provider = \"file\" it names the file with the root key".to_owned(),
+            );
+        }
+        self.listen.check_distinct().map_err(ConfigError::Contradiction)?;
         for (key, label) in [("node.region", &self.node.region), ("node.zone", &self.node.zone)] {
             if label.as_str().is_empty() {
                 return contradiction(format!("{key} is empty: leave it out for \"local\", or name the place"));
@@ -341,6 +352,31 @@ impl Config {
             return contradiction(
                 "auth.refresh_ttl is shorter than auth.access_ttl: a client could never refresh".to_owned(),
             );
+        }
+        Ok(())
+    }
+}
+
+impl ListenSettings {
+    /// Refuses two listeners at one place.
+    fn check_distinct(&self) -> Result<(), String> {
+        let all = [
+            ("listen.grpc", self.grpc),
+            ("listen.http", self.http),
+            ("listen.metrics", self.metrics),
+            ("listen.peers", self.peers),
+        ];
+        for (place, (key, address)) in all.iter().enumerate() {
+            // All addresses of a machine include each; port 0 is another one for everybody.
+            let meets = |other: &SocketAddr| {
+                let everywhere = address.ip().is_unspecified() || other.ip().is_unspecified();
+                address.port() != 0 && address.port() == other.port() && (everywhere || address.ip() == other.ip())
+            };
+            if let Some((other, there)) = all[..place].iter().find(|(_, other)| meets(other)) {
+                return Err(format!(
+                    "{other} = \"{there}\" and {key} = \"{address}\" are the same port: give each listener one of its own"
+                ));
+            }
         }
         Ok(())
     }
@@ -516,6 +552,25 @@ mod tests {
         Config::parse(tls).unwrap();
         assert!(refusal("[vault]\nlease = \"1s\"").contains("between 3s and 60s"));
         assert!(refusal("[auth]\nrefresh_ttl = \"1m\"").contains("could never refresh"));
+    }
+
+    #[test]
+    fn listeners_have_ports_of_their_own() {
+        let meet = refusal("[listen]\nhttp = \"127.0.0.1:5356\"");
+        assert_eq!(
+            meet,
+            "listen.grpc = \"127.0.0.1:5356\" and listen.http = \"127.0.0.1:5356\" are the same port: give each listener one of its own"
+        );
+        assert!(refusal("[listen]\npeers = \"0.0.0.0:1205\"").contains("listen.metrics"), "all addresses include each");
+        Config::parse("[listen]\nhttp = \"127.0.0.2:5356\"").unwrap();
+        Config::parse("[listen]\ngrpc = \"127.0.0.1:0\"\nhttp = \"127.0.0.1:0\"").unwrap();
+    }
+
+    #[test]
+    fn what_a_node_cannot_do_without_is_not_empty() {
+        assert!(refusal("[node]\ndata_dir = \"\"").contains("node.data_dir is empty"));
+        assert!(refusal("[node]\nroot_key = \"\"").contains("node.root_key is empty"));
+        Config::parse("[node]\nroot_key = \"\"\n[root]\nprovider = \"passphrase\"").unwrap();
     }
 
     #[test]

@@ -15,7 +15,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use thiserror::Error;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
@@ -91,6 +91,19 @@ pub enum TlsError {
         /// The names it carries.
         found: String,
     },
+    /// The authority does not vouch for the certificate, whatever time it is.
+    #[error(
+        "the certificate {path} is not one that {authority} vouches for ({message}): peers would refuse it. Give this node a certificate of \
+         the cluster's authority, good for servers and for clients, or correct cluster.authority"
+    )]
+    NotVouched {
+        /// The certificate's file.
+        path: PathBuf,
+        /// The authority's file.
+        authority: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
     /// The three do not fit together.
     #[error("the certificates of this node cannot be used: {0}")]
     Unusable(String),
@@ -138,6 +151,11 @@ impl PeerTls {
             let found = if names.is_empty() { "nobody".to_owned() } else { names.join(", ") };
             return Err(TlsError::WrongNode { path: certificate.to_owned(), expected: node_name(node), found });
         }
+        vouched(&leaf, &roots, node).map_err(|message| TlsError::NotVouched {
+            path: certificate.to_owned(),
+            authority: authority.to_owned(),
+            message,
+        })?;
         Ok(Self { now: Arc::new(ArcSwap::from_pointee(material)) })
     }
 
@@ -252,6 +270,48 @@ impl Material {
             expires,
         })
     }
+}
+
+/// Whether the authorities vouch for the first certificate of a chain, as a server's and as a client's: what peers ask in a handshake. Whether it
+/// is valid now is asked elsewhere, as long as a node runs.
+fn vouched(certificate: &[u8], authority: &[u8], node: NodeId) -> Result<(), String> {
+    let text = |error: &dyn std::error::Error| error.to_string();
+    let (Some(chain), Some(authorities)) = (certificates(certificate), certificates(authority)) else { return Ok(()) };
+    let Some((leaf, between)) = chain.split_first() else { return Ok(()) };
+    let mut roots = RootCertStore::empty();
+    for root in authorities {
+        roots.add(root).map_err(|error| text(&error))?;
+    }
+    let (roots, provider) = (Arc::new(roots), Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
+    let server = WebPkiServerVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider));
+    let server = server.build().map_err(|error| text(&error))?;
+    let client = WebPkiClientVerifier::builder_with_provider(roots, provider).build().map_err(|error| text(&error))?;
+    // At one of these the authority was valid, too, unless it never was while the certificate is.
+    for at in times_of(leaf) {
+        let asked = server.verify_server_cert(leaf, between, &server_name(node), &[], at).map(drop);
+        let asked = asked.and_then(|()| client.verify_client_cert(leaf, between, at).map(drop));
+        match asked {
+            Ok(()) => return Ok(()),
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::Expired
+                | CertificateError::ExpiredContext { .. }
+                | CertificateError::NotValidYet
+                | CertificateError::NotValidYetContext { .. },
+            )) => {}
+            Err(error) => return Err(text(&error)),
+        }
+    }
+    Ok(())
+}
+
+/// Some times at which a certificate is valid: its end, its middle, its beginning.
+fn times_of(certificate: &[u8]) -> Vec<UnixTime> {
+    let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return Vec::new() };
+    let seconds = |time: i64| u64::try_from(time).unwrap_or_default();
+    let (from, until) =
+        (seconds(parsed.validity().not_before.timestamp()), seconds(parsed.validity().not_after.timestamp()));
+    let at = |seconds| UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
+    [until, from + until.saturating_sub(from) / 2, from].map(at).into()
 }
 
 /// The name that the callee's certificate must carry.
