@@ -17,7 +17,7 @@ use crate::authority::Authority;
 use crate::config::Config;
 use crate::files::write_secret;
 use crate::identity::{self, NewApiKey, operator_permissions};
-use crate::node::{Addresses, Node};
+use crate::node::{Addresses, Node, NodeEnd};
 use crate::peers::{PeerTls, Peers};
 use crate::serve::{Answer, hello};
 
@@ -199,6 +199,7 @@ pub async fn refuse_second(config: &Config, tls: &PeerTls) -> anyhow::Result<()>
                 );
             }
             Answer::Stranger(why) => bail!(why),
+            Answer::Removed => return Err(NodeEnd::removed(config.node_id()).into()),
             Answer::Nothing => {}
         }
     }

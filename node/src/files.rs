@@ -214,6 +214,23 @@ impl NodeFloor {
     }
 }
 
+impl NodeFloor {
+    /// Keeps that this life of the node has begun elsewhere, so that the next start on this directory begins a later one; durable when it
+    /// returns.
+    ///
+    /// # Errors
+    /// [`FileError::Io`].
+    pub fn raise_life(&self, seen: u64) -> Result<(), FileError> {
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen > file.incarnation {
+            let raised = NodeFile { incarnation: seen, ..file.clone() };
+            raised.write(&self.data_dir)?;
+            *file = raised;
+        }
+        Ok(())
+    }
+}
+
 impl EpochFloor for NodeFloor {
     fn kept(&self) -> u64 {
         self.file.lock().unwrap_or_else(PoisonError::into_inner).vault_epoch
@@ -311,6 +328,21 @@ mod tests {
         let floor = NodeFloor::new(&dir.path().join("gone"), next);
         assert!(floor.raise(8).unwrap_err().starts_with("cannot write"));
         assert_eq!(floor.kept(), 7, "what is not on disk is not kept");
+    }
+
+    #[test]
+    fn a_life_that_another_process_has_begun_is_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let floor = NodeFloor::new(dir.path(), NodeFile::begin_life(dir.path(), NodeId(1), cluster()).unwrap());
+        floor.raise_life(4).unwrap();
+        floor.raise_life(2).unwrap();
+        floor.raise(7).unwrap();
+        let next = NodeFile::begin_life(dir.path(), NodeId(1), cluster()).unwrap();
+        assert_eq!(
+            (next.incarnation, next.vault_epoch),
+            (5, 7),
+            "later than what was seen, and nothing else is forgotten"
+        );
     }
 
     #[test]

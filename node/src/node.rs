@@ -8,6 +8,7 @@
 //! ```
 
 mod chores;
+mod ending;
 mod serving;
 mod start;
 mod stopping;
@@ -29,6 +30,7 @@ use crate::catalog::{Catalog, CatalogMachine};
 use crate::certificates::{Certificates, ClientTls};
 use crate::config::Config;
 use crate::control::ControlThread;
+use crate::files::NodeFloor;
 use crate::health::Health;
 use crate::identity::Identity;
 use crate::join::{Joins, Renewal};
@@ -38,6 +40,7 @@ use crate::quota::Quotas;
 use crate::report::PeerReports;
 use crate::upgrade::Upgrades;
 
+pub use ending::NodeEnd;
 use start::OpenLog;
 
 /// How often readiness looks at the lease, at the replicas and at the vault.
@@ -108,7 +111,8 @@ pub struct Node {
     life: Life,
     addresses: Option<Addresses>,
     /// Why it cannot go on.
-    fatal: Arc<OnceLock<String>>,
+    end: Arc<OnceLock<NodeEnd>>,
+    floor: Arc<NodeFloor>,
     health: Health,
     tasks: Tasks,
     edge: Tasks,

@@ -12,6 +12,7 @@
 //! (follow.rs); the settings name those to begin with.
 
 mod channels;
+mod ended;
 mod follow;
 mod gate;
 mod memory;
@@ -22,6 +23,7 @@ mod transport;
 mod vault;
 
 pub use channels::{PeerEntry, Peers};
+pub use ended::Ended;
 pub use follow::follow;
 pub(crate) use gate::{CallingNode, is_refusal};
 pub use gate::{Life, Membership, PeerChannel, Speaks};

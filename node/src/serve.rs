@@ -15,11 +15,11 @@ use tracing::{info, warn};
 use crate::authority::Authority;
 use crate::bootstrap;
 use crate::certificates::ClientTls;
-use crate::cli::ServeArgs;
+use crate::cli::{ServeArgs, UsageError};
 use crate::config::{Config, Provider};
 use crate::files::{NodeFile, write_secret};
-use crate::node::{Addresses, Listeners, Node, NodeSpec};
-use crate::peers::{PeerTls, Peers, Speaks, is_refusal};
+use crate::node::{Addresses, Listeners, Node, NodeEnd, NodeSpec};
+use crate::peers::{Ended, PeerTls, Peers, Speaks, is_refusal};
 use crate::{door, harden, plant, root, signals, telemetry};
 
 /// How often a new node asks its peers which cluster it belongs to.
@@ -36,16 +36,13 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
     harden::no_core_dumps();
     let stop = signals::stop()?;
     let id = config.node_id();
-    if config.cluster.peers.is_empty() {
-        bail!("cluster.peers is empty: name every node of the cluster, this one included, as ID=HOST:PORT");
-    }
-    let tls = PeerTls::load(id, &config.cluster.certificate, &config.cluster.private_key, &config.cluster.authority)?;
+    let Checked { tls, client_tls } = check(&config)?;
+    check_bootstrap(&args, &config)?;
     std::fs::create_dir_all(&config.node.data_dir)
         .with_context(|| format!("cannot make the data directory {}", config.node.data_dir.display()))?;
 
-    if config.root.provider == Provider::File {
-        refuse_key_beside_data(&config.node.root_key, &config.node.data_dir)?;
-    }
+    // Once more: now the directory is there.
+    check_root_key(&config)?;
 
     let known = NodeFile::read(&config.node.data_dir, id)?;
     if let Some((file, _)) = &known {
@@ -54,7 +51,9 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
     let known = known.map(|(_, cluster)| cluster);
     let done = config.node.data_dir.join("bootstrapped");
     if args.bootstrap && done.exists() {
-        bail!("this cluster was bootstrapped already: start the node without --bootstrap");
+        return Err(
+            UsageError("this cluster was bootstrapped already: start the node without --bootstrap".to_owned()).into()
+        );
     }
     let cluster = match (known, args.bootstrap) {
         (Some(cluster), _) => cluster,
@@ -70,22 +69,22 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
     let phrase = if args.bootstrap { root::make(&config, &args.root_passphrase)? } else { None };
 
     if let Some(certified) = tls.cluster().filter(|certified| *certified != cluster) {
-        bail!(
-            "the certificate {} is for cluster {certified}, and the data directory {} belongs to cluster {cluster}: correct one of \
-             the two settings",
-            config.cluster.certificate.display(),
-            config.node.data_dir.display()
-        );
+        let (certificate, data_dir) = (config.cluster.certificate.display(), config.node.data_dir.display());
+        return Err(UsageError(format!(
+            "the certificate {certificate} is for cluster {certified}, and the data directory {data_dir} belongs to cluster {cluster}: \
+             correct one of the two settings"
+        ))
+        .into());
     }
     let authority = load_authority(&config, args.authority_key.as_deref())?;
     if args.bootstrap && authority.is_none() {
-        info!(
-            "no --authority-key: the vault keeps no certificate authority, and nodes are added with certificates made by hand"
+        warn!(
+            "no --authority-key: the cluster will never sign certificates, and no machine can join it by token; nodes are added with certificates made by hand"
         );
     }
     warn_of_plaintext(&config);
     let listeners = Listeners {
-        tls: ClientTls::load(&config.listen)?,
+        tls: client_tls,
         grpc: Some(bind("listen.grpc", config.listen.grpc).await?),
         http: Some(bind("listen.http", config.listen.http).await?),
         metrics: Some(bind("listen.metrics", config.listen.metrics).await?),
@@ -113,15 +112,15 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
         out.flush()?;
         anyhow::Ok(())
     };
-    let failure = tokio::select! {
+    let failure: Option<anyhow::Error> = tokio::select! {
         biased;
         () = stop.cancelled() => None,
         // Also on the way to serving: a node that its cluster is too new for would wait for a quorum for ever.
-        failure = node.failed() => Some(failure),
+        end = node.failed() => Some(end.into()),
         failure = async {
             match outcome.await {
                 Ok(()) => std::future::pending().await,
-                Err(error) => format!("{error:#}"),
+                Err(error) => error,
             }
         } => Some(failure),
     };
@@ -130,7 +129,63 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
     }
     node.drain().await;
     node.close().await;
-    failure.map_or(Ok(()), |failure| Err(anyhow::anyhow!(failure)))
+    failure.map_or(Ok(()), Err)
+}
+
+/// What the files of settings hold.
+pub(crate) struct Checked {
+    tls: PeerTls,
+    client_tls: Option<ClientTls>,
+}
+
+/// Checks settings against the machine, without touching anything: what `ensign config check` says, `serve` says too.
+///
+/// # Errors
+/// [`UsageError`], or [`TlsError`](crate::peers::TlsError): a setting or a file is wrong.
+pub(crate) fn check(config: &Config) -> anyhow::Result<Checked> {
+    check_peers(config)?;
+    let cluster = &config.cluster;
+    let tls = PeerTls::load(config.node_id(), &cluster.certificate, &cluster.private_key, &cluster.authority)?;
+    let client_tls = ClientTls::load(&config.listen)?;
+    let data_dir = &config.node.data_dir;
+    if data_dir.exists() && !data_dir.is_dir() {
+        return Err(UsageError(format!("node.data_dir = \"{}\" is no directory", data_dir.display())).into());
+    }
+    check_root_key(config)?;
+    Ok(Checked { tls, client_tls })
+}
+
+/// A node needs others to be one of a cluster, be it none but itself.
+///
+/// # Errors
+/// [`UsageError`].
+pub(crate) fn check_peers(config: &Config) -> Result<(), UsageError> {
+    if config.cluster.peers.is_empty() {
+        let what = "cluster.peers is empty: name every node of the cluster, this one included, as ID=HOST:PORT";
+        return Err(UsageError(what.to_owned()));
+    }
+    Ok(())
+}
+
+fn check_root_key(config: &Config) -> anyhow::Result<()> {
+    if config.root.provider == Provider::File && config.node.data_dir.exists() {
+        refuse_key_beside_data(&config.node.root_key, &config.node.data_dir)?;
+    }
+    Ok(())
+}
+
+/// A cluster is given its authority when it is made, or never: outside one machine, that is said and not forgotten.
+fn check_bootstrap(args: &ServeArgs, config: &Config) -> Result<(), UsageError> {
+    let chosen = args.authority_key.is_some() || args.own_certificates || config.listen.peers.ip().is_loopback();
+    if !args.bootstrap || chosen {
+        return Ok(());
+    }
+    Err(UsageError(
+        "--bootstrap without --authority-key makes a cluster that never signs certificates, so that no machine can ever join it by token. \
+         That cannot be changed later: name the key that `ensign cluster init` made with --authority-key FILE; or, if you certify every \
+         node yourself, say so with --own-certificates"
+            .to_owned(),
+    ))
 }
 
 /// The authority whose key the vault is to keep.
@@ -139,8 +194,9 @@ fn load_authority(config: &Config, key: Option<&Path>) -> anyhow::Result<Option<
     let read = |path: &Path| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
     let (certificate, key) = (read(&config.cluster.authority)?, zeroize::Zeroizing::new(read(path)?));
     let authority = Authority::from_pem(&certificate, &key);
-    authority.map(Some).with_context(|| {
-        format!("{} is not the key of the authority {}", path.display(), config.cluster.authority.display())
+    authority.map(Some).map_err(|error| {
+        let (key, authority) = (path.display(), config.cluster.authority.display());
+        UsageError(format!("{key} is not the key of the authority {authority}: {error:#}")).into()
     })
 }
 
@@ -160,12 +216,12 @@ fn refuse_key_beside_data(root_key: &Path, data_dir: &Path) -> anyhow::Result<()
     let real = std::fs::canonicalize(root_key).ok();
     let folder = root_key.parent().and_then(|folder| std::fs::canonicalize(folder).ok());
     if real.into_iter().chain(folder).any(|place| place.starts_with(&data)) {
-        bail!(
-            "node.root_key = \"{}\" lies inside node.data_dir = \"{}\": whoever copies the data would have the key to it; \
-             keep the file in a directory of its own (and on every node) and set node.root_key to it",
-            root_key.display(),
-            data_dir.display()
-        );
+        let (root_key, data_dir) = (root_key.display(), data_dir.display());
+        return Err(UsageError(format!(
+            "node.root_key = \"{root_key}\" lies inside node.data_dir = \"{data_dir}\": whoever copies the data would have the key to it; \
+             keep the file in a directory of its own (and on every node) and set node.root_key to it"
+        ))
+        .into());
     }
     Ok(())
 }
@@ -193,7 +249,8 @@ async fn ask_peers(config: &Config, tls: &PeerTls, stop: &Stop) -> anyhow::Resul
         for peer in peers.others() {
             match hello(&peers, peer).await? {
                 Answer::Cluster(cluster) => return Ok(cluster),
-                Answer::Stranger(why) => unknown = Some(why),
+                Answer::Stranger(why) => unknown = Some(anyhow::anyhow!(why)),
+                Answer::Removed => unknown = Some(NodeEnd::removed(config.node_id()).into()),
                 Answer::Nothing => {}
             }
         }
@@ -201,7 +258,7 @@ async fn ask_peers(config: &Config, tls: &PeerTls, stop: &Stop) -> anyhow::Resul
         if asked.is_multiple_of(20) {
             // A peer may learn a moment later than the others that this node joined, but not much later.
             if let Some(why) = unknown {
-                bail!(why);
+                return Err(why);
             }
             warn!(
                 "no peer knows the cluster yet: is one node started with --bootstrap, and are cluster.peers and the certificates right?"
@@ -218,6 +275,8 @@ pub(crate) enum Answer {
     Cluster(ClusterId),
     /// It does not know the node, or not yet, and says so.
     Stranger(String),
+    /// It knows that the node was removed.
+    Removed,
     /// It does not answer, or has no cluster either.
     Nothing,
 }
@@ -235,6 +294,7 @@ pub(crate) async fn hello(peers: &Peers, peer: NodeId) -> anyhow::Result<Answer>
             let cluster = ClusterId::try_from(&reply.into_inner().cluster[..]);
             Ok(cluster.map_or(Answer::Nothing, Answer::Cluster))
         }
+        Err(status) if Ended::of(status.metadata().as_ref()) == Some(Ended::Removed) => Ok(Answer::Removed),
         Err(status) if is_refusal(&status) => {
             let why = format!("node {peer} refuses this node: {}", status.message());
             if status.code() == tonic::Code::FailedPrecondition {
@@ -268,5 +328,21 @@ mod tests {
         std::fs::write(data.join("root.key"), b"").unwrap();
         std::os::unix::fs::symlink(data.join("root.key"), keys.join("link.key")).unwrap();
         assert!(refuse_key_beside_data(&keys.join("link.key"), &data).is_err());
+    }
+
+    #[test]
+    fn a_cluster_over_several_machines_is_not_left_without_an_authority_by_oversight() {
+        use clap::Parser as _;
+        let checked = |peers: &str, more: &[&str]| {
+            let typed = [&["ensign", "serve", "--bootstrap"], more].concat();
+            let crate::cli::Command::Serve(args) = crate::cli::Cli::parse_from(typed).command else { panic!("serve") };
+            let config = Config::parse(&format!("[listen]\npeers = \"{peers}\"")).unwrap();
+            check_bootstrap(&args, &config).map_err(|error| error.to_string())
+        };
+        let refused = checked("10.0.0.1:5357", &[]).unwrap_err();
+        assert!(refused.contains("--authority-key FILE") && refused.contains("--own-certificates"), "{refused}");
+        checked("10.0.0.1:5357", &["--own-certificates"]).unwrap();
+        checked("10.0.0.1:5357", &["--authority-key", "ca.key"]).unwrap();
+        checked("127.0.0.1:5357", &[]).unwrap();
     }
 }

@@ -26,6 +26,7 @@ use tracing::{error, info, warn};
 
 use crate::catalog::{Catalog, WhyNotYet, WriteFailure};
 use crate::files::NodeFloor;
+use crate::node::NodeEnd;
 use crate::peers::{Peers, Speaks};
 
 /// How long a node may take to say what it speaks.
@@ -291,7 +292,7 @@ impl Upgrades {
     }
 
     /// Keeps the cluster's version for the next start, and gives the reason when this build is too old for it. One task a node.
-    pub async fn follow(self, fatal: Arc<OnceLock<String>>, stop: Stop) {
+    pub async fn follow(self, end: Arc<OnceLock<NodeEnd>>, stop: Stop) {
         let view = self.parts.catalog.view();
         let mut changes = view.changes();
         let mut kept = ClusterVersion::V1;
@@ -304,7 +305,7 @@ impl Upgrades {
                      ran here before, or a newer one"
                 );
                 error!(%active, speaks = %newest, "this program is too old for the cluster");
-                let _ = fatal.set(why);
+                let _ = end.set(NodeEnd::Failed(why));
                 stop.cancel();
                 return;
             }

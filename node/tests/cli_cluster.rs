@@ -119,8 +119,15 @@ fn topics_and_events_from_the_command_line() {
     let described = cluster.json(&["topic", "describe", "orders"], "");
     assert_eq!(described[0]["events"], 3);
     assert_eq!(cluster.failure(&["topic", "describe", "nothing"]).0, Some(3));
-    assert_eq!(cluster.failure(&["query", "SELECT * FROM nothing"]).0, Some(3));
-    assert_eq!(cluster.failure(&["subscribe", "nothing", "--count", "1"]).0, Some(3));
+    let (code, said) = cluster.failure(&["query", "SELECT * FROM nothing"]);
+    assert!(code == Some(3) && said.contains("the query names a topic that is not in this project"), "{said}");
+    for args in [&["subscribe", "nothing", "--count", "1"][..], &["publish", "nothing"]] {
+        let output = cluster.run(args, "{}\n");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(3), "{said}");
+        assert!(said.contains("there is no topic \"nothing\" in this project"), "{said}");
+        assert!(said.contains("`ensign topic create nothing` makes it"), "{said}");
+    }
 
     let (code, said) = cluster.failure(&["topic", "archive", "orders"]);
     assert!(code == Some(2) && said.contains("--yes"), "{said}");

@@ -12,7 +12,8 @@ use ensign_proto::NodeId;
 use serde_json::Value;
 use support::ledger::{Load, TOPIC, judge};
 use support::process::ensign;
-use support::{Cluster, read_all};
+use support::refused::refused;
+use support::{Cluster, Process, free_port, read_all};
 use tokio::time::{Instant, sleep};
 
 /// How long anything may take on a loaded machine.
@@ -167,6 +168,13 @@ async fn a_node_that_died_with_the_only_replica_is_removed_once_its_topic_is_giv
         sleep(Duration::from_millis(300)).await;
     }
     client.create_topic_at(only, &at(1)).await.context("its name is free")?;
+    // Should its machine come back, it hears why it may not.
+    let refused = format!("{:#}", cluster.restart(3).err().context("a node that was removed is let in")?);
+    ensure!(
+        refused.contains("exit status: 11") && refused.contains("node 3 was removed from the cluster, for ever"),
+        "{refused}"
+    );
+    ensure!(!refused.contains("no lease on any key"), "the vault is not to blame: {refused}");
     Ok(())
 }
 
@@ -229,5 +237,67 @@ async fn a_node_without_a_replica_knows_who_leads() -> anyhow::Result<()> {
             sleep(Duration::from_millis(200)).await;
         }
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_removed_while_it_runs_stops_with_a_code_of_its_own() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(4)?;
+    until_listed(&cluster, 1, 4).await?;
+    cluster.client(false)?.create_topic_at(TOPIC, &at(3)).await?;
+    // The drain is over only once its votes are elsewhere, so that it can be removed at once.
+    let drained = run(&cluster, 1, &["node", "drain", "4", "--wait", "--timeout", "3m"])?;
+    ensure!(drained.status.success(), "{}", String::from_utf8_lossy(&drained.stderr));
+    let removed = run(&cluster, 1, &["node", "remove", "4", "--yes"])?;
+    ensure!(removed.status.success(), "{}", String::from_utf8_lossy(&removed.stderr));
+    let code = cluster.ended(4, PATIENCE)?;
+    let log = cluster.output(4);
+    ensure!(code == Some(11), "it ended with {code:?}:\n{log}");
+    ensure!(log.matches("this node was removed from the cluster, and stops").count() == 1, "{log}");
+    ensure!(log.contains("joins with an empty data directory"), "{log}");
+    publish(&cluster, 2, TOPIC).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_original_of_a_copied_data_directory_says_what_happened_and_is_back_after_one_restart() -> anyhow::Result<()>
+{
+    let mut cluster = Cluster::start(3)?;
+    until_listed(&cluster, 1, 3).await?;
+    ensure!(cluster.terminate(3, PATIENCE)?, "no clean stop");
+    let copy = cluster.dir.path().join("copy");
+    let copied = std::process::Command::new("cp").arg("-r").arg(cluster.data(3)).arg(&copy).status()?;
+    ensure!(copied.success(), "not copied");
+    cluster.restart(3)?;
+
+    // The copy begins the same life, and hears of it; its next start begins one that counts, and the original is cut off.
+    let peers = format!("127.0.0.1:{}", free_port()?);
+    let mut args = cluster.serve_args(3);
+    let list = cluster
+        .ids()
+        .into_iter()
+        .map(|id| if id == 3 { format!("3={peers}") } else { format!("{id}={}", cluster.peer_address(id)) });
+    args.extend([
+        format!("--data-dir={}", copy.display()),
+        format!("--peers-listen={peers}"),
+        format!("--peers={}", list.collect::<Vec<_>>().join(",")),
+    ]);
+    args.extend(["grpc", "http", "metrics"].map(|name| format!("--{name}-listen=127.0.0.1:0")));
+    let (code, said) = refused(&args)?;
+    ensure!(code == Some(11) && said.contains("two processes run under one node.id"), "{code:?}: {said}");
+    let mut twin = Process::start("the copy", &args, &cluster.dir.path().join("copy.log"), None)?;
+    let end = Instant::now() + PATIENCE;
+    while !cluster.output(3).contains("another process runs as this node, and has taken its place") {
+        ensure!(Instant::now() < end, "the original does not notice:\n{}", cluster.output(3));
+        sleep(Duration::from_millis(100)).await;
+    }
+    let ready = reqwest::get(format!("{}/readyz", cluster.metrics_url(3))).await?;
+    let (code, said) = (ready.status(), ready.text().await?);
+    ensure!(
+        code == 503 && said.contains("Stop the one that does not belong") && said.contains("restart this one"),
+        "{code}: {said}"
+    );
+    twin.kill()?;
+    cluster.kill(3)?;
+    cluster.restart(3).context("one restart is enough")?;
     Ok(())
 }

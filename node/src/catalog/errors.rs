@@ -85,9 +85,11 @@ pub enum PutNodeError {
     },
     /// The catalog has seen a later life of the node, or another process of this one.
     #[error(
-        "node {node} is known to the cluster in life {seen} or later, and this is life {shown}: its data directory was lost, copied or \
-         set back to an older state, or two processes run under one node.id. What it promised since may be lost with it, so it \
-         must not take part: stop it, and add the machine under a new node.id with an empty data directory"
+        "life {seen} of node {node} has begun elsewhere, and this process is in life {shown} (each start of a data directory is one life): \
+         two processes run under one node.id, one of them on a copy of the other's data directory; or this directory was lost, or set back \
+         to an older state. Stop the process that does not belong. If this is the right one, start it again: it begins a life of its own. If \
+         its data is the older, it does not know what the node promised since, and must not take part: add the machine under a new \
+         node.id, with an empty data directory"
     )]
     LifeOver {
         /// The node.

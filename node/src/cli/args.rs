@@ -47,6 +47,7 @@ Exit codes:
   8  the doctor found something that needs an operator
   9  --timeout was over before what was waited for; that goes on
  10  a receipt, or a key that it is verified with, is not what it claims to be
+ 11  this node may not run: it was removed, or another process runs as it; starting it again does no good
 130  interrupted
 
 Credentials:
@@ -152,6 +153,10 @@ pub struct ServeArgs {
     /// with it for machines that join. Without it nodes are added with certificates made by hand.
     #[arg(long, value_name = "FILE", requires = "bootstrap")]
     pub authority_key: Option<PathBuf>,
+    /// With --bootstrap, in place of --authority-key: every node is certified by an authority of your own, and no machine can ever join by
+    /// token. Has to be said where peers are not all on this machine, since it cannot be changed later.
+    #[arg(long, requires = "bootstrap", conflicts_with = "authority_key")]
+    pub own_certificates: bool,
     /// Where --bootstrap writes the first credentials (mode 0600).
     #[arg(long, value_name = "FILE", default_value = "ensign-credentials.json")]
     pub credentials: PathBuf,
@@ -196,11 +201,21 @@ pub struct DevArgs {
 /// `ensign config`.
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
-    /// Check a configuration file and print the settings that would hold.
+    /// Check a configuration file and the files that it names, and print the settings that would hold. Nothing is changed.
+    #[command(
+        after_help = "What it refuses, `ensign serve` refuses too, with the same words and the same exit code, 2.
+
+Examples:
+  ensign config check --config /etc/ensign/ensign.toml
+  ensign config check --config ensign.toml --without-files    where certificates and keys are on another machine"
+    )]
     Check {
         /// The configuration file.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
+        /// Leave out the files and directories that the settings name: they are on another machine.
+        #[arg(long)]
+        without_files: bool,
         /// Settings.
         #[command(flatten)]
         settings: Box<ServerArgs>,

@@ -10,8 +10,8 @@ use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use ensign_client::{
-    Consistency, DecodeEventError, Delivery, Event, EventSchema, Mime, PublishError, Publisher, PublisherOptions,
-    Receipt, Start, SubscribeError, SubscriberOptions,
+    CallError, Consistency, DecodeEventError, Delivery, Event, EventSchema, Mime, PublishError, Publisher,
+    PublisherOptions, Receipt, Start, SubscribeError, SubscriberOptions,
 };
 use ensign_proto::{Offset, Rlid};
 use ensign_raft::env::{Clock as _, SystemClock};
@@ -22,7 +22,7 @@ use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, BufReader
 
 use super::args::{ConsistencyArg, Output, PublishArgs, QueryArgs, SubscribeArgs};
 use super::connect::connect;
-use super::exit::UsageError;
+use super::exit::{NO_TOPIC_IN_QUERY, NO_TOPICS, UsageError};
 use super::output::{line, note, one, thousands, time};
 use super::until_interrupted;
 
@@ -99,8 +99,32 @@ struct Published {
 /// How long the outcome of what was on its way is waited for after a failure.
 const REST: Duration = Duration::from_secs(5);
 
+/// Says which topic is not there, and what to do, where the cluster says only that there is none.
+fn named(topic: &str, error: anyhow::Error) -> anyhow::Error {
+    let stream = match (error.downcast_ref(), error.downcast_ref()) {
+        (Some(PublishError::Stream(cause)), _) | (_, Some(SubscribeError::Stream(cause))) => Some(cause),
+        _ => error.downcast_ref::<CallError>(),
+    };
+    let message = match stream {
+        Some(CallError::Precondition { message }) if message == NO_TOPICS => format!(
+            "there is no topic {topic:?} in this project, or it is being destroyed: `ensign topic list` shows those that there are, `ensign topic \
+             create {topic}` makes it"
+        ),
+        Some(CallError::Invalid { message }) if message == NO_TOPIC_IN_QUERY => {
+            "the query names a topic that is not in this project: `ensign topic list` shows those that are".to_owned()
+        }
+        _ => return error,
+    };
+    CallError::NotFound { message }.into()
+}
+
 /// Runs `ensign publish`.
 pub(super) async fn publish(args: PublishArgs) -> anyhow::Result<()> {
+    let topic = args.topic.clone();
+    publish_to(args).await.map_err(|error| named(&topic, error))
+}
+
+async fn publish_to(args: PublishArgs) -> anyhow::Result<()> {
     let mimetype = parse_media_type(&args.mimetype)?;
     let metadata = args.key_value.iter().map(|pair| key_value(pair)).collect::<Result<HashMap<_, _>, _>>()?;
     let mut input = open(&args.file).await?;
@@ -269,6 +293,11 @@ fn progress(output: Output, file: &Path) -> ProgressBar {
 
 /// Runs `ensign subscribe`.
 pub(super) async fn subscribe(args: SubscribeArgs) -> anyhow::Result<()> {
+    let topic = args.topic.clone();
+    subscribe_to(args).await.map_err(|error| named(&topic, error))
+}
+
+async fn subscribe_to(args: SubscribeArgs) -> anyhow::Result<()> {
     let start = parse_start(&args.from, now())?;
     let output = args.client.output;
     let clients = connect(&args.client)?;
@@ -318,7 +347,7 @@ pub(super) async fn query(args: QueryArgs) -> anyhow::Result<()> {
         }
         Ok(())
     };
-    until_interrupted(work).await
+    until_interrupted(work).await.map_err(|error| named("", error))
 }
 
 fn consistency(asked: Option<ConsistencyArg>) -> Consistency {

@@ -5,7 +5,10 @@ use std::process::ExitCode;
 use ensign_client::{AuthError, CallError, ConnectError, CredentialsError, NackCode, PublishError, SubscribeError};
 use thiserror::Error;
 
+use crate::catalog::PutNodeError;
 use crate::config::ConfigError;
+use crate::node::NodeEnd;
+use crate::peers::TlsError;
 
 /// The exit codes that the main help lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +34,8 @@ pub enum Exit {
     TimeUp = 9,
     /// A receipt, or a key that it is verified with, is not what it claims to be.
     Untrusted = 10,
+    /// The node may not run: it was removed, or another process runs as it.
+    Barred = 11,
     /// Ctrl-C.
     Interrupted = 130,
 }
@@ -69,6 +74,10 @@ pub(super) struct NotBuilt(pub(super) &'static str);
 #[error("interrupted")]
 pub struct Interrupted;
 
+/// How streams and queries say that a topic does not exist.
+pub(super) const NO_TOPICS: &str = "no topics available";
+pub(super) const NO_TOPIC_IN_QUERY: &str = "unknown topic in query";
+
 /// The code of a command that failed with `error`: that of the first cause we know.
 pub fn exit_code(error: &anyhow::Error) -> Exit {
     error.chain().find_map(code_of).unwrap_or(Exit::Failure)
@@ -79,6 +88,7 @@ fn code_of(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
         || error.is::<CredentialsError>()
         || error.is::<ConnectError>()
         || error.is::<ConfigError>()
+        || error.is::<TlsError>()
     {
         return Some(Exit::Usage);
     }
@@ -96,6 +106,12 @@ fn code_of(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     }
     if error.is::<NotBuilt>() {
         return Some(Exit::Refused);
+    }
+    if let Some(NodeEnd::Barred(_)) = error.downcast_ref() {
+        return Some(Exit::Barred);
+    }
+    if let Some(PutNodeError::LifeOver { .. } | PutNodeError::Revoked { .. }) = error.downcast_ref() {
+        return Some(Exit::Barred);
     }
     if error.is::<Interrupted>() {
         return Some(Exit::Interrupted);
@@ -130,9 +146,8 @@ fn call(error: &CallError) -> Exit {
         CallError::Auth(error) => auth(error),
         CallError::Unauthenticated { .. } | CallError::PermissionDenied { .. } => Exit::Denied,
         CallError::NotFound { .. } => Exit::NotFound,
-        // How streams and queries say that a topic does not exist.
-        CallError::Precondition { message } if message == "no topics available" => Exit::NotFound,
-        CallError::Invalid { message } if message == "unknown topic in query" => Exit::NotFound,
+        CallError::Precondition { message } if message == NO_TOPICS => Exit::NotFound,
+        CallError::Invalid { message } if message == NO_TOPIC_IN_QUERY => Exit::NotFound,
         CallError::AlreadyExists { .. }
         | CallError::Precondition { .. }
         | CallError::OutOfRange { .. }
@@ -200,6 +215,9 @@ mod tests {
         assert_eq!(code(CallError::Invalid { message: message() }), Exit::Usage);
         let unknown_topic = CallError::Precondition { message: "no topics available".to_owned() };
         assert_eq!(exit_code(&PublishError::Stream(unknown_topic).into()), Exit::NotFound);
+        let removed = anyhow::Error::from(NodeEnd::Barred(message())).context("running");
+        assert_eq!(exit_code(&removed), Exit::Barred);
+        assert_eq!(exit_code(&NodeEnd::Failed(message()).into()), Exit::Failure);
         let archived = PublishError::Refused { code: NackCode::TopicArchived, message: message() };
         assert_eq!(exit_code(&archived.into()), Exit::Refused);
     }

@@ -21,13 +21,12 @@ mod vault;
 mod watch;
 
 use std::future::Future;
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser as _};
 
-use crate::config::{Config, ServerArgs};
+use crate::config::{Config, Provider};
 
 pub use args::{ApiKeyCommand, Cli, ClientArgs, Command, ConfigCommand, DevArgs, KeyCommand, Output, ServeArgs};
 pub(crate) use connect::connect;
@@ -60,7 +59,15 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve(args) => crate::serve::run(args).await,
         Command::Dev(args) => crate::dev::run(args).await,
-        Command::Config(ConfigCommand::Check { config, settings }) => check_config(config.as_deref(), *settings),
+        Command::Config(ConfigCommand::Check { config, without_files, settings }) => {
+            let config = Config::load(config.as_deref(), *settings)?;
+            if without_files {
+                crate::serve::check_peers(&config)?;
+            } else {
+                check_files(&config)?;
+            }
+            output::line(toml::to_string(&config)?.trim_end())
+        }
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "ensign", &mut std::io::stdout());
             Ok(())
@@ -84,9 +91,16 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
     }
 }
 
-fn check_config(file: Option<&Path>, settings: ServerArgs) -> anyhow::Result<()> {
-    let config = Config::load(file, settings)?;
-    output::line(toml::to_string(&config)?.trim_end())
+fn check_files(config: &Config) -> anyhow::Result<()> {
+    crate::serve::check(config)?;
+    if config.root.provider == Provider::File && !config.node.root_key.exists() {
+        note(format_args!(
+            "note: node.root_key = \"{}\" is not there: `ensign serve --bootstrap` makes it, on one node; without a copy of it the vault of \
+             this node stays sealed",
+            config.node.root_key.display()
+        ));
+    }
+    Ok(())
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -8,10 +8,11 @@ use std::time::Duration;
 use ensign_proto::NodeId;
 use ensign_raft::Runtime;
 use ensign_raft::env::Stop;
-use tracing::warn;
+use tracing::{error, warn};
 
-use super::{Addresses, HEALTH_WATCH, Node};
+use super::{Addresses, HEALTH_WATCH, Node, NodeEnd};
 use crate::catalog::{Catalog, NodeRecord, NodeState, PutNodeError};
+use crate::files::NodeFloor;
 use crate::members::{Council, Steward};
 use crate::placement::{self, Mover, MoverParts};
 
@@ -59,7 +60,8 @@ impl Node {
         let (catalog, runtime) = (self.catalog.clone(), self.runtime.clone());
         self.tasks.spawn("watched-nodes", |stop| watch_nodes(catalog, runtime, stop));
         let catalog = self.catalog.clone();
-        let (record, fatal, vault) = (self.record(), Arc::clone(&self.fatal), self.vault.clone());
+        let (record, end, vault, floor) =
+            (self.record(), Arc::clone(&self.end), self.vault.clone(), Arc::clone(&self.floor));
         let patience = self.config.cluster.vote_lost_after.into();
         for (council, group) in
             [(Council::Catalog, self.catalog_group.membership()), (Council::Vault, self.vault.members())]
@@ -77,7 +79,8 @@ impl Node {
                     while let Err(error) = register(&catalog, &record).await {
                         if is_final(&error) {
                             // No later attempt could end otherwise, and a node that lives twice must not vote.
-                            let _ = fatal.set(format!("{error:#}"));
+                            keep_life(&floor, &error);
+                            let _ = end.set(NodeEnd::unregistered(&error));
                             stop.cancel();
                             return;
                         }
@@ -125,6 +128,15 @@ impl Node {
             vault: self.vault.has_root_key(),
             ..NodeRecord::default()
         }
+    }
+}
+
+/// Takes care that the next start begins a life that nobody has begun yet: who starts the right one of two processes, starts it once.
+fn keep_life(floor: &NodeFloor, error: &anyhow::Error) {
+    if let Some(PutNodeError::LifeOver { seen, .. }) = error.downcast_ref()
+        && let Err(error) = floor.raise_life(*seen)
+    {
+        error!(%error, "what is known of this node's lives cannot be kept in node.json: it takes two restarts to come back");
     }
 }
 

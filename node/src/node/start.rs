@@ -14,8 +14,9 @@ use ensign_storage::{DataDir, Disk, FrameLog, LogConfig, NodeLog as _, OpenError
 use tonic::service::Routes;
 use tracing::{info, warn};
 
+use super::ending::Ending;
 use super::serving::watch_vault;
-use super::{Addresses, Node, NodeSpec};
+use super::{Addresses, Node, NodeEnd, NodeSpec};
 use crate::catalog::{Catalog, CatalogMachine, CatalogParts, VaultRings};
 use crate::config::{Config, Upgrade};
 use crate::control::ControlThread;
@@ -64,6 +65,10 @@ impl Node {
 
         let dir = &config.node.data_dir;
         let data_dir = DataDir::lock(Arc::clone(&disk), dir)?;
+        let memory = PeerMemory::open(dir);
+        if memory.has_removed(me) {
+            return Err(NodeEnd::removed(me).into());
+        }
         // It is written once both logs are there: a node that has lived before never starts on fresh ones.
         let speaks = Speaks { newest: plant::newest_version()?, held: config.cluster.upgrade == Upgrade::Manual };
         let lived = NodeFile::read(dir, me)?;
@@ -96,7 +101,6 @@ impl Node {
         let (machine, view) = CatalogMachine::speaking(speaks.newest);
         // Before a word is exchanged with anyone: what was known of the peers holds until the catalog can be read.
         let (followed, seeds, catalog_view) = (peers.clone(), config.cluster.peers.clone(), view.clone());
-        let memory = PeerMemory::open(dir);
         tasks.spawn("peers", |stop| peers::follow(followed, seeds, catalog_view, memory, stop));
         let voters: std::collections::BTreeSet<NodeId> = config.cluster.peers.iter().map(|peer| peer.id).collect();
         let timing = config.cluster.timing.elections();
@@ -176,11 +180,21 @@ impl Node {
             catalog: catalog.clone(),
             peers: peers.clone(),
             runtime: runtime.clone(),
-            floor,
+            floor: Arc::clone(&floor),
         };
-        let (upgrades, fatal) = (Upgrades::new(parts), Arc::<OnceLock<String>>::default());
+        let (upgrades, end) = (Upgrades::new(parts), Arc::<OnceLock<NodeEnd>>::default());
+        let ending = Ending {
+            me,
+            incarnation: life.incarnation,
+            peers: peers.clone(),
+            view: catalog.view().clone(),
+            floor: Arc::clone(&floor),
+            health: health.clone(),
+            end: Arc::clone(&end),
+        };
+        tasks.spawn("ending", |stop| ending.watch(stop));
         catalog.explain_not_yet(upgrades.why_not_yet());
-        let (followed, reason) = (upgrades.clone(), Arc::clone(&fatal));
+        let (followed, reason) = (upgrades.clone(), Arc::clone(&end));
         tasks.spawn("cluster-version", |stop| followed.follow(reason, stop));
         let mut identity_config = IdentityConfig::new(cluster);
         if !config.auth.issuer.is_empty() {
@@ -267,7 +281,8 @@ impl Node {
             cluster,
             life,
             addresses,
-            fatal,
+            end,
+            floor,
             health,
             tasks,
             edge,

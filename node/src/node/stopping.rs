@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use super::Node;
+use super::{Node, NodeEnd};
 use crate::health::Phase;
 use crate::identity::Availability;
 
 impl Node {
     /// Returns when the node cannot go on, with the reason.
-    pub async fn failed(&self) -> String {
+    pub async fn failed(&self) -> NodeEnd {
         self.tasks.stop_token().cancelled().await;
-        let reason = self.tasks.panicked().or_else(|| self.fatal.get().cloned());
-        reason.unwrap_or_else(|| "the node was asked to stop".to_owned())
+        let end = self.tasks.panicked().map(NodeEnd::Failed).or_else(|| self.end.get().cloned());
+        end.unwrap_or_else(|| NodeEnd::Failed("the node was asked to stop".to_owned()))
     }
 
     /// Hands over every leadership while clients are still served, so that none of them waits for an election: what they publish from

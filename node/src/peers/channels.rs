@@ -16,11 +16,13 @@ use hyper::rt::Executor;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
+use super::ended::Ended;
 use super::gate::{Gate, Life, Membership, PeerChannel, Speaks};
 use super::tls::{PeerTls, server_name};
 use crate::config::PeerAddress;
@@ -135,6 +137,11 @@ impl Peers {
     /// Refuses who does not speak this version of the cluster, from here on.
     pub fn require(&self, version: ClusterVersion) {
         self.inner.gate.require(version);
+    }
+
+    /// Whether a peer of this cluster has said that this process is no part of it any more, and why.
+    pub fn ended(&self) -> watch::Receiver<Option<Ended>> {
+        self.inner.gate.ended()
     }
 
     /// This node.

@@ -27,6 +27,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use thiserror::Error;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
@@ -36,6 +37,7 @@ use tonic::{Code, Status};
 use tower::{BoxError, Layer, Service};
 use tracing::error;
 
+use super::ended::Ended;
 use super::tls::Certified;
 use crate::catalog::NodeRecord;
 
@@ -124,11 +126,9 @@ pub(super) enum Stranger {
          cluster. Correct cluster.peers, or give the node that does not belong here an empty data directory and a new node.id"
     )]
     OtherCluster { peer: NodeId, theirs: ClusterId, me: NodeId, ours: ClusterId },
-    #[error(
-        "two processes run as node {peer}: life {seen} of it was seen already, and this is life {shown}. Stop the one that has \
-         the copied or restored data directory, or the wrong node.id; a node that lost its data comes back under a new node.id"
-    )]
-    Twin { peer: NodeId, seen: u64, shown: u64 },
+    /// `registered`: the catalog knows the life that was seen.
+    #[error("{}", two_lives(*.peer, *.seen, *.shown))]
+    Twin { peer: NodeId, seen: u64, shown: u64, registered: bool },
     #[error(
         "node {peer} has lived before (life {seen}), and comes back without its data: its node.data_dir is empty. If the data is elsewhere, \
          for example because a path in its settings depends on the folder that it is started in, correct node.data_dir. If it is lost, what \
@@ -152,6 +152,40 @@ pub(super) enum Stranger {
     TooOld { peer: NodeId, speaks: ClusterVersion, active: ClusterVersion },
     #[error("the certificate is not a node's: its ensign:// name does not have the role node")]
     NoNode,
+}
+
+fn two_lives(peer: NodeId, seen: u64, shown: u64) -> String {
+    let this = if shown == seen {
+        format!("has begun life {shown} of it, as another one had before")
+    } else {
+        format!("is in life {shown} of it, and life {seen} is known")
+    };
+    format!(
+        "two processes run as node {peer}: this one {this} (each start of a data directory is one life). One of the two runs on a copy of \
+         the other's data directory, or has the wrong node.id: stop that one, then start the other one again. A node that lost its data \
+         comes back under a new node.id"
+    )
+}
+
+impl Stranger {
+    /// What it means for the process that is refused, where that is for ever. Of two that began the same life, the one that registered stays.
+    fn ended(&self) -> Option<Ended> {
+        match self {
+            Self::Removed { .. } => Some(Ended::Removed),
+            Self::Twin { seen, shown, registered, .. } if seen > shown || *registered => {
+                Some(Ended::Outlived { seen: *seen })
+            }
+            Self::Twin { .. }
+            | Self::NoCertificate
+            | Self::NotAPeer { .. }
+            | Self::NoCluster { .. }
+            | Self::OtherCluster { .. }
+            | Self::Wiped { .. }
+            | Self::OtherCertificate { .. }
+            | Self::TooOld { .. }
+            | Self::NoNode => None,
+        }
+    }
 }
 
 impl From<&Stranger> for Status {
@@ -188,11 +222,15 @@ pub(super) struct Gate {
     stranger: Mutex<Option<Instant>>,
     /// The cluster's version: who does not speak it is no peer.
     required: AtomicU32,
+    /// What a peer of this cluster has said about this process for good.
+    ended: watch::Sender<Option<Ended>>,
 }
 
 #[derive(Default)]
 struct Seen {
     life: Option<Life>,
+    /// The newest life that the catalog has told.
+    told: Option<Life>,
     complained: Option<Instant>,
     /// Cancelled when it is no peer any more, or lives anew.
     gone: CancellationToken,
@@ -220,7 +258,30 @@ impl Gate {
             removed: Mutex::default(),
             stranger: Mutex::default(),
             required,
+            ended: watch::Sender::new(None),
         }
+    }
+
+    /// Whether a peer has said that this process is no part of the cluster any more, and how it says so.
+    pub(super) fn ended(&self) -> watch::Receiver<Option<Ended>> {
+        self.ended.subscribe()
+    }
+
+    /// Notes what a peer that was recognized says of this process, unless a newer start of it knows better. Being removed weighs more.
+    fn note_ended(&self, said: Option<Ended>) {
+        let own = self.own.map_or(u64::MAX, |own| own.life.incarnation);
+        let Some(said) = said.filter(|said| !matches!(said, Ended::Outlived { seen } if *seen < own)) else { return };
+        self.ended.send_if_modified(|known| {
+            let weighs = |ended: Ended| match ended {
+                Ended::Removed => u64::MAX,
+                Ended::Outlived { seen } => seen,
+            };
+            let newer = known.is_none_or(|known| weighs(said) > weighs(known));
+            if newer {
+                *known = Some(said);
+            }
+            newer
+        });
     }
 
     /// Refuses who does not speak this version, from here on.
@@ -246,6 +307,7 @@ impl Gate {
         });
         for (peer, told) in others {
             let seen = peers.entry(peer).or_default();
+            seen.told = told;
             // Of two processes that began the same life, the catalog says which came first.
             if let Some(told) = told
                 && seen.life.is_none_or(|life| life.incarnation <= told.incarnation)
@@ -323,7 +385,8 @@ impl Gate {
         match seen.life {
             Some(life) if life == shown.life => Ok(()),
             Some(life) if shown.life.incarnation <= life.incarnation => {
-                Err(Stranger::Twin { peer, seen: life.incarnation, shown: shown.life.incarnation })
+                let registered = seen.told == Some(life);
+                Err(Stranger::Twin { peer, seen: life.incarnation, shown: shown.life.incarnation, registered })
             }
             Some(_) | None => {
                 seen.lives(shown.life);
@@ -431,7 +494,11 @@ where
             }
             Err(stranger) => {
                 gate.complain(certificate.and_then(|certificate| certificate.node), &stranger);
-                futures::future::ready(Ok(Status::from(&stranger).into_http())).right_future()
+                let mut refusal = Status::from(&stranger).into_http();
+                if let Some(ended) = stranger.ended() {
+                    ended.show(refusal.headers_mut());
+                }
+                futures::future::ready(Ok(refusal)).right_future()
             }
         };
         async move {
@@ -489,7 +556,10 @@ impl Service<Request<Body>> for PeerChannel {
             }
             let headers = response.headers();
             let checked = gate.recognize(peer, headers).and_then(|()| gate.check_version(peer, headers));
-            let Err(stranger) = checked else { return Ok(response) };
+            let Err(stranger) = checked else {
+                gate.note_ended(Ended::of(headers));
+                return Ok(response);
+            };
             gate.complain(Some(peer), &stranger);
             // The peer's own refusal says that nothing happened there; for anything else, nobody knows.
             if Status::from_header_map(response.headers()).is_some_and(|status| is_refusal(&status)) {

@@ -63,6 +63,11 @@ impl PeerMemory {
         })
     }
 
+    /// Whether it is remembered that this node was removed.
+    pub fn has_removed(&self, node: NodeId) -> bool {
+        self.file.removed.contains(&node.0)
+    }
+
     /// Nodes that were removed.
     pub(super) fn removed(&self) -> impl Iterator<Item = NodeId> + '_ {
         self.file.removed.iter().copied().map(NodeId)
@@ -105,6 +110,7 @@ mod tests {
         let memory = PeerMemory::open(dir.path());
         assert_eq!(memory.peers().collect::<Vec<_>>(), peers);
         assert_eq!(memory.removed().collect::<Vec<_>>(), [NodeId(9)]);
+        assert_eq!([2, 9].map(|id| memory.has_removed(NodeId(id))), [false, true]);
         for bad in ["{", "{\"format\": 2, \"peers\": [], \"removed\": [1]}"] {
             std::fs::write(dir.path().join("peers.json"), bad).unwrap();
             assert_eq!(PeerMemory::open(dir.path()).removed().count(), 0, "{bad}");

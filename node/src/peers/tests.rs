@@ -359,7 +359,7 @@ async fn a_wiped_node_is_refused_by_peers_that_have_never_met_it() {
     let status = call(&fixture.as_node(2, None), HELLO).await.unwrap_err();
     assert!(is_refusal(&status) && status.message().contains("comes back without its data"), "{status:?}");
     let status = call(&fixture.as_node(2, Some(member(7, 1))), READ_INDEX).await.unwrap_err();
-    assert!(status.message().contains("life 9 of it was seen already, and this is life 1"), "{status:?}");
+    assert!(status.message().contains("this one is in life 1 of it, and life 9 is known"), "{status:?}");
     call(&fixture.as_node(2, Some(member(7, 10))), READ_INDEX).await.unwrap();
     fixture.tasks.shut_down(std::time::Duration::from_secs(5)).await;
 }

@@ -340,6 +340,11 @@ impl Cluster {
         Ok(Client::connect(options)?)
     }
 
+    /// Where other nodes reach node `id`.
+    pub fn peer_address(&self, id: u64) -> String {
+        format!("127.0.0.1:{}", self.peers[&id])
+    }
+
     /// Where clients reach node `id`: gRPC, and where they log in.
     pub fn client_addresses(&self, id: u64) -> (String, String) {
         (format!("127.0.0.1:{}", self.grpc[&id]), format!("http://127.0.0.1:{}", self.http[&id]))
@@ -360,6 +365,11 @@ impl Cluster {
     /// `kill -9` of node `id`.
     pub fn kill(&mut self, id: u64) -> anyhow::Result<()> {
         self.nodes.get_mut(&id).context("no such node")?.kill()
+    }
+
+    /// Waits until node `id` ends by itself; its exit code.
+    pub fn ended(&mut self, id: u64, limit: Duration) -> anyhow::Result<Option<i32>> {
+        self.nodes.get_mut(&id).context("no such node")?.ended(limit)
     }
 
     /// SIGTERM to node `id`; see [`Process::terminate`].

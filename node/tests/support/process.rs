@@ -72,6 +72,18 @@ impl Process {
         Ok(())
     }
 
+    /// Waits until it ends by itself; its exit code.
+    pub fn ended(&mut self, limit: Duration) -> anyhow::Result<Option<i32>> {
+        let started = tokio::time::Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status.code());
+            }
+            ensure!(started.elapsed() < limit, "{} does not end", self.name);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// SIGTERM; returns whether it ended with success within `limit`.
     pub fn terminate(&mut self, limit: Duration) -> anyhow::Result<bool> {
         let killed = Command::new("kill").arg("-TERM").arg(self.child.id().to_string()).status()?;

@@ -91,6 +91,12 @@ pub struct Cluster {
 /// The private key of the cluster's own authority: made known to it where machines join later.
 const AUTHORITY_KEY: &str = "ca.key";
 
+/// Whether a build wants to be told that a cluster is to have no authority; the release before did not.
+fn knows_own_certificates(binary: &Path) -> bool {
+    let help = std::process::Command::new(binary).args(["serve", "--help"]).output();
+    help.is_ok_and(|help| String::from_utf8_lossy(&help.stdout).contains("--own-certificates"))
+}
+
 /// Below the ports that the system gives to outgoing connections (32768 and up): one of those may carry a connection by the time that the
 /// server gets to it, and again whenever a node that was killed comes back.
 const PORTS: Range<u16> = 10_000..15_000;
@@ -226,6 +232,8 @@ impl Cluster {
             command.push(format!("--credentials={}", self.credentials().display()));
             if self.plan.joining > 0 {
                 command.push(format!("--authority-key={}", self.root.join(AUTHORITY_KEY).display()));
+            } else if self.namespaces.is_some() && knows_own_certificates(&self.plan.binary) {
+                command.push("--own-certificates".to_owned());
             }
         }
         let process = Process::start(format!("node {node}"), &command, &self.log(node))?;

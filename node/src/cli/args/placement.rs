@@ -73,7 +73,7 @@ Examples:
     /// Remove a node from the cluster, for ever.
     #[command(
         after_help = "Refused while the node holds replicas or votes for the cluster's own groups: it says which, and what to do. Its number
-is never used again.
+is never used again; a process of it that runs ends with exit code 11.
 
 --force is for a node that is lost: it must not answer. It goes although it holds replicas and votes, and others
 take over. It is refused where a partition, the catalog or the vault has no majority without the node, since

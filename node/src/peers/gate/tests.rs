@@ -47,11 +47,56 @@ fn a_node_lives_once() {
     let admit = |incarnation, process| gate.admit(Some(NodeId(2)), PATH, &member(7, incarnation, process));
     admit(5, 50).unwrap();
     admit(5, 50).unwrap();
-    let twin = Stranger::Twin { peer: NodeId(2), seen: 5, shown: 5 };
+    let twin = Stranger::Twin { peer: NodeId(2), seen: 5, shown: 5, registered: false };
     assert_eq!(admit(5, 51), Err(twin), "a copy of the same directory");
     admit(6, 60).unwrap();
     assert!(matches!(admit(5, 50), Err(Stranger::Twin { seen: 6, shown: 5, .. })), "a restored directory");
     assert!(gate.admit(Some(NodeId(3)), PATH, &member(7, 1, 1)).is_ok(), "lives are counted by node");
+}
+
+#[test]
+fn a_refusal_that_is_for_ever_says_so_to_programs_too() {
+    let gate = gate();
+    gate.admit(Some(NodeId(2)), PATH, &member(7, 6, 60)).unwrap();
+    let refused =
+        |incarnation, process| gate.admit(Some(NodeId(2)), PATH, &member(7, incarnation, process)).unwrap_err().ended();
+    assert_eq!(refused(5, 50), Some(Ended::Outlived { seen: 6 }));
+    assert_eq!(refused(6, 61), None, "the catalog says which of the two stays");
+    gate.update([(NodeId(2), Some(Life { incarnation: 6, process: 60 })), (NodeId(3), None)].into_iter());
+    assert_eq!(refused(6, 61), Some(Ended::Outlived { seen: 6 }), "and has said so");
+    gate.remove([NodeId(3)].into_iter());
+    let removed = gate.admit(Some(NodeId(3)), PATH, &member(7, 1, 1)).unwrap_err();
+    assert_eq!(removed.ended(), Some(Ended::Removed));
+    assert_eq!(
+        gate.admit(Some(NodeId(9)), PATH, &member(7, 1, 1)).unwrap_err().ended(),
+        None,
+        "it may be about to join"
+    );
+}
+
+#[test]
+fn what_two_processes_of_one_node_are_told_can_be_understood() {
+    let twin = |seen, shown| Stranger::Twin { peer: NodeId(2), seen, shown, registered: true }.to_string();
+    assert!(twin(8, 8).contains("has begun life 8 of it, as another one had before"), "{}", twin(8, 8));
+    assert!(twin(8, 7).contains("is in life 7 of it, and life 8 is known"), "{}", twin(8, 7));
+    assert!(twin(8, 7).contains("stop that one, then start the other one again"), "{}", twin(8, 7));
+}
+
+#[test]
+fn what_peers_say_of_this_process_is_kept_and_only_what_is_newer_than_itself() {
+    let gate = gate();
+    let told = gate.ended();
+    gate.note_ended(None);
+    gate.note_ended(Some(Ended::Outlived { seen: 0 }));
+    assert_eq!(*told.borrow(), None, "it is life 1 itself");
+    gate.note_ended(Some(Ended::Outlived { seen: 1 }));
+    assert_eq!(*told.borrow(), Some(Ended::Outlived { seen: 1 }), "another process has begun life 1");
+    gate.note_ended(Some(Ended::Outlived { seen: 3 }));
+    gate.note_ended(Some(Ended::Outlived { seen: 2 }));
+    assert_eq!(*told.borrow(), Some(Ended::Outlived { seen: 3 }));
+    gate.note_ended(Some(Ended::Removed));
+    gate.note_ended(Some(Ended::Outlived { seen: 9 }));
+    assert_eq!(*told.borrow(), Some(Ended::Removed));
 }
 
 #[test]
