@@ -198,6 +198,9 @@ async fn shredding_an_api_key_destroys_what_it_published_on_every_node_and_nothi
 
     let shredded = json(&file, &["apikey", "revoke", &id, "--shred", "--yes"])?;
     ensure!(shredded["shredded"] == true && shredded["versions"] == serde_json::json!([1]), "{shredded}");
+    let gone = json(&file, &["key", "describe", "--ring", &format!("apikey-{id}")])?;
+    ensure!(gone["id"] == ring.as_str() && gone["state"] == "revoked", "{gone}");
+    ensure!(text(&shredded, "receipt")?.split('.').count() == 3, "no receipt that others can check: {shredded}");
     for _ in 0..20 {
         for node in cluster.ids() {
             for topic in ["north", "south"] {

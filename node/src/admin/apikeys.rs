@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ensign_keyvault::RingState;
 use ensign_proto::pb::admin::v1 as pb;
-use ensign_proto::{Algorithm, ClusterVersion, Permission, RingId};
+use ensign_proto::{Algorithm, ApiKeyId, ClusterVersion, Permission, RingId};
 use tonic::Status;
 use tracing::info;
 
@@ -19,6 +19,7 @@ pub(super) async fn ring(
     shared: &Shared,
     caller: &Caller,
     project: &Project,
+    id: ApiKeyId,
     sealing: Option<pb::create_api_key_request::Sealing>,
 ) -> Result<Option<RingId>, Status> {
     use pb::create_api_key_request::Sealing;
@@ -31,8 +32,8 @@ pub(super) async fn ring(
             if !caller.claims.permits(Permission::ProjectsEdit) {
                 return Err(Status::permission_denied(text::NOT_AUTHORIZED));
             }
-            // No other ring is called so, and people see whose it is: the id is that of the attempt.
-            let name = format!("apikey-{}", shared.catalog.fresh_api_key());
+            // No other ring is called so, and people see whose it is.
+            let name = format!("apikey-{id}");
             let actor = Service::actor(caller);
             let made = shared.vault.create_named_ring(&actor, project.id, &name, Algorithm::default()).await;
             let made = made.map_err(|error| status::vault(&error))?;
@@ -88,6 +89,7 @@ pub(super) async fn shred(shared: &Shared, caller: &Caller, key: &ApiKey) -> Res
         key: Some(convert::api_key(&shredded)),
         versions: receipt.versions.iter().map(|(version, _)| version.0).collect(),
         waited: convert::span(shared.clock.boot().0.saturating_sub(begin.0)),
+        receipt: receipt.jws,
     })
 }
 
@@ -132,7 +134,7 @@ pub(super) fn check_usable(ring: &ensign_keyvault::RingInfo) -> Result<(), Statu
 
 #[cfg(test)]
 mod tests {
-    use ensign_proto::{ApiKeyId, OrgId, PermissionSet, ProjectId};
+    use ensign_proto::{OrgId, PermissionSet, ProjectId};
     use ensign_raft::env::UnixNanos;
 
     use super::*;

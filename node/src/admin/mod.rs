@@ -223,9 +223,10 @@ impl Admin for Service {
         let name = scope::name(&request.name)?.to_owned();
         let permissions = convert::permissions(&request.permissions)?;
         let project = caller.project(&self.0, &request.project_id)?;
-        let ring = apikeys::ring(&self.0, &caller, &project, request.sealing).await?;
+        let id = self.0.catalog.fresh_api_key();
+        let ring = apikeys::ring(&self.0, &caller, &project, id, request.sealing).await?;
         let new = NewApiKey { name, org: project.org, project: Some(project.id), permissions, admin: false, ring };
-        let created = self.0.identity.create_api_key(new).await;
+        let created = self.0.identity.create_api_key_as(id, new).await;
         let (key, credentials) = created.map_err(|error| status::create_api_key(&error))?;
         Ok(Response::new(pb::CreateApiKeyReply {
             key: Some(convert::api_key(&key)),

@@ -28,6 +28,8 @@ struct Shredded {
     #[serde(flatten)]
     key: ShownApiKey,
     versions: Vec<u32>,
+    /// A signed receipt of the ring's destruction; empty where an older vault made none.
+    receipt: String,
     waited_seconds: f64,
 }
 
@@ -67,7 +69,8 @@ pub(super) async fn shred(key: &str, yes: bool, client: &ClientArgs) -> anyhow::
     let reply = admin.shred_api_key(key).await?;
     let waited = reply.waited.and_then(|it| Duration::try_from(it).ok()).unwrap_or_default();
     let key = ShownApiKey::from(reply.key.unwrap_or_default());
-    let shredded = Shredded { key, versions: reply.versions, waited_seconds: waited.as_secs_f64() };
+    let (versions, receipt) = (reply.versions, reply.receipt);
+    let shredded = Shredded { key, versions, receipt, waited_seconds: waited.as_secs_f64() };
     let ring = shredded.key.ring.clone().unwrap_or_default();
     let sentence = format!(
         "revoked API key {} and destroyed key ring {ring}; no node opens what was published with it any more",

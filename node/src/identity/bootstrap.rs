@@ -148,7 +148,7 @@ impl Identity {
         match self.inner.catalog.api_key_by_client(credentials.client_id.as_str()) {
             Some(key) if key.revoked_at.is_none() => Ok(key),
             Some(key) => Err(BootstrapError::Revoked { client_id: key.client_id.clone() }),
-            None => Ok(self.make_api_key(new, credentials).await?),
+            None => Ok(self.make_api_key(self.inner.catalog.fresh_api_key(), new, credentials).await?),
         }
     }
 
@@ -157,12 +157,29 @@ impl Identity {
     /// # Errors
     /// See [`CreateKeyError`].
     pub async fn create_api_key(&self, new: NewApiKey) -> Result<(Arc<ApiKey>, Credentials), CreateKeyError> {
+        self.create_api_key_as(self.inner.catalog.fresh_api_key(), new).await
+    }
+
+    /// The same under an id that is fresh, for who has told it to others already.
+    ///
+    /// # Errors
+    /// See [`CreateKeyError`].
+    pub async fn create_api_key_as(
+        &self,
+        id: ApiKeyId,
+        new: NewApiKey,
+    ) -> Result<(Arc<ApiKey>, Credentials), CreateKeyError> {
         let credentials = Credentials::generate(&*self.inner.rng);
-        let key = self.make_api_key(new, &credentials).await?;
+        let key = self.make_api_key(id, new, &credentials).await?;
         Ok((key, credentials))
     }
 
-    async fn make_api_key(&self, new: NewApiKey, credentials: &Credentials) -> Result<Arc<ApiKey>, CreateKeyError> {
+    async fn make_api_key(
+        &self,
+        id: ApiKeyId,
+        new: NewApiKey,
+        credentials: &Credentials,
+    ) -> Result<Arc<ApiKey>, CreateKeyError> {
         let inner = &self.inner;
         if new.name.trim().is_empty() || new.name.chars().count() > NAME_MAX {
             return Err(CreateKeyError::Name);
@@ -175,7 +192,7 @@ impl Identity {
             return Err(CreateKeyError::NoProject);
         }
         let key = ApiKey {
-            id: inner.catalog.fresh_api_key(),
+            id,
             client_id: credentials.client_id.as_str().to_owned(),
             name: new.name,
             org: new.org,
