@@ -6,8 +6,10 @@ mod common;
 use std::time::Duration;
 
 use common::{CLUSTER, Cluster, PROJECT, VOTERS, lease, within};
+use ensign_keyvault::testing::ManualClock;
 use ensign_keyvault::{ReceiptKeyInfo, ReceiptKind, RingReceipts, VaultClient, receipt_fingerprint};
 use ensign_proto::{Algorithm, KeyVersion, RingId};
+use ensign_raft::env::{Clock as _, UnixNanos};
 use jsonwebtoken::{Algorithm as Jose, DecodingKey, Validation, decode, decode_header};
 use serde_json::Value;
 
@@ -85,6 +87,31 @@ async fn a_third_party_verifies_what_any_leader_says_and_every_leader_says_the_s
     })
     .await;
     assert_eq!(again.receipts, known.receipts);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_receipt_key_is_a_year_old_at_most_and_vouches_for_the_next() {
+    let clock = ManualClock::new();
+    let cluster = Cluster::start_on(clock.clone(), &[common::ROOT; 3], lease()).await;
+    let client = cluster.client(VOTERS[0]);
+    assert_eq!(client.receipt_keys().await.unwrap().len(), 1);
+    clock.set_wall(UnixNanos(clock.wall().0 + Duration::from_hours(365 * 24 + 1).as_nanos() as u64));
+    let keys = within("a second receipt key", async {
+        loop {
+            match client.receipt_keys().await {
+                Ok(keys) if keys.len() == 2 => return keys,
+                _ => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    })
+    .await;
+    let said = verify(&keys[..1], &keys[1].endorsement, "ensign-receipt-key+jws").unwrap();
+    assert_eq!((&said["kid"], &said["number"]), (&Value::from(receipt_fingerprint(&keys[1].public)), &Value::from(2)));
+    client.create_ring("op", RING, PROJECT, Algorithm::Aes256Gcm).await.unwrap();
+    // The hand-set clock stands still: who is waited for would be waited for for ever, and nobody holds a key.
+    clock.advance(Duration::from_mins(1));
+    let receipt = client.revoke("op", RING, None, PATIENCE).await.unwrap();
+    assert_eq!(decode_header(&receipt.jws).unwrap().kid, Some(receipt_fingerprint(&keys[1].public)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

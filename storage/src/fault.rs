@@ -76,6 +76,8 @@ struct Image {
 #[derive(Debug, Default)]
 struct State {
     files: BTreeMap<PathBuf, Image>,
+    /// What was on the disk of files that were removed, or replaced by a rename: blocks that nobody has used again.
+    remains: Vec<Vec<u8>>,
     folders: BTreeSet<PathBuf>,
     locks: BTreeSet<PathBuf>,
     generation: u64,
@@ -177,6 +179,11 @@ impl FaultDisk {
         let allocated = bytes.len() as u64;
         let image = Image { live: bytes.clone(), durable: bytes, pending: Vec::new(), allocated };
         self.lock().files.insert(path.to_owned(), image);
+    }
+
+    /// What files that were removed have left on the disk, oldest first.
+    pub fn remains(&self) -> Vec<Vec<u8>> {
+        self.lock().remains.clone()
     }
 
     /// Every file and its length.

@@ -185,7 +185,9 @@ impl Disk for FaultDisk {
         if state.power_fails() {
             return Err(io::Error::other("the power is off"));
         }
-        state.files.remove(path).map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
+        let removed = state.files.remove(path).ok_or(io::ErrorKind::NotFound)?;
+        state.remains.push(removed.durable);
+        Ok(())
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -196,7 +198,9 @@ impl Disk for FaultDisk {
         }
         state.note(6, from, 0, to.as_os_str().as_encoded_bytes());
         let file = state.files.remove(from).ok_or(io::ErrorKind::NotFound)?;
-        state.files.insert(to.to_owned(), file);
+        if let Some(replaced) = state.files.insert(to.to_owned(), file) {
+            state.remains.push(replaced.durable);
+        }
         Ok(())
     }
 
