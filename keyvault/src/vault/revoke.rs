@@ -183,7 +183,11 @@ impl Vault {
             if self.must_lead() != Ok(term) || !self.stands(&order) {
                 return done;
             }
-            sleep(LOOK).await;
+            tokio::select! {
+                // At once: with every holder there this is most of what a revocation takes.
+                Some(push) = pushes.join_next(), if !pushes.is_empty() => acked.extend(push.ok()),
+                () = sleep(LOOK) => {}
+            }
         }
         let nodes = |holds: &dyn Fn(&SessionId) -> bool| -> Vec<u64> {
             let nodes: BTreeSet<NodeId> =
