@@ -165,6 +165,20 @@ pub(crate) fn expand(key: &[u8; 32], info: &[&[u8]], out: &mut [u8]) {
     hkdf.expand_multi_info(info, out).expect("at most 255 blocks are asked for");
 }
 
+/// For measuring what sealing costs: batches pass as they are, in the whole process, from the first one on.
+#[cfg(feature = "planted-bugs")]
+static NULL_CIPHER: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
+#[cfg(feature = "planted-bugs")]
+pub(crate) fn plant_null_cipher() {
+    NULL_CIPHER.store(true, std::sync::atomic::Ordering::Relaxed);
+}
+
+#[cfg(feature = "planted-bugs")]
+fn is_planted(purpose: Purpose) -> bool {
+    purpose == Purpose::Batch && NULL_CIPHER.load(std::sync::atomic::Ordering::Relaxed)
+}
+
 #[inline(never)]
 fn seal_inner(
     key: &[u8; 32],
@@ -174,6 +188,10 @@ fn seal_inner(
     salt: [u8; SALT_LEN],
     buffer: &mut [u8],
 ) -> Parts {
+    #[cfg(feature = "planted-bugs")]
+    if is_planted(purpose) {
+        return Parts { salt, commit: [0; COMMIT_LEN], tag: [0; TAG_LEN] };
+    }
     let okm = derive(key, purpose, alg, aad, &salt);
     let buffer = InOutBuf::from(buffer);
     let tag = match alg {
@@ -195,6 +213,10 @@ fn open_inner(
     parts: &Parts,
     buffer: &mut [u8],
 ) -> Result<(), OpenError> {
+    #[cfg(feature = "planted-bugs")]
+    if is_planted(purpose) {
+        return Ok(());
+    }
     let okm = derive(key, purpose, alg, aad, &parts.salt);
     // Before any cipher exists: a box is accepted under one key only (no partitioning oracle, no invisible salamander).
     if !bool::from(okm[..COMMIT_LEN].ct_eq(&parts.commit)) {

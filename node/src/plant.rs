@@ -57,6 +57,8 @@ mod planted {
         UnsyncedCommits,
         /// Batches that are not sealed.
         UnsealedBatches,
+        /// No bug to find: batches are neither sealed nor opened, to measure what that costs.
+        NullCipher,
         /// No bug: a build that speaks one version more than there is.
         NextVersion,
     }
@@ -68,6 +70,7 @@ mod planted {
             Some("lying-disk") => Plant::LyingDisk,
             Some("unsynced-commits") => Plant::UnsyncedCommits,
             Some("unsealed-batches") => Plant::UnsealedBatches,
+            Some("null-cipher") => Plant::NullCipher,
             Some("next-version") => Plant::NextVersion,
             _ => bail!("ENSIGN_PLANT names nothing that can be planted: {}", name.display()),
         };
@@ -79,7 +82,9 @@ mod planted {
         Ok(match chosen()? {
             Some(Plant::VolatileDisk) => Arc::new(VolatileDisk::new(Sync::Honest)),
             Some(Plant::LyingDisk) => Arc::new(VolatileDisk::new(Sync::Lying)),
-            Some(Plant::UnsyncedCommits | Plant::UnsealedBatches | Plant::NextVersion) | None => Arc::new(FileDisk),
+            Some(Plant::UnsyncedCommits | Plant::UnsealedBatches | Plant::NullCipher | Plant::NextVersion) | None => {
+                Arc::new(FileDisk)
+            }
         })
     }
 
@@ -89,7 +94,11 @@ mod planted {
     }
 
     pub(crate) fn holder(config: HolderConfig) -> anyhow::Result<HolderConfig> {
-        let plant = (chosen()? == Some(Plant::UnsealedBatches)).then_some(ensign_keyvault::Plant::Unsealed);
+        let plant = match chosen()? {
+            Some(Plant::UnsealedBatches) => Some(ensign_keyvault::Plant::Unsealed),
+            Some(Plant::NullCipher) => Some(ensign_keyvault::Plant::NullCipher),
+            _ => None,
+        };
         Ok(HolderConfig { plant, ..config })
     }
 

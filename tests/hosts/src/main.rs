@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use ensign_hosts::cluster::{Mechanism, Plan, Settings};
 use ensign_hosts::links::namespaces;
 use ensign_hosts::scenario::Limits;
+use ensign_hosts::scenario::cipher::{self, Cipher};
 use ensign_hosts::scenario::drain::{self, Drain};
 use ensign_hosts::scenario::failover::{self, Failover};
 use ensign_hosts::scenario::ledger::{self, Ledger};
@@ -150,6 +151,21 @@ enum Command {
         #[arg(long, default_value_t = 20)]
         rest: u64,
     },
+    /// Measure what encryption costs, against the same build that passes batches as they are.
+    Cipher {
+        /// A server that can be told to: `cargo build --release -p ensign-node --features planted-bugs --target-dir target/planted`.
+        #[arg(long, default_value = "target/planted/release/ensign")]
+        binary: PathBuf,
+        /// How often each is measured; the middle one counts.
+        #[arg(long, default_value_t = 3)]
+        rounds: u32,
+        /// Events of each measurement, of 1 KiB.
+        #[arg(long, default_value_t = 400_000)]
+        events: u64,
+        /// Print figures that are beyond their limits, and do not fail for it: for machines that do other work as well.
+        #[arg(long)]
+        report_only: bool,
+    },
     /// Check that links do what they are told, without a cluster.
     Links {
         /// How links are made.
@@ -223,7 +239,11 @@ impl Command {
             Self::Drain { nodes, links, .. } => (*links, *nodes),
             Self::Links { links } => (*links, 2),
             // Delays need the proxy.
-            Self::Regions { .. } | Self::CanNetns | Self::ProbeAnswer { .. } | Self::ProbeCall { .. } => return None,
+            Self::Regions { .. }
+            | Self::Cipher { .. }
+            | Self::CanNetns
+            | Self::ProbeAnswer { .. }
+            | Self::ProbeCall { .. } => return None,
         };
         (links == Mechanism::Netns).then_some(nodes)
     }
@@ -275,6 +295,10 @@ async fn run(command: Command) -> anyhow::Result<()> {
             let all = Settings { storage: "prefill = \"256MiB\"\n".to_owned(), ..Settings::default() };
             let plan = Plan { binary, nodes, mechanism: links, timing: "lan", more: BTreeMap::new(), all, joining: 0 };
             drain::run(Drain { plan, topics, rest: Duration::from_secs(rest) }).await
+        }
+        Command::Cipher { binary, rounds, events, report_only } => {
+            let limits = if report_only { Limits::Printed } else { Limits::Enforced };
+            cipher::run(Cipher { binary, rounds, events, limits }).await
         }
         Command::Links { links } => links::run(links).await,
         Command::CanNetns => namespaces::check(),

@@ -1,5 +1,6 @@
 //! What is run, from its start to its verdict.
 
+pub mod cipher;
 pub mod drain;
 pub mod failover;
 pub mod ledger;
