@@ -32,6 +32,17 @@ Examples:
   ensign bench partitions --count 200 --idle 10s --output json"
     )]
     Partitions(PartitionsBench),
+    /// Rotate and revoke keys, at rest and under load, make many rings, and kill the vault's leader: what keys cost.
+    #[command(
+        after_help = "Starts a cluster of its own, one `ensign serve` process a node, in a new folder under --dir, and removes it
+afterwards. Each figure is printed with what it should be and their ratio, where 1.0 or less is as it should be. A figure that
+is too high does not fail the run; an event that is refused or lost does.
+
+Examples:
+  ensign bench keys
+  ensign bench keys --failovers 30 --rings 10000 --output json"
+    )]
+    Keys(KeysBench),
     /// Fill a topic, then read all of it as fast as it comes.
     #[command(after_help = "Example:\n  ensign bench subscribe --events 2000000 --size 200 --output json")]
     Subscribe(SubscribeBench),
@@ -121,6 +132,41 @@ pub struct PartitionsBench {
     /// How many in all of its partitions.
     #[arg(long, value_name = "W", default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub spread_window: u32,
+    /// Where to put its data.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub dir: PathBuf,
+    /// How to print.
+    #[arg(long, value_enum, default_value_t = Output::Human)]
+    pub output: Output,
+}
+
+/// `ensign bench keys`.
+#[derive(Debug, Args)]
+pub struct KeysBench {
+    /// How many times each of a vault's commands is timed.
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(10..=1_000))]
+    pub samples: u32,
+    /// How many key rings there are while nothing is done.
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub rings: u32,
+    /// For how long nothing is done, twice, to measure idle nodes.
+    #[arg(long, value_name = "TIME", default_value = "10s")]
+    pub idle: Seconds,
+    /// How many events are published at each pace of rotation.
+    #[arg(long, value_name = "N", default_value_t = 400_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub events: u64,
+    /// How long lies between two rotations under load.
+    #[arg(long, value_name = "TIME", default_value = "1s")]
+    pub rotate_every: Seconds,
+    /// How many times the vault's leader is killed while events are published and read.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=1_000))]
+    pub failovers: u32,
+    /// How many nodes.
+    #[arg(long, value_name = "R", default_value_t = 3, value_parser = clap::value_parser!(u64).range(3..=9))]
+    pub replicas: u64,
+    /// How many bytes of payload each event has.
+    #[arg(long, value_name = "B", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(8..=5_000_000))]
+    pub size: u32,
     /// Where to put its data.
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub dir: PathBuf,

@@ -6,6 +6,8 @@
 mod args;
 mod cluster;
 mod disk;
+mod figures;
+mod keys;
 mod load;
 mod nodes;
 mod partitions;
@@ -27,7 +29,7 @@ use tokio::time::{Instant, interval};
 
 use crate::cli::{Output, connect, note, print_json, print_record, thousands, until_interrupted};
 
-pub use args::{BenchCommand, Common, PartitionsBench, PublishBench, SubscribeBench};
+pub use args::{BenchCommand, Common, KeysBench, PartitionsBench, PublishBench, SubscribeBench};
 pub use ports::free_port;
 
 use cluster::Cluster;
@@ -48,6 +50,7 @@ pub async fn run(command: BenchCommand) -> anyhow::Result<()> {
             BenchCommand::Publish(args) => publish(args).await,
             BenchCommand::Subscribe(args) => subscribe(args).await,
             BenchCommand::Partitions(args) => partitions::run(args).await,
+            BenchCommand::Keys(args) => Box::pin(keys::run(args)).await,
         }
     })
     .await

@@ -19,6 +19,8 @@ use crate::authority::Authority;
 pub(super) struct Nodes {
     dir: TempDir,
     running: BTreeMap<u64, Running>,
+    /// gRPC and HTTP of each node, whether it runs or not.
+    ports: BTreeMap<u64, [SocketAddr; 2]>,
 }
 
 struct Running {
@@ -41,7 +43,8 @@ impl Nodes {
             .map(|_| Ok([free_port()?, free_port()?, free_port()?, free_port()?]))
             .collect::<anyhow::Result<_>>()?;
         let peers: Vec<String> = (1..).zip(&ports).map(|(id, ports)| format!("\"{id}={}\"", ports[0])).collect();
-        let mut nodes = Self { dir, running: BTreeMap::new() };
+        let of_clients = (1..).zip(&ports).map(|(id, [_, grpc, http, _])| (id, [*grpc, *http])).collect();
+        let mut nodes = Self { dir, running: BTreeMap::new(), ports: of_clients };
         for (id, [peer, grpc, http, metrics]) in (1..=count).zip(ports) {
             let folder = nodes.folder(id);
             std::fs::create_dir_all(&folder)?;
@@ -76,7 +79,8 @@ impl Nodes {
     fn spawn(&self, id: u64) -> anyhow::Result<Child> {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("serve").arg("--config").arg(self.folder(id).join("ensign.toml"));
-        if id == 1 {
+        // Once: afterwards its data is there.
+        if id == 1 && !self.folder(id).join("data").exists() {
             command.arg("--bootstrap").arg("--credentials").arg(self.credentials());
         }
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(std::fs::File::create(self.log(id))?);
@@ -147,6 +151,19 @@ impl Nodes {
     pub(super) async fn kill(&mut self, id: u64) -> anyhow::Result<()> {
         let mut node = self.running.remove(&id).context("no such node")?;
         Ok(node.child.kill().await?)
+    }
+
+    /// Starts a node again that was killed, and waits until it serves.
+    ///
+    /// # Errors
+    /// It did not start; its last words are in the message.
+    pub(super) async fn restart(&mut self, id: u64) -> anyhow::Result<()> {
+        let mut child = self.spawn(id)?;
+        let pid = child.id().context("a node ended at once")?;
+        wait_ready(&mut child, &self.log(id)).await?;
+        let [grpc, http] = self.ports[&id];
+        self.running.insert(id, Running { child, pid, grpc, http });
+        Ok(())
     }
 
     /// Stops every node in an orderly way and removes the data.

@@ -17,11 +17,12 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::args::PartitionsBench;
+use super::figures::{Figure, Target};
 use super::load::{Load, Publishers, fill_all};
 use super::nodes::Nodes;
 use super::report::microseconds;
-use super::{disk, usage};
-use crate::cli::{Output, note, print_json, print_record};
+use super::{disk, figures, usage};
+use crate::cli::note;
 
 /// How long partitions may take until each has a leader, and how often that is looked at.
 const LED: Duration = Duration::from_mins(5);
@@ -32,49 +33,6 @@ const FAILOVER: Duration = Duration::from_mins(2);
 const OPENING: usize = 32;
 /// How many groups there are besides the topics': catalog and vault.
 const OWN_GROUPS: usize = 2;
-
-/// What was measured, what it should be, and their ratio.
-#[derive(Debug, Serialize)]
-struct Figure {
-    name: &'static str,
-    value: f64,
-    unit: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    target: Option<Target>,
-    /// 1 is just as it should be, less is better.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ratio: Option<f64>,
-}
-
-#[derive(Debug, Clone, Copy, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Target {
-    AtMost(f64),
-    AtLeast(f64),
-}
-
-impl Figure {
-    fn new(name: &'static str, value: f64, unit: &'static str, target: Option<Target>) -> Self {
-        let ratio = target.map(|target| match target {
-            Target::AtMost(most) => value / most,
-            Target::AtLeast(least) => least / value.max(f64::MIN_POSITIVE),
-        });
-        Self { name, value, unit, target, ratio }
-    }
-
-    fn text(&self) -> String {
-        let value = format!("{:.2} {}", self.value, self.unit);
-        match (self.target, self.ratio) {
-            (Some(Target::AtMost(most)), Some(ratio)) => {
-                format!("{value:24} at most {most} {}, ratio {ratio:.2}", self.unit)
-            }
-            (Some(Target::AtLeast(least)), Some(ratio)) => {
-                format!("{value:24} at least {least} {}, ratio {ratio:.2}", self.unit)
-            }
-            _ => value,
-        }
-    }
-}
 
 #[derive(Debug, Serialize)]
 struct Report {
@@ -96,13 +54,7 @@ pub(super) async fn run(args: PartitionsBench) -> anyhow::Result<()> {
     let Bench { nodes, figures, .. } = bench;
     nodes.stop().await?;
     let report = Report { bench: "partitions", partitions: args.count, replicas: args.replicas, figures };
-    match args.output {
-        Output::Json => print_json(&report),
-        Output::Human => {
-            let lines: Vec<_> = report.figures.iter().map(|figure| (figure.name, figure.text())).collect();
-            print_record(&lines)
-        }
-    }
+    figures::print(args.output, &report, &report.figures)
 }
 
 struct Bench<'a> {
@@ -129,7 +81,7 @@ impl<'a> Bench<'a> {
         OsRng.fill(&mut payload);
         // Certificates, logins and the first lease have come and gone.
         sleep(Duration::from_secs(5)).await;
-        let empty = resident(&nodes);
+        let empty = usage::resident_each(&nodes);
         let mut bench = Self { args, nodes, project, topics, payload: payload.freeze(), empty, figures: Vec::new() };
         bench.figure("disk: 4 KiB append + fdatasync p50", floor.p50_us as f64 / 1e3, "ms", None);
         Ok(bench)
@@ -163,17 +115,16 @@ impl<'a> Bench<'a> {
         let idle = Duration::from(self.args.idle);
         note(format_args!("doing nothing for twice {idle:?}"));
         sleep(idle).await;
-        let cpu = || -> BTreeMap<u64, Duration> {
-            self.nodes.pids().filter_map(|(id, pid)| Some((id, usage::cpu(pid)?))).collect()
-        };
-        let (before, begin) = (cpu(), Instant::now());
+        let (before, begin) = (usage::cpu_each(&self.nodes), Instant::now());
         sleep(idle).await;
         let elapsed = begin.elapsed().as_secs_f64();
-        let used = cpu().into_iter().filter_map(|(id, now)| Some(now.saturating_sub(*before.get(&id)?).as_secs_f64()));
+        let used = usage::cpu_each(&self.nodes)
+            .into_iter()
+            .filter_map(|(id, now)| Some(now.saturating_sub(*before.get(&id)?).as_secs_f64()));
         let most = used.fold(0.0, f64::max);
         ensure!(!before.is_empty(), "/proc does not tell how much CPU a process has used");
         let replicas = f64::from(self.args.count);
-        let grown = resident(&self.nodes)
+        let grown = usage::resident_each(&self.nodes)
             .into_iter()
             .filter_map(|(id, now)| Some(now.saturating_sub(*self.empty.get(&id)?) as f64 / replicas));
         let per_replica = grown.fold(0.0, f64::max);
@@ -300,10 +251,6 @@ impl<'a> Bench<'a> {
     }
 }
 
-fn resident(nodes: &Nodes) -> BTreeMap<u64, u64> {
-    nodes.pids().filter_map(|(id, pid)| Some((id, usage::resident(pid)?))).collect()
-}
-
 /// The topics in so many shares as equal as can be, none of them empty: what an idle publisher should have published would count.
 fn deal(topics: &[String], shares: usize) -> Vec<Vec<String>> {
     let shares = shares.min(topics.len());
@@ -378,21 +325,5 @@ mod tests {
             all.sort();
             assert_eq!(all, topics);
         }
-    }
-
-    #[test]
-    fn a_report_says_what_was_measured_and_what_it_should_be() {
-        let figures = vec![
-            Figure::new("creation", 12.5, "s", Some(Target::AtMost(60.0))),
-            Figure::new("all to one", 80.0, "%", Some(Target::AtLeast(50.0))),
-            Figure::new("throughput", 1000.0, "events/s", None),
-        ];
-        let texts: Vec<_> = figures.iter().map(Figure::text).collect();
-        assert_eq!(texts[0].split_whitespace().collect::<Vec<_>>().join(" "), "12.50 s at most 60 s, ratio 0.21");
-        assert_eq!(texts[1].split_whitespace().collect::<Vec<_>>().join(" "), "80.00 % at least 50 %, ratio 0.62");
-        let report = Report { bench: "partitions", partitions: 8, replicas: 3, figures };
-        let json = serde_json::to_value(&report).unwrap();
-        assert_eq!(json["figures"][0]["target"]["at_most"], 60.0);
-        assert!(json["figures"][2].get("target").is_none());
     }
 }

@@ -1,6 +1,9 @@
 //! What a process has used: CPU, bytes written, syncs.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
+
+use super::nodes::Nodes;
 
 /// `/proc/<pid>/stat` counts in these on every Linux that we run on (`USER_HZ`).
 const TICKS_PER_SECOND: u64 = 100;
@@ -39,6 +42,16 @@ fn parse_cpu(stat: &str) -> Option<Duration> {
 /// Resident memory of a process, in bytes. `None` where `/proc` does not tell.
 pub(super) fn resident(pid: u32) -> Option<u64> {
     parse_resident(&std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
+}
+
+/// Resident memory of each node, in bytes, where `/proc` tells.
+pub(super) fn resident_each(nodes: &Nodes) -> BTreeMap<u64, u64> {
+    nodes.pids().filter_map(|(id, pid)| Some((id, resident(pid)?))).collect()
+}
+
+/// CPU time of each node, where `/proc` tells.
+pub(super) fn cpu_each(nodes: &Nodes) -> BTreeMap<u64, Duration> {
+    nodes.pids().filter_map(|(id, pid)| Some((id, cpu(pid)?))).collect()
 }
 
 fn parse_resident(status: &str) -> Option<u64> {
