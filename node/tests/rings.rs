@@ -194,6 +194,9 @@ async fn shredding_an_api_key_destroys_what_it_published_on_every_node_and_nothi
         7,
         "topic bound is bound to it; nothing was revoked",
     )?;
+    // Where somebody would be asked, the command itself refuses: the cluster may see by then what this node did not.
+    let told = "the node that answered sees it (topic bound, API key sharing); nothing was revoked";
+    refused(&file, &["apikey", "revoke", &sharing, "--shred"], 7, told)?;
     refused(&file, &["apikey", "create", "x", "--ring", "nobody", "--save", "-"], 3, "has no key ring")?;
 
     let shredded = json(&file, &["apikey", "revoke", &id, "--shred", "--yes"])?;

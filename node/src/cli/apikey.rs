@@ -8,6 +8,8 @@ use serde::Serialize;
 use super::admin::ShownApiKey;
 use super::args::ClientArgs;
 use super::connect::connect;
+use super::exit::NotAlone;
+use super::key::seals;
 use super::output::{confirm, one, record, thousands};
 
 /// As many topics as a question names.
@@ -60,11 +62,7 @@ pub(super) async fn shred(key: &str, yes: bool, client: &ClientArgs) -> anyhow::
     let clients = connect(client)?;
     let admin = clients.admin()?;
     if !yes {
-        let described = admin.api_key(key).await?;
-        // What cannot be done is refused by the cluster, which says why; nobody need confirm it.
-        if is_possible(&described) {
-            confirm(yes, &stake(&described))?;
-        }
+        confirm(yes, &question(&admin.api_key(key).await?)?)?;
     }
     let reply = admin.shred_api_key(key).await?;
     let waited = reply.waited.and_then(|it| Duration::try_from(it).ok()).unwrap_or_default();
@@ -79,9 +77,25 @@ pub(super) async fn shred(key: &str, yes: bool, client: &ClientArgs) -> anyhow::
     one(client.output, &shredded, sentence)
 }
 
-/// Whether the ring is the API key's alone.
-fn is_possible(described: &pb::ApiKeyDescription) -> bool {
-    described.ring.as_ref().is_some_and(|ring| ring.bindings.len() == 1)
+/// What is to be confirmed. What the answering node holds to be impossible is refused here: it may be behind the cluster, which would
+/// then do it although nobody was asked.
+fn question(described: &pb::ApiKeyDescription) -> Result<String, NotAlone> {
+    let id = described.key.as_ref().map(|key| key.id.clone()).unwrap_or_default();
+    let Some(ring) = &described.ring else {
+        return Err(NotAlone(format!(
+            "API key {id} has no key ring of its own: its events are sealed under those of their topics, with others'; nothing was revoked. \
+             Without --shred it is revoked, and its events stay"
+        )));
+    };
+    if ring.bindings.len() != 1 || ring.bindings_left_out != 0 {
+        let ring_id = &ring.id;
+        return Err(NotAlone(format!(
+            "key ring {ring_id} is not API key {id}'s alone, as the node that answered sees it{}; nothing was revoked. \
+             `ensign key revoke --ring {ring_id} --all` destroys it for everything that is sealed under it",
+            seals(ring)
+        )));
+    }
+    Ok(stake(described))
 }
 
 fn stake(described: &pb::ApiKeyDescription) -> String {
@@ -117,6 +131,33 @@ fn where_it_is(described: &pb::ApiKeyDescription) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_seems_impossible_is_refused_and_never_done_without_a_question() {
+        let binding = |id: &str, name: &str, kind: pb::ring_binding::Kind| pb::RingBinding {
+            kind: kind.into(),
+            id: id.to_owned(),
+            name: name.to_owned(),
+        };
+        let key = pb::ApiKey { id: "K".to_owned(), name: "device".to_owned(), ..Default::default() };
+        let mut described = pb::ApiKeyDescription { key: Some(key), ..Default::default() };
+        let none = question(&described).expect_err("it has no ring").to_string();
+        assert!(
+            none.starts_with("API key K has no key ring of its own") && none.contains("nothing was revoked"),
+            "{none}"
+        );
+        let own = binding("K", "device", pb::ring_binding::Kind::ApiKey);
+        let topic = binding("T", "pay", pb::ring_binding::Kind::Topic);
+        for (bindings, named) in
+            [(vec![], "sees it; nothing"), (vec![own.clone(), topic], " (API key device, topic pay); ")]
+        {
+            described.ring = Some(pb::KeyRing { id: "R".to_owned(), bindings, ..Default::default() });
+            let shared = question(&described).expect_err("it is not its alone").to_string();
+            assert!(shared.starts_with("key ring R is not API key K's alone") && shared.contains(named), "{shared}");
+        }
+        described.ring = Some(pb::KeyRing { bindings: vec![own], ..Default::default() });
+        assert_eq!(question(&described).ok(), Some(stake(&described)));
+    }
 
     #[test]
     fn what_becomes_unreadable_is_named_and_what_is_not_known_is_said() {

@@ -69,6 +69,11 @@ pub(super) struct Unwell;
 #[error("{0}")]
 pub(super) struct NotBuilt(pub(super) &'static str);
 
+/// A key ring seals more than what is to be destroyed, or there is none.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub(super) struct NotAlone(pub(super) String);
+
 /// Ctrl-C or SIGTERM.
 #[derive(Debug, Error)]
 #[error("interrupted")]
@@ -104,7 +109,7 @@ fn code_of(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     if error.is::<super::receipt::Untrusted>() {
         return Some(Exit::Untrusted);
     }
-    if error.is::<NotBuilt>() {
+    if error.is::<NotBuilt>() || error.is::<NotAlone>() {
         return Some(Exit::Refused);
     }
     if let Some(NodeEnd::Barred(_)) = error.downcast_ref() {

@@ -277,7 +277,7 @@ fn stake_of(ring: &pb::KeyRing, version: Option<u32>) -> String {
 }
 
 /// What is bound to a ring, for people who are about to destroy it.
-fn seals(ring: &pb::KeyRing) -> String {
+pub(super) fn seals(ring: &pb::KeyRing) -> String {
     let names = ring.bindings.iter().map(ShownBinding::from).map(|it| format!("{} {}", it.kind, it.name));
     let mut names: Vec<String> = names.collect();
     if names.is_empty() {
