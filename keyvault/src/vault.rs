@@ -108,6 +108,8 @@ pub struct VaultLinks {
     pub peers: Arc<dyn VaultPeer>,
     /// What every node of the cluster speaks: what older voters cannot read is not written.
     pub version: Arc<dyn Fn() -> ClusterVersion + Send + Sync>,
+    /// Every node of the cluster that was ever started: each may have been a member of the vault's group, and have its log.
+    pub nodes: Arc<dyn Fn() -> Vec<NodeId> + Send + Sync>,
 }
 
 impl fmt::Debug for VaultLinks {
@@ -164,6 +166,7 @@ struct Inner {
     /// The other voters, whom a sealed leader asks for a successor.
     peers: Arc<dyn VaultPeer>,
     version: Arc<dyn Fn() -> ClusterVersion + Send + Sync>,
+    nodes: Arc<dyn Fn() -> Vec<NodeId> + Send + Sync>,
     /// The group's log, whose file is rewritten.
     log: Arc<dyn GroupLog>,
     /// How far each member's file has come, as this leader last heard.
@@ -193,13 +196,14 @@ impl Vault {
         let mode = if config.create { Mode::Found } else { Mode::Member };
         let spec = GroupSpec { id: GroupId::VAULT, voters: config.voters.clone(), mode };
         let group = runtime.start(spec, Arc::clone(&log), VaultMachine::default()).await?;
-        let VaultLinks { holders, peers, version } = links;
+        let VaultLinks { holders, peers, version, nodes } = links;
         let vault = Self(Arc::new(Inner {
             group,
             clock,
             holders,
             peers,
             version,
+            nodes,
             log,
             heard: Mutex::default(),
             seal: Mutex::new(Seal::new()),

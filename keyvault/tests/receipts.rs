@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::{CLUSTER, Cluster, PROJECT, VOTERS, lease, within};
 use ensign_keyvault::testing::ManualClock;
 use ensign_keyvault::{ReceiptKeyInfo, ReceiptKind, RingReceipts, VaultClient, receipt_fingerprint};
-use ensign_proto::{Algorithm, KeyVersion, RingId};
+use ensign_proto::{Algorithm, KeyVersion, LogIndex, NodeId, RingId};
 use ensign_raft::env::{Clock as _, UnixNanos};
 use jsonwebtoken::{Algorithm as Jose, DecodingKey, Validation, decode, decode_header};
 use serde_json::Value;
@@ -112,6 +112,43 @@ async fn a_receipt_key_is_a_year_old_at_most_and_vouches_for_the_next() {
     clock.advance(Duration::from_mins(1));
     let receipt = client.revoke("op", RING, None, PATIENCE).await.unwrap();
     assert_eq!(decode_header(&receipt.jws).unwrap().kid, Some(receipt_fingerprint(&keys[1].public)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_no_member_any_more_keeps_a_key_from_being_erased_until_it_is_removed_and_is_named_then() {
+    let cluster = Cluster::start().await;
+    let leader = cluster.leader().await;
+    let client = cluster.client(leader);
+    client.create_ring("op", RING, PROJECT, Algorithm::Aes256Gcm).await.unwrap();
+    // Its vote went to another, and it does not answer.
+    let gone = NodeId(99);
+    cluster.elsewhere.lock().unwrap().push(gone);
+    client.revoke("op", RING, None, PATIENCE).await.unwrap();
+    let open = within("the members' erasure", async {
+        loop {
+            let known = client.receipts(RING).await.unwrap();
+            let wanted = known.erase_through.expect("a node that had a copy is away");
+            let members = known.erasers.iter().filter(|(node, _)| *node != gone);
+            if members.clone().count() == 3 && members.clone().all(|(_, through)| *through >= wanted) {
+                return known;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    assert!(open.erasers.contains(&(gone, LogIndex(0))), "{:?}", open.erasers);
+    // The leader has looked since.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let still = client.receipts(RING).await.unwrap();
+    assert!(still.receipts.iter().all(|it| it.kind != ReceiptKind::Erased), "a copy is out there");
+
+    cluster.elsewhere.lock().unwrap().clear();
+    let known = until_erased(&client).await;
+    let erased = known.receipts.last().unwrap();
+    assert_eq!(erased.missing, [gone]);
+    let erased = verify(&client.receipt_keys().await.unwrap(), &erased.jws, "ensign-receipt+jws").unwrap();
+    assert_eq!(erased["missing"], serde_json::json!(["n99"]));
+    assert_eq!(erased["erased_through"].as_object().map(serde_json::Map::len), Some(3));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -32,6 +32,8 @@ pub struct SignedReceipt {
     pub ms: u64,
     /// A JWS in compact form. Empty for what was committed before the vault had a receipt key.
     pub jws: String,
+    /// Of an erasure: who had a copy when the key was destroyed, and never said that it is gone from theirs.
+    pub missing: Vec<NodeId>,
 }
 
 /// All receipts of a ring, and how far its erasure is.
@@ -85,6 +87,7 @@ impl VaultClient {
                     index: LogIndex(receipt.index),
                     ms: receipt.ms,
                     jws: receipt.jws,
+                    missing: receipt.missing.into_iter().map(NodeId).collect(),
                 });
             }
             all.erase_through = (reply.wanted != 0).then_some(LogIndex(reply.wanted));

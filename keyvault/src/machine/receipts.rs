@@ -241,6 +241,7 @@ impl Ring {
                 index,
                 ms,
                 jws: String::new(),
+                missing: Vec::new(),
             },
             key,
             payload: payload.clone(),
@@ -249,7 +250,9 @@ impl Ring {
         for it in &self.receipts {
             all.push(one(it, REVOKED, it.drained_index, it.drained_ms, it.key, &it.payload));
             if let Some(erasure) = &it.erasure {
-                all.push(one(it, ERASED, erasure.index, erasure.ms, erasure.key, &erasure.payload));
+                let mut erased = one(it, ERASED, erasure.index, erasure.ms, erasure.key, &erasure.payload);
+                erased.signed.missing.clone_from(&erasure.missing);
+                all.push(erased);
             }
         }
         all.extend(
@@ -401,7 +404,8 @@ fn erased_payload(receipt: &pb::Receipt, erasure: &pb::Erasure, audit: Audit) ->
     payload.erased = Some(Place { index: erasure.index, term: erasure.term });
     let through = erasure.voters.iter().map(|voter| (format!("n{}", voter.node), voter.through));
     payload.erased_through = Some(through.collect());
-    payload.missing = Some(names(&erasure.missing));
+    // Of what was revoked before members were noted, nobody knows who had a copy.
+    payload.missing = (!receipt.voters.is_empty()).then(|| names(&erasure.missing));
     json(&payload)
 }
 

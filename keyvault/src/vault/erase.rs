@@ -5,8 +5,9 @@
 //! leader:       ask every member how far its file has come ──> all past a revocation: commit Erase, which makes its receipt
 //! ```
 //!
-//! A member is whoever has the log: voters, also those of a change that is under way, and learners. Not here: how a file is
-//! rewritten so that a crash at any point leaves one that is whole (`storage`).
+//! A member is whoever has the log: voters, also those of a change that is under way, and learners. A node that is none any more may
+//! have what it had as one, so every node of the cluster is asked. Not here: how a file is rewritten so that a crash at any point
+//! leaves one that is whole (`storage`).
 
 use std::collections::BTreeMap;
 use std::sync::{MutexGuard, PoisonError};
@@ -38,6 +39,8 @@ const SNAPSHOTS_APART: Duration = Duration::from_secs(30);
 const START_WITHIN: Duration = Duration::from_secs(15);
 const LOOK: Duration = Duration::from_millis(20);
 const ACTOR: &str = "vault";
+/// What a node answers that has nothing of the vault's log.
+const HOLDS_NOTHING: LogIndex = LogIndex(u64::MAX);
 
 /// What a voter remembers of it.
 #[derive(Debug, Default)]
@@ -52,18 +55,28 @@ pub(super) struct EraseCare {
 impl Vault {
     /// Up to where this node's file holds nothing that was destroyed.
     pub(super) fn erased_through(&self) -> LogIndex {
-        LogIndex(self.0.log.mark())
+        let status = self.0.group.status();
+        let empty = [status.last, status.snapshot, status.purged].iter().all(|index| index.0 == 0);
+        if empty { HOLDS_NOTHING } else { LogIndex(self.0.log.mark()) }
     }
 
-    /// Everyone who has the vault's log.
+    /// Everyone who may have the vault's log: its members, and nodes that may have been.
     pub(super) fn copies(&self) -> Vec<NodeId> {
         let members = self.0.group.members();
-        let all: std::collections::BTreeSet<NodeId> =
-            [members.voters, members.outgoing, members.learners].into_iter().flatten().collect();
+        let members = [members.voters, members.outgoing, members.learners].into_iter().flatten();
+        let all: std::collections::BTreeSet<NodeId> = members.chain((self.0.nodes)()).collect();
         all.into_iter().collect()
     }
 
-    /// How far each member was when this leader last asked.
+    /// Those who have it, and how far each was when this leader last asked; 0 for who gave no answer.
+    pub(super) fn erasers(&self) -> Vec<pb::ErasedVoter> {
+        let heard = self.heard();
+        let through = |node: NodeId| (node, heard.get(&node).copied().unwrap_or_default());
+        let having = self.copies().into_iter().map(through).filter(|(_, through)| *through != HOLDS_NOTHING);
+        having.map(|(node, through)| pb::ErasedVoter { node: node.0, through: through.0 }).collect()
+    }
+
+    /// How far each node was when this leader last asked.
     pub(super) fn heard(&self) -> MutexGuard<'_, BTreeMap<NodeId, LogIndex>> {
         self.0.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -145,8 +158,9 @@ impl Vault {
         let age = since.map_or(0, |since| self.0.clock.wall().as_millis().saturating_sub(since));
         metrics::vault_erasures(open, Duration::from_millis(age));
         let Some(first) = first else { return };
-        let heard = self.ask_members().await;
+        let mut heard = self.ask_everyone().await;
         *self.heard() = heard.clone();
+        heard.retain(|_, through| *through != HOLDS_NOTHING);
         let Some(through) = heard.values().min().copied().filter(|through| *through >= first) else { return };
         if !self.attests() {
             return;
@@ -160,8 +174,8 @@ impl Vault {
         }
     }
 
-    /// Each member's answer; 0 for who gives none.
-    async fn ask_members(&self) -> BTreeMap<NodeId, LogIndex> {
+    /// Each node's answer; 0 for who gives none.
+    async fn ask_everyone(&self) -> BTreeMap<NodeId, LogIndex> {
         let me = self.0.config.node;
         let ask = |node: NodeId| async move {
             if node == me {

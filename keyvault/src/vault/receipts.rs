@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
 use ensign_proto::pb::vault::v1 as pb;
-use ensign_proto::{ClusterVersion, LogIndex, NodeId, RingId, Term};
+use ensign_proto::{ClusterVersion, LogIndex, RingId, Term};
 use ensign_raft::Leadership;
 use tracing::{debug, info, warn};
 use zeroize::Zeroizing;
@@ -144,13 +144,6 @@ impl Vault {
             Err(refusal) if refusal.reason != Reason::Conflict => Err(refusal),
             _ => Ok(pb::ReceiptKeysReply { keys: self.inspect(keys)? }),
         }
-    }
-
-    /// Every member's file, as far as this leader knows.
-    fn erasers(&self) -> Vec<pb::ErasedVoter> {
-        let heard = self.heard();
-        let through = |node: NodeId| heard.get(&node).copied().unwrap_or_default().0;
-        self.copies().into_iter().map(|node| pb::ErasedVoter { node: node.0, through: through(node) }).collect()
     }
 }
 

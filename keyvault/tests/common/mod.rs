@@ -154,6 +154,8 @@ pub(crate) struct Cluster {
     pub(crate) wires: Wires,
     pub(crate) voters: BTreeMap<NodeId, Voter>,
     pub(crate) tasks: Tasks,
+    /// Nodes of the cluster that are no members of the vault's group now.
+    pub(crate) elsewhere: Arc<Mutex<Vec<NodeId>>>,
     /// What its voters read the time from.
     clock: Arc<dyn Clock>,
 }
@@ -167,7 +169,8 @@ impl Cluster {
     /// No voter yet.
     pub(crate) fn start_empty() -> Self {
         let (net, wires, clock) = (MemoryNet::new(), Wires::default(), Arc::new(SystemClock));
-        Self { net, wires, voters: BTreeMap::new(), tasks: Tasks::new(), clock }
+        let elsewhere = Arc::default();
+        Self { net, wires, voters: BTreeMap::new(), tasks: Tasks::new(), elsewhere, clock }
     }
 
     pub(crate) async fn start_with(roots: &[[u8; 32]; 3], lease: LeaseConfig) -> Self {
@@ -218,8 +221,13 @@ impl Cluster {
         };
         let group_log = log.group(GroupId::VAULT);
         let peers = Arc::new(Wire { wires: self.wires.clone(), from: node });
-        let links =
-            VaultLinks { holders: Arc::new(self.wires.clone()), peers, version: Arc::new(|| ClusterVersion::V2) };
+        let elsewhere = Arc::clone(&self.elsewhere);
+        let links = VaultLinks {
+            holders: Arc::new(self.wires.clone()),
+            peers,
+            version: Arc::new(|| ClusterVersion::V2),
+            nodes: Arc::new(move || elsewhere.lock().expect("nobody panics with it").clone()),
+        };
         let vault =
             Vault::start(config, &runtime, group_log, root, links, clock, &tasks).await.expect("the vault starts");
         self.wires.lock().vaults.insert(node, vault.clone());

@@ -133,6 +133,7 @@ pub(super) async fn receipts(
         time: convert::millis(it.ms),
         index: it.index.0,
         receipt: it.jws,
+        missing: it.missing.iter().map(|node| node.0).collect(),
     });
     let eraser = |(node, through): &(NodeId, LogIndex)| pb::KeyEraser { node_id: node.0, erased_through: through.0 };
     Ok(pb::ListKeyReceiptsReply {

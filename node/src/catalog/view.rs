@@ -9,7 +9,7 @@ use ensign_raft::env::UnixNanos;
 use tokio::sync::watch;
 
 use super::machine::Shared;
-use super::moves::PlacementDefaults;
+use super::moves::{NodeState, PlacementDefaults};
 use super::paging::{Page, PageError, PageRequest, Paged};
 use super::quota::{Limit, PerResource, Quota};
 use super::records::{ApiKey, ClusterAuthority, JoinToken, NodeRecord, Organization, Project, SigningKey, Topic};
@@ -171,6 +171,13 @@ impl View {
     /// The cluster's nodes.
     pub fn nodes(&self) -> Vec<Arc<NodeRecord>> {
         self.shared.read().nodes.values().cloned().collect()
+    }
+
+    /// Every node that was ever started and is not removed.
+    pub fn started(&self) -> Vec<NodeId> {
+        let nodes = self.shared.read();
+        let started = nodes.nodes.values().filter(|node| node.has_started() && node.state != NodeState::Removed);
+        started.map(|node| node.id).collect()
     }
 
     /// The node of this id.

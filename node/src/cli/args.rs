@@ -44,7 +44,7 @@ Exit codes:
   5  the cluster cannot be reached, or is not available
   6  unknown whether it was done: look before you repeat it
   7  refused as things are: it exists already, is archived, its key was revoked
-  8  the doctor found something that needs an operator
+  8  the doctor found something that needs an operator, or a removed node may have a copy of an erased key
   9  --timeout was over before what was waited for; that goes on
  10  a receipt, or a key that it is verified with, is not what it claims to be
  11  this node may not run: it was removed, or another process runs as it; starting it again does no good

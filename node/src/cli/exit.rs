@@ -64,6 +64,11 @@ pub(super) struct NoAdministrator;
 #[error("the cluster needs an operator: see the findings")]
 pub(super) struct Unwell;
 
+/// A key is erased, but for copies that nobody can ask for.
+#[derive(Debug, Error)]
+#[error("not every node that had a copy of the key has said that it is gone")]
+pub(super) struct CopiesMissing;
+
 /// What is asked for is not built yet.
 #[derive(Debug, Error)]
 #[error("{0}")]
@@ -100,7 +105,7 @@ fn code_of(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     if error.is::<NoAdministrator>() {
         return Some(Exit::Denied);
     }
-    if error.is::<Unwell>() {
+    if error.is::<Unwell>() || error.is::<CopiesMissing>() {
         return Some(Exit::Unwell);
     }
     if error.is::<super::watch::TimeUp>() {

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::admin::id;
 use super::args::{Algorithm, ClientArgs, KeyCommand, Output, RevokeArgs, RingArg, Stage, TargetArgs};
 use super::connect::{Clients, connect};
-use super::exit::NotBuilt;
+use super::exit::{CopiesMissing, NotBuilt};
 use super::output::{agree, confirm, json, line, list, one, record, somebody_is_there, thousands, wire_time};
 use super::watch::{Progress, wait};
 
@@ -209,6 +209,9 @@ struct Revoked {
     receipt: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     erased_receipt: Option<String>,
+    /// Nodes that had a copy of the key, were removed, and never said that it is gone from theirs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    missing: Vec<u64>,
     waited_seconds: f64,
 }
 
@@ -461,15 +464,17 @@ async fn revoke(args: RevokeArgs) -> anyhow::Result<()> {
         stage: "revoked",
         receipt: reply.receipt,
         erased_receipt: None,
+        missing: Vec::new(),
         waited_seconds: waited.as_secs_f64(),
     };
     if stage == Stage::Erased {
         let ring: RingId = revoked.ring.parse()?;
         let erased = erased(&clients, ring, &revoked.versions, timeout).await?;
         if let Some(file) = &file {
-            save(file, [revoked.receipt.as_str(), erased.as_str()])?;
+            save(file, [revoked.receipt.as_str(), erased.receipt.as_str()])?;
         }
-        (revoked.stage, revoked.erased_receipt) = ("erased", Some(erased));
+        (revoked.stage, revoked.missing) = ("erased", erased.missing);
+        revoked.erased_receipt = (!erased.receipt.is_empty()).then_some(erased.receipt);
     }
     let versions: Vec<_> = revoked.versions.iter().map(ToString::to_string).collect();
     let mut sentence =
@@ -477,21 +482,33 @@ async fn revoke(args: RevokeArgs) -> anyhow::Result<()> {
     if stage == Stage::Erased {
         sentence += ", and its key is in no file of the vault";
     }
+    if !revoked.missing.is_empty() {
+        let nodes: Vec<_> = revoked.missing.iter().map(ToString::to_string).collect();
+        let _ = write!(
+            sentence,
+            " on the nodes of the cluster. Nodes {} had a copy, were removed, and never said that it is gone: destroy their disks",
+            nodes.join(", ")
+        );
+    }
     let receipt = file.map_or_else(|| revoked.receipt.clone(), |file| file.display().to_string());
     if !receipt.is_empty() {
         let _ = write!(sentence, "\nreceipt: {receipt}");
     }
-    one(client.output, &revoked, sentence)
+    one(client.output, &revoked, sentence)?;
+    if revoked.missing.is_empty() { Ok(()) } else { Err(CopiesMissing.into()) }
 }
 
-/// Waits until versions are erased, and returns the receipt of it.
-async fn erased(clients: &Clients, ring: RingId, versions: &[u32], limit: Option<Duration>) -> anyhow::Result<String> {
+/// Waits until versions are erased, all of a ring where there are none, and returns the receipt of it.
+async fn erased(
+    clients: &Clients,
+    ring: RingId,
+    versions: &[u32],
+    limit: Option<Duration>,
+) -> anyhow::Result<pb::KeyReceipt> {
     let look = async || {
         let known = clients.admin()?.key_receipts(Ring::Id(ring)).await?;
-        let erased = known.receipts.iter().filter(|it| it.kind() == pb::KeyReceiptKind::Erased);
-        let mut erased = erased.filter(|it| versions.iter().all(|version| it.versions.contains(version)));
-        if let Some(done) = erased.next_back() {
-            return Ok(Progress::Over(done.receipt.clone()));
+        if let Some(done) = erasure_of(&known, versions) {
+            return Ok(Progress::Over(done));
         }
         let missing = missing(&known);
         Ok(Progress::On(if missing.is_empty() {
@@ -501,6 +518,16 @@ async fn erased(clients: &Clients, ring: RingId, versions: &[u32], limit: Option
         }))
     };
     wait("it is revoked; the erasure".to_owned(), limit, look).await
+}
+
+/// What tells that these versions are erased. Without a version everything of the ring has to be, since an order to revoke all of it
+/// names those alone that were there still.
+fn erasure_of(known: &pb::ListKeyReceiptsReply, versions: &[u32]) -> Option<pb::KeyReceipt> {
+    let mut erased = known.receipts.iter().filter(|it| it.kind() == pb::KeyReceiptKind::Erased);
+    if versions.is_empty() {
+        return (known.erase_through == 0).then(|| erased.next_back().cloned().unwrap_or_default());
+    }
+    erased.rfind(|it| versions.iter().all(|version| it.versions.contains(version))).cloned()
 }
 
 /// The nodes that have still to erase something of a ring.
@@ -581,6 +608,31 @@ mod tests {
         assert!(stake_of(&ring, Some(2)).contains("from 2024-03-09T16:00:00.000Z until now"));
         assert!(stake_of(&ring, None).contains("in the eras of 2 versions"));
         assert_eq!(stake_of(&ring, Some(7)), stake(Some(7)), "what is not there is refused by the cluster");
+    }
+
+    #[test]
+    fn an_older_erasure_does_not_speak_for_what_is_still_to_be_erased() {
+        let receipt = |kind: pb::KeyReceiptKind, version, index| pb::KeyReceipt {
+            kind: kind.into(),
+            versions: vec![version],
+            index,
+            ..Default::default()
+        };
+        let (revoked, erased) = (pb::KeyReceiptKind::Revoked, pb::KeyReceiptKind::Erased);
+        let mut known = pb::ListKeyReceiptsReply {
+            receipts: vec![receipt(revoked, 1, 5), receipt(erased, 1, 6), receipt(revoked, 2, 8)],
+            erase_through: 8,
+            ..Default::default()
+        };
+        assert_eq!(erasure_of(&known, &[1]).map(|it| it.index), Some(6));
+        assert_eq!(erasure_of(&known, &[2]), None);
+        assert_eq!(erasure_of(&known, &[]), None, "version 2 is still in a file");
+        known.receipts.push(receipt(erased, 2, 9));
+        known.erase_through = 0;
+        assert_eq!(erasure_of(&known, &[2]).map(|it| it.index), Some(9));
+        assert_eq!(erasure_of(&known, &[]).map(|it| it.index), Some(9));
+        known.receipts.clear();
+        assert_eq!(erasure_of(&known, &[]), Some(pb::KeyReceipt::default()), "a ring of which nothing was ever sealed");
     }
 
     #[test]

@@ -263,7 +263,8 @@ fn sentence(verified: &Verified) -> String {
     }
     if let Some(through) = receipt["erased_through"].as_object() {
         let through: Vec<_> = through.iter().map(|(node, index)| format!("{node} through {index}")).collect();
-        lines.push(format!("  erased by: {}; missing: {}", through.join(", "), list(&receipt["missing"])));
+        let missing = if receipt["missing"].is_array() { list(&receipt["missing"]) } else { "not known".to_owned() };
+        lines.push(format!("  erased by: {}; missing: {missing}", through.join(", ")));
     }
     let audit = &receipt["audit"];
     lines.push(format!("  record {} of the vault: {}", audit["seq"], text(&audit["this"])));

@@ -122,12 +122,13 @@ impl Node {
             entropy: Entropy::kernel(),
         };
         let vault_group_log = vault_log.log.group(GroupId::VAULT);
-        let version_view = view.clone();
+        let (version_view, nodes_view) = (view.clone(), view.clone());
         let version: Arc<dyn Fn() -> ClusterVersion + Send + Sync> = Arc::new(move || version_view.cluster_version());
         let links = VaultLinks {
             holders: Arc::new(calls.clone()),
             peers: Arc::new(calls.clone()),
             version: Arc::clone(&version),
+            nodes: Arc::new(move || nodes_view.started()),
         };
         let root = root::provider(&config);
         let vault = Vault::start(vault_config, &runtime, vault_group_log, root, links, Arc::clone(&clock), &tasks)
