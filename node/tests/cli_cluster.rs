@@ -321,6 +321,25 @@ fn quotas_from_the_command_line() {
         .find(|(code, _)| *code != Some(0))
         .expect("a quota that does not hold");
     assert!(code == Some(7) && said.contains("may store 1000: destroy topics"), "{code:?} {said}");
+    // It names the first line that is not stored, however far the input was read.
+    let (code, said) = cluster.outcome(&["publish", "first"], &"{\"n\":1}\n".repeat(100));
+    assert!(code == Some(7) && said.contains("line 1: "), "{code:?} {said}");
+    // Nor does it wait for another line: whoever writes them may pause.
+    let mut child = ensign()
+        .args(["publish", "first"])
+        .env("ENSIGN_CREDENTIALS", cluster.file("dev.json"))
+        .stdin(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the command runs");
+    let mut pipe = child.stdin.take().expect("its input");
+    pipe.write_all(b"{\"n\":1}\n").expect("it reads");
+    let ended = (0..600).find_map(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        child.try_wait().expect("it can be asked")
+    });
+    drop((pipe, child.kill()));
+    assert_eq!(ended.and_then(|status| status.code()), Some(7), "it waits for a line that does not come");
     cluster.json(&["quota", "unset", "--project", project, "stored-bytes"], "");
     let (code, said) = cluster.outcome(&["publish", "first"], &line);
     assert_eq!(code, Some(0), "{said}");

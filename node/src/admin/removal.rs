@@ -114,7 +114,7 @@ impl Held<'_> {
             many => (format!("replicas of {many} partitions that have"), "those topics"),
         };
         refuse(format!(
-            "node {node} has {replicas} no majority without it ({}): what was acknowledged there may be on its disk alone. Bring it back with its disk, then drain it. If the disk is lost for good, destroy {these} (`ensign topic destroy \
+            "node {node} has {replicas} no majority without it ({}): what was acknowledged there may be on its disk alone. Bring it back with its disk, then drain it. If the disk is lost for good, read what other nodes still have of it (`ensign subscribe NAME --from earliest`), destroy {these} (`ensign topic destroy \
              NAME`), then remove the node",
             some(&lost)
         ))

@@ -140,12 +140,24 @@ async fn publish_to(args: PublishArgs) -> anyhow::Result<()> {
             let mut data = Vec::new();
             input.take(LINE_BYTES_MAX as u64).read_to_end(&mut data).await?;
             let event = Event { mimetype, metadata: metadata.clone(), ..Event::new(data) };
-            feed.send(event).await?;
+            feed.send(event, None).await?;
         } else {
             let mut number = 0_u64;
-            while let Some(data) = next_line(&mut input, &mut number).await? {
+            loop {
+                let next = {
+                    let mut next = std::pin::pin!(next_line(&mut input, &mut number));
+                    // Whoever writes the lines may pause: what becomes of those before is not to wait for the next one.
+                    loop {
+                        tokio::select! {
+                            biased;
+                            next = &mut next => break next?,
+                            settled = feed.settle_one(), if feed.waits() => settled?,
+                        }
+                    }
+                };
+                let Some(data) = next else { break };
                 let event = Event { mimetype, metadata: metadata.clone(), ..Event::new(data) };
-                feed.send(event).await.with_context(|| format!("line {number}"))?;
+                feed.send(event, Some(number)).await?;
             }
         }
         feed.settle(0).await
@@ -176,10 +188,26 @@ async fn publish_to(args: PublishArgs) -> anyhow::Result<()> {
     )
 }
 
+/// An event on its way.
+struct Sent {
+    receipt: Receipt,
+    size: u64,
+    /// Which line of the input it is; absent for the whole of it.
+    line: Option<u64>,
+}
+
+/// Says of which line it is.
+fn of_line<T>(line: Option<u64>, outcome: Result<T, PublishError>) -> anyhow::Result<T> {
+    match line {
+        Some(line) => outcome.with_context(|| format!("line {line}")),
+        None => Ok(outcome?),
+    }
+}
+
 /// Events on their way.
 struct Feed {
     publisher: Publisher,
-    receipts: VecDeque<(Receipt, u64)>,
+    receipts: VecDeque<Sent>,
     window: usize,
     bar: ProgressBar,
     events: u64,
@@ -187,10 +215,10 @@ struct Feed {
 }
 
 impl Feed {
-    async fn send(&mut self, event: Event) -> anyhow::Result<()> {
+    async fn send(&mut self, event: Event, line: Option<u64>) -> anyhow::Result<()> {
         let size = event.data.len() as u64;
-        let receipt = self.publisher.publish(event).await?;
-        self.receipts.push_back((receipt, size));
+        let receipt = of_line(line, self.publisher.publish(event).await)?;
+        self.receipts.push_back(Sent { receipt, size, line });
         if self.receipts.len() >= self.window {
             self.settle(self.window / 2).await?;
         }
@@ -201,7 +229,7 @@ impl Feed {
     async fn settle_rest(&mut self) -> u64 {
         let deadline = tokio::time::Instant::now() + REST;
         let mut unknown = 0;
-        for (receipt, size) in self.receipts.drain(..) {
+        for Sent { receipt, size, .. } in self.receipts.drain(..) {
             match tokio::time::timeout_at(deadline, receipt).await {
                 Ok(Ok(_)) => {
                     self.events += 1;
@@ -217,16 +245,26 @@ impl Feed {
     /// Waits until at most `most` events are without an answer.
     async fn settle(&mut self, most: usize) -> anyhow::Result<()> {
         while self.receipts.len() > most {
-            let Some((receipt, size)) = self.receipts.front_mut() else { break };
-            let size = *size;
-            // It leaves the queue only with its outcome: an interruption must not lose it.
-            let outcome = receipt.await;
-            self.receipts.pop_front();
-            outcome?;
-            self.events += 1;
-            self.bytes += size;
-            self.bar.inc(1);
+            self.settle_one().await?;
         }
+        Ok(())
+    }
+
+    fn waits(&self) -> bool {
+        !self.receipts.is_empty()
+    }
+
+    /// Waits for the oldest event without an answer. Cancel safe.
+    async fn settle_one(&mut self) -> anyhow::Result<()> {
+        let Some(Sent { receipt, size, line }) = self.receipts.front_mut() else { return Ok(()) };
+        let (size, line) = (*size, *line);
+        // It leaves the queue only with its outcome: an interruption must not lose it.
+        let outcome = receipt.await;
+        self.receipts.pop_front();
+        of_line(line, outcome)?;
+        self.events += 1;
+        self.bytes += size;
+        self.bar.inc(1);
         Ok(())
     }
 }

@@ -80,6 +80,10 @@ pub(super) async fn node(command: NodeCommand) -> anyhow::Result<()> {
             let removed: ShownNode = admin.remove_node_by_force(node).await?.into();
             let sentence = match removed.replicas {
                 0 => format!("removed node {node}"),
+                1 => format!(
+                    "removed node {node}; one partition counts it still, and gets a replica elsewhere as far as there are nodes for it: `ensign \
+                     partition list --unsettled`"
+                ),
                 held => format!(
                     "removed node {node}; {} partitions count it still, and get a replica elsewhere as far as there are nodes for it: `ensign \
                      partition list --unsettled`",

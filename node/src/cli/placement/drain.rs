@@ -83,9 +83,12 @@ fn warning(node: &ShownNode, held: usize, names: &[&str]) -> String {
     let more = if held > names.len() { format!(" and {} more", held - names.len()) } else { String::new() };
     let replicas = match held {
         0 => "It holds no replica.".to_owned(),
-        1 => format!("One partition counts a replica on it: {}. It goes on without.", names.join(", ")),
+        1 => format!(
+            "One partition counts a replica on it: {}. It goes on without, or the removal is refused.",
+            names.join(", ")
+        ),
         held => format!(
-            "{} partitions count a replica on it: {}{more}. They go on without.",
+            "{} partitions count a replica on it: {}{more}. They go on without, or the removal is refused.",
             thousands(held as u64),
             names.join(", ")
         ),
@@ -142,7 +145,7 @@ mod tests {
         let known = node(|_| ());
         assert!(warning(&known, 0, &[]).contains("It holds no replica."));
         let few = warning(&known, 2, &["a", "b"]);
-        assert!(few.contains("2 partitions count a replica on it: a, b. They go on without."), "{few}");
+        assert!(few.contains("2 partitions count a replica on it: a, b. They go on without, or"), "{few}");
         let many = warning(&known, 7, &["a", "b", "c", "d", "e"]);
         assert!(many.contains("a, b, c, d, e and 2 more"), "{many}");
         assert!(many.contains("its number never comes back"), "{many}");

@@ -60,9 +60,14 @@ fn no_majority(silent: &BTreeSet<NodeId>, replicas: usize) -> String {
         (1, 1) => "its only replica".to_owned(),
         (gone, all) => format!("{gone} of its {all} replicas"),
     };
+    let left = if silent.len() == replicas {
+        "`ensign topic destroy` is all that is left to do"
+    } else {
+        "read what the others still have (`ensign subscribe NAME --from earliest`), and then destroy the topic (`ensign topic destroy`)"
+    };
     format!(
         "{which}, on {nodes} {names}, {do_not} answer, and without a majority nothing can move: bring {nodes} {names} back; if what the \
-         disks there held is lost for good, `ensign topic destroy` is all that is left to do"
+         disks there held is lost for good, {left}"
     )
 }
 

@@ -40,9 +40,14 @@ pub(super) fn of_moves(
                 Kind::Slow => format!("{} new replicas that come no closer: {what}", has(&groups)),
                 _ => format!("{} replicas that should be elsewhere and cannot go: {what}", has(&groups)),
             },
-            remedy: remedy(kind, nodes),
+            remedy: remedy(kind, &there(now, nodes)),
         });
     }
+}
+
+/// Those of the nodes that are part of the cluster: who was removed never comes back.
+fn there(now: &pb::ClusterReportReply, nodes: &[u64]) -> Vec<u64> {
+    nodes.iter().copied().filter(|node| now.nodes.iter().any(|it| it.node_id == *node)).collect()
 }
 
 fn remedy(kind: Kind, nodes: &[u64]) -> String {
@@ -50,12 +55,17 @@ fn remedy(kind: Kind, nodes: &[u64]) -> String {
         Kind::Nodes => "let a machine join (`ensign cluster join`), undrain a node (`ensign node undrain`), or ask for fewer replicas or more \
                         regions (`ensign topic alter`)"
             .to_owned(),
-        Kind::Majority => format!(
-            "bring {} back with {}. If that is lost for good, so is what only it held: destroy the topics (`ensign topic destroy`), \
-             then remove the node (`ensign node remove --force`): docs/operations/placement.md",
-            named(nodes),
-            if nodes.len() == 1 { "its disk" } else { "their disks" }
-        ),
+        Kind::Majority => {
+            let bring = match nodes.len() {
+                0 => "the nodes were removed for good:".to_owned(),
+                1 => format!("bring {} back with its disk. If that is lost for good:", named(nodes)),
+                _ => format!("bring {} back with their disks. If these are lost for good:", named(nodes)),
+            };
+            format!(
+                "{bring} read what other nodes still have (`ensign subscribe TOPIC --from earliest`), destroy the topics (`ensign topic \
+                 destroy`), then remove the node (`ensign node remove --force`): docs/operations/placement.md"
+            )
+        }
         Kind::Waits => "start the node that it waits for; or turn the move round (`ensign partition cancel`)".to_owned(),
         Kind::Slow => "do what it says; `ensign partition describe --watch` shows how far it is".to_owned(),
         Kind::Untaken | Kind::Unspecified => "see `ensign partition list --unsettled`".to_owned(),
