@@ -134,3 +134,42 @@ fn a_follower_of_the_topics_hears_of_what_changed_and_of_nothing_else() {
     }
     assert_eq!(changed(&view), None, "who is too far behind looks at everything");
 }
+
+/// What an API key shares with anything else, be it a topic's past, is not destroyed with it.
+#[test]
+fn an_api_key_is_shredded_with_a_ring_that_is_its_alone_and_with_no_other() {
+    let mut state = crate::catalog::state::State::default();
+    let key = |n| ApiKeyId::from_bytes([n; 16]);
+    let own = |n: u8, to| Command::CreateApiKey(ApiKey { ring: to, ..api_key(n, n, 1, Some(1)) });
+    let bind = |to| Command::SetTopicRing { topic: topic(1), ring: to, at: at(2) };
+    let founded = Project { id: project(1), org: org(1), name: "one".to_owned(), ring: ring(1), created: at(1) };
+    for command in [
+        Command::CreateOrganization { id: org(1), name: "Example".to_owned(), at: at(1) },
+        Command::CreateProject(founded),
+        Command::CreateTopic(NewTopic { ring: ring(2), ..new_topic(1, 1, 1) }),
+        bind(ring(3)),
+        own(1, Some(ring(1))),
+        own(2, Some(ring(2))),
+        own(3, Some(ring(3))),
+        own(4, Some(ring(4))),
+        own(5, Some(ring(4))),
+        own(6, Some(ring(6))),
+        own(7, None),
+    ] {
+        state.apply(command).unwrap();
+    }
+    let mut shred = |n| state.apply(Command::ShredApiKey { key: key(n), at: at(3) }).map(drop);
+    for (n, with) in [(1, "its project"), (2, "a topic's past"), (3, "a topic"), (4, "an API key"), (5, "an API key")] {
+        assert_eq!(shred(n), Err(Refusal::RingShared), "shared with {with}");
+    }
+    assert_eq!((shred(7), shred(8)), (Err(Refusal::NoRing), Err(Refusal::ApiKeyUnknown)));
+    assert_eq!((shred(6), shred(6)), (Ok(()), Ok(())), "again changes nothing");
+    assert!((1..=5).all(|n| state.api_keys[&key(n)].revoked_at.is_none()), "what is refused changes nothing");
+    let revoked = &state.api_keys[&key(6)];
+    assert!(revoked.shredded && revoked.revoked_at == Some(at(3)));
+    // Nothing is bound to what is about to be destroyed.
+    let new = Command::CreateTopic(NewTopic { ring: ring(6), ..new_topic(2, 1, 2) });
+    for late in [bind(ring(6)), new, own(8, Some(ring(6)))] {
+        assert_eq!(state.apply(late).map(drop), Err(Refusal::RingShredded));
+    }
+}
