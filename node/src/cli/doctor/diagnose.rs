@@ -80,7 +80,8 @@ pub(super) fn diagnose(before: &pb::ClusterReportReply, now: &pb::ClusterReportR
                 groups: Vec::new(),
                 what: format!("node {} at {} has joined and never served", node.node_id, node.address),
                 remedy: format!(
-                    "run `ensign serve` on its machine with the settings that `ensign cluster join` wrote; or, if it is not to come,                      `ensign node drain {0}`, then `ensign node remove {0}`",
+                    "run `ensign serve` on its machine with the settings that `ensign cluster join` wrote; or, if it is not to come, \
+                     `ensign node drain {0}`, then `ensign node remove {0}`",
                     node.node_id
                 ),
             }),
