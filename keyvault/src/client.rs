@@ -85,6 +85,11 @@ pub struct RingInfo {
 }
 
 impl RingInfo {
+    /// Whether it was revoked as a whole, and no node holds a key of it any more.
+    pub fn is_destroyed(&self) -> bool {
+        self.state == RingState::Revoked && self.versions.iter().all(|version| version.state == VersionState::Revoked)
+    }
+
     /// The version that seals, if there is one.
     pub fn active(&self) -> Option<KeyVersion> {
         self.active_info().map(|version| version.version)

@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ensign_node::catalog::{
-    AllAlive, Catalog, CatalogMachine, CatalogParts, ChangeTopicError, CreateProjectError, CreateTopicError, Custody,
-    NodeRecord, ProposeLink, ProposeLinkError, Reconciled, Topic, TopicPolicies, TopicState, VaultFailure, VaultHas,
-    VaultWrites,
+    AllAlive, ApiKey, Catalog, CatalogMachine, CatalogParts, ChangeTopicError, CreateProjectError, CreateTopicError,
+    Custody, NodeRecord, ProposeLink, ProposeLinkError, Reconciled, Topic, TopicPolicies, TopicState, VaultFailure,
+    VaultHas, VaultWrites,
 };
-use ensign_proto::{ClusterVersion, GroupId, LogIndex, NodeId, ProjectId, RingId, TopicId, TopicName};
+use ensign_proto::{
+    ApiKeyId, ClusterVersion, GroupId, LogIndex, NodeId, PermissionSet, ProjectId, RingId, TopicId, TopicName,
+};
 use ensign_raft::env::{Clock as _, SeededRng, SystemClock, Tasks};
 use ensign_raft::testing::{MemoryNet, quick};
 use ensign_raft::{Group, GroupSpec, Mode, ProposeError, Runtime};
@@ -26,6 +28,9 @@ const LOCK: &str = "no test panics while it holds a lock";
 struct NotedVault {
     rings: Mutex<BTreeSet<(ProjectId, RingId)>>,
     custody: Mutex<BTreeSet<Custody>>,
+    destroyed: Mutex<BTreeSet<RingId>>,
+    /// Rings that were asked to be destroyed, again and again.
+    orders: AtomicUsize,
     /// Changes of custody that were asked for.
     commits: AtomicUsize,
     down: Mutex<bool>,
@@ -48,12 +53,21 @@ impl VaultWrites for NotedVault {
             return futures::future::ready(Err(VaultFailure::new("switched off"))).boxed();
         }
         let (rings, custody) = (self.rings.lock().expect(LOCK).clone(), self.custody.lock().expect(LOCK).clone());
-        futures::future::ready(Ok(VaultHas { rings, custody })).boxed()
+        let destroyed = self.destroyed.lock().expect(LOCK).clone();
+        let living = rings.iter().map(|(_, ring)| *ring).filter(|ring| !destroyed.contains(ring)).collect();
+        futures::future::ready(Ok(VaultHas { rings, living, custody })).boxed()
     }
 
     fn create_ring(&self, project: ProjectId, ring: RingId) -> BoxFuture<'static, Result<(), VaultFailure>> {
         self.answer(|| {
             self.rings.lock().expect(LOCK).insert((project, ring));
+        })
+    }
+
+    fn destroy_ring(&self, ring: RingId) -> BoxFuture<'static, Result<(), VaultFailure>> {
+        self.answer(|| {
+            self.orders.fetch_add(1, Ordering::Relaxed);
+            self.destroyed.lock().expect(LOCK).insert(ring);
         })
     }
 
@@ -356,10 +370,65 @@ async fn the_vault_comes_first_and_what_it_lacks_is_put_right() {
     cluster.vault.rings.lock().unwrap().clear();
     cluster.vault.custody.lock().unwrap().clear();
     let done = catalog.reconcile().await.unwrap();
-    assert_eq!(done, Reconciled { rings: 1, granted: 3, dropped: 0 });
+    assert_eq!(done, Reconciled { rings: 1, granted: 3, ..Reconciled::default() });
     assert_eq!(*cluster.vault.custody.lock().unwrap(), everybody);
     assert!(cluster.vault.rings.lock().unwrap().contains(&(project, ring)));
     assert_eq!(catalog.reconcile().await.unwrap(), Reconciled::default(), "what is right is left alone");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ring_that_goes_with_its_api_key_is_destroyed_although_whoever_asked_for_it_died() {
+    let cluster = Cluster::start().await;
+    let project = cluster.project().await;
+    let leader = cluster.leader().await;
+    let catalog = cluster.nodes[&leader].catalog.clone();
+    catalog.raise_version(ClusterVersion::NEWEST).await.unwrap();
+    let org = catalog.project(project).unwrap().org;
+    let made = |n: u8| ApiKey {
+        id: ApiKeyId::from_bytes([n; 16]),
+        client_id: format!("client-{n}"),
+        name: format!("device {n}"),
+        org,
+        project: Some(project),
+        permissions: PermissionSet::api_key(),
+        admin: false,
+        created: SystemClock.wall(),
+        revoked_at: None,
+        ring: Some(RingId::from_bytes([n; 16])),
+        shredded: false,
+    };
+    for n in 1..=3 {
+        catalog.create_api_key(made(n)).await.unwrap();
+        cluster.vault.rings.lock().unwrap().insert((project, RingId::from_bytes([n; 16])));
+    }
+    // One is shredded, one is only revoked, and one lives on.
+    catalog.revoke_api_key(made(2).id).await.unwrap();
+    assert_eq!(catalog.reconcile().await.unwrap(), Reconciled::default());
+    catalog.shred_api_key(made(1).id).await.unwrap();
+    *cluster.vault.down.lock().unwrap() = true;
+    catalog.reconcile().await.expect_err("the vault is down");
+    *cluster.vault.down.lock().unwrap() = false;
+
+    let tasks = Tasks::new();
+    let beginning = catalog.clone();
+    // So rarely that only the beginning counts.
+    tasks.spawn("reconciliation", |stop| beginning.keep_reconciled(Duration::from_hours(1), stop));
+    let destroyed = async {
+        while cluster.vault.destroyed.lock().expect(LOCK).is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), destroyed).await.expect("its ring is destroyed");
+    assert_eq!(*cluster.vault.destroyed.lock().unwrap(), BTreeSet::from([RingId::from_bytes([1; 16])]));
+    assert!(tasks.shut_down(Duration::from_secs(5)).await);
+
+    // What is destroyed is asked for no more; a vault that came back from an old backup is asked again.
+    let asked = cluster.vault.orders.load(Ordering::Relaxed);
+    assert_eq!(catalog.reconcile().await.unwrap(), Reconciled::default());
+    assert_eq!(cluster.vault.orders.load(Ordering::Relaxed), asked);
+    cluster.vault.destroyed.lock().unwrap().clear();
+    assert_eq!(catalog.reconcile().await.unwrap(), Reconciled { destroyed: 1, ..Reconciled::default() });
+    assert_eq!(catalog.reconcile().await.unwrap(), Reconciled::default());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

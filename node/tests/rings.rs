@@ -236,7 +236,14 @@ async fn shredding_an_api_key_destroys_what_it_published_on_every_node_and_nothi
 
     // Again is no error, and nothing is bound to the ring any more.
     let again = json(&file, &["apikey", "revoke", &id, "--shred", "--yes"])?;
-    ensure!(again["shredded"] == true, "{again}");
+    ensure!(again["shredded"] == true && again["ring_destroyed"] == true, "{again}");
+    let listed = json(&file, &["apikey", "list"])?;
+    let fates: Vec<_> = listed.as_array().context("a list")?.iter().map(|key| &key["ring_destroyed"]).collect();
+    ensure!(
+        fates.iter().filter(|fate| fate.is_boolean()).count() == 1 && fates.contains(&&Value::Bool(true)),
+        "{listed}"
+    );
+    ensure!(json(&file, &["apikey", "describe", &id])?["ring_destroyed"] == true, "describe does not say so");
     refused(&file, &["topic", "create", "late", "--key", &ring], 7, "was revoked, for ever")?;
     Ok(())
 }

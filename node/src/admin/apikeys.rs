@@ -1,18 +1,24 @@
 //! API keys whose events are sealed under a key ring of their own, and how both end together.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ensign_keyvault::RingState;
 use ensign_proto::pb::admin::v1 as pb;
-use ensign_proto::{Algorithm, ApiKeyId, ClusterVersion, Permission, RingId};
+use ensign_proto::{Algorithm, ApiKeyId, ClusterVersion, Permission, ProjectId, RingId};
+use tokio::time::timeout;
 use tonic::Status;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::keys::describe_ring;
 use super::scope::Caller;
 use super::{Service, Shared, convert, keys, status};
 use crate::catalog::{ApiKey, Bound, Project};
 use crate::status::text;
+
+/// How long a list of API keys waits for the vault.
+const TELLS_WITHIN: Duration = Duration::from_secs(3);
 
 /// The ring that a new API key is to have: one that is named, or one that is made for it.
 pub(super) async fn ring(
@@ -43,11 +49,30 @@ pub(super) async fn ring(
     }
 }
 
+/// Says of API keys that were shredded whether their rings are destroyed. Asks the vault only where there are such keys, and not for long.
+pub(super) async fn tell_destroyed(shared: &Shared, project: Option<ProjectId>, keys: &mut [pb::ApiKey]) {
+    if !keys.iter().any(|key| key.shredded) {
+        return;
+    }
+    match timeout(TELLS_WITHIN, shared.vault.list_rings(project)).await {
+        Ok(Ok(rings)) => tell(&rings.iter().map(|ring| (ring.ring.to_string(), ring.is_destroyed())).collect(), keys),
+        Ok(Err(error)) => warn!(%error, "the vault does not say which rings of API keys are destroyed"),
+        Err(_) => warn!("the vault does not say in time which rings of API keys are destroyed"),
+    }
+}
+
+fn tell(destroyed: &BTreeMap<String, bool>, keys: &mut [pb::ApiKey]) {
+    for key in keys.iter_mut().filter(|key| key.shredded) {
+        key.ring_destroyed = destroyed.get(&key.ring_id).copied();
+    }
+}
+
 /// An API key, its ring, and where events are sealed under that, as far as this node can tell.
 pub(super) async fn describe(shared: &Shared, key: &ApiKey) -> Result<pb::ApiKeyDescription, Status> {
     let mut description = pb::ApiKeyDescription { key: Some(convert::api_key(key)), ..Default::default() };
     let Some(ring) = key.ring else { return Ok(description) };
     description.ring = Some(describe_ring(shared, ring).await?);
+    tell_destroyed(shared, key.project, description.key.as_mut_slice()).await;
     let topics = key.project.map(|project| shared.catalog.view().topics(project)).unwrap_or_default();
     for topic in topics {
         match shared.partitions.holds_under(topic.id, ring) {
@@ -83,14 +108,25 @@ pub(super) async fn shred(shared: &Shared, caller: &Caller, key: &ApiKey) -> Res
     let begin = shared.clock.boot();
     let patience = shared.lease.revoke_patience();
     let revoked = shared.vault.revoke(&Service::actor(caller), ring, None, patience).await;
-    let receipt = revoked.map_err(|error| status::vault(&error))?;
+    let receipt = revoked.map_err(|error| half_done(key.id, ring, &status::vault(&error)))?;
     info!(key = %key.id, %ring, by = %caller.claims.subject, "an API key was revoked, and its key ring destroyed");
     Ok(pb::RevokeApiKeyReply {
-        key: Some(convert::api_key(&shredded)),
+        key: Some(pb::ApiKey { ring_destroyed: Some(true), ..convert::api_key(&shredded) }),
         versions: receipt.versions.iter().map(|(version, _)| version.0).collect(),
         waited: convert::span(shared.clock.boot().0.saturating_sub(begin.0)),
         receipt: receipt.jws,
     })
+}
+
+/// The API key is revoked, but the vault has not destroyed its ring: the catalog's leader has it done from now on.
+fn half_done(key: ApiKeyId, ring: RingId, why: &Status) -> Status {
+    let (code, why) = (why.code(), why.message());
+    warn!(%key, %ring, why, "an API key was revoked, but its key ring is still to be destroyed");
+    let message = format!(
+        "API key {key} is revoked, but its key ring {ring} is still to be destroyed: {why}. The cluster goes on with it; \
+         `ensign apikey describe {key}` says when it is done"
+    );
+    Status::new(code, message)
 }
 
 /// What else is sealed under the ring of an API key, named for people; none if nothing is.
@@ -153,6 +189,25 @@ mod tests {
             ring: Some(RingId::from_bytes([1; 16])),
             shredded: false,
         })
+    }
+
+    #[test]
+    fn of_what_was_shredded_it_is_told_whether_it_is_destroyed_or_that_nobody_knows() {
+        let key = |id: &str, shredded| pb::ApiKey { ring_id: id.to_owned(), shredded, ..Default::default() };
+        let mut keys = [key("gone", true), key("lives", true), key("unknown", true), key("gone", false)];
+        tell(&BTreeMap::from([("gone".to_owned(), true), ("lives".to_owned(), false)]), &mut keys);
+        assert_eq!(keys.map(|key| key.ring_destroyed), [Some(true), Some(false), None, None]);
+    }
+
+    #[test]
+    fn a_shredding_that_the_vault_did_not_end_says_how_far_it_is() {
+        let (key, ring) = (ApiKeyId::from_bytes([1; 16]), RingId::from_bytes([2; 16]));
+        let told = half_done(key, ring, &Status::unavailable("the key vault is sealed"));
+        assert_eq!(told.code(), tonic::Code::Unavailable, "whoever repeats it on that code does right");
+        let begin = format!(
+            "API key {key} is revoked, but its key ring {ring} is still to be destroyed: the key vault is sealed. "
+        );
+        assert!(told.message().starts_with(&begin), "{}", told.message());
     }
 
     #[test]

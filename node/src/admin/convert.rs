@@ -54,6 +54,7 @@ pub(super) fn api_key(key: &ApiKey) -> pb::ApiKey {
         revoked: key.revoked_at.is_some(),
         ring_id: key.ring.map(|ring| ring.to_string()).unwrap_or_default(),
         shredded: key.shredded,
+        ring_destroyed: None,
     }
 }
 

@@ -250,7 +250,9 @@ impl Admin for Service {
         let (caller, request) = self.enter(request, Permission::ApiKeysRead).await?;
         let project = caller.named_project(&self.0, &request.project_id)?.map(|project| project.id);
         let all = self.0.catalog.view().api_keys(project);
-        let keys = all.iter().filter(|key| caller.sees(key.org)).map(|key| convert::api_key(key)).collect();
+        let visible = all.iter().filter(|key| caller.sees(key.org));
+        let mut keys: Vec<_> = visible.map(|key| convert::api_key(key)).collect();
+        apikeys::tell_destroyed(&self.0, project, &mut keys).await;
         Ok(Response::new(pb::ListApiKeysReply { keys }))
     }
 

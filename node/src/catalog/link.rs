@@ -140,6 +140,8 @@ pub struct Custody {
 pub struct VaultHas {
     /// Key rings.
     pub rings: BTreeSet<(ProjectId, RingId)>,
+    /// Those of them that are not destroyed.
+    pub living: BTreeSet<RingId>,
     /// Custody, of every node.
     pub custody: BTreeSet<Custody>,
 }
@@ -151,6 +153,9 @@ pub trait VaultWrites: Send + Sync + 'static {
 
     /// Makes a project's key ring, with a first version.
     fn create_ring(&self, project: ProjectId, ring: RingId) -> BoxFuture<'static, Result<(), VaultFailure>>;
+
+    /// Orders that a ring be destroyed, for ever. Done once [`VaultHas::living`] has it no more: that may take the vault a while.
+    fn destroy_ring(&self, ring: RingId) -> BoxFuture<'static, Result<(), VaultFailure>>;
 
     /// Lets nodes have the keys of topics' partitions, in few commits. After a failure some may have them.
     fn put_custodies(&self, records: Vec<Custody>) -> BoxFuture<'static, Result<(), VaultFailure>>;

@@ -1,7 +1,8 @@
 //! Making the vault match the catalog after a crash between the two.
 //!
 //! The vault is written first when something is made, and last when a topic is forgotten. A crash in between, or a node that
-//! registers while another makes a topic, leaves the vault with too much or too little. The catalog is the truth for what exists.
+//! registers while another makes a topic, leaves the vault with too much or too little. The catalog is the truth for what exists, and for
+//! which rings are to be destroyed with an API key: whoever asked for that may have been cut off, or the vault was sealed.
 
 use std::time::Duration;
 
@@ -20,6 +21,8 @@ use super::records::TopicState;
 const IN_THE_MAKING: Duration = Duration::from_mins(10);
 /// The most that one pass writes; what is left is for the next.
 const WRITES_MAX: usize = 32_768;
+/// The most rings that one pass has destroyed, each of which waits for the nodes that hold it.
+const DESTROYED_MAX: usize = 256;
 
 /// What a pass has changed in the vault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -30,6 +33,8 @@ pub struct Reconciled {
     pub granted: usize,
     /// Custody of topics that do not exist.
     pub dropped: usize,
+    /// Key rings that are to be destroyed with an API key, and were not.
+    pub destroyed: usize,
 }
 
 impl Catalog {
@@ -62,7 +67,10 @@ impl Catalog {
             removed || (made < made_before && self.topic(custody.topic).is_none())
         };
         let dropped: Vec<_> = has.custody.iter().filter(is_left_over).copied().take(WRITES_MAX).collect();
-        let done = Reconciled { rings: rings.len(), granted: granted.len(), dropped: dropped.len() };
+        let mut doomed = self.view().shredded_rings(&has.living);
+        doomed.truncate(DESTROYED_MAX);
+        let done =
+            Reconciled { rings: rings.len(), granted: granted.len(), dropped: dropped.len(), destroyed: doomed.len() };
 
         let vault = &self.parts.vault;
         carry_out(rings.into_iter().map(|(project, ring)| vault.create_ring(project, ring))).await?;
@@ -72,8 +80,13 @@ impl Catalog {
         if !dropped.is_empty() {
             vault.drop_custodies(dropped).await?;
         }
+        // Last, and each for itself: one that the vault cannot destroy now keeps nothing else from being put right.
+        let calls = doomed.into_iter().map(|ring| vault.destroy_ring(ring));
+        let ordered: Vec<_> = futures::stream::iter(calls).buffer_unordered(VAULT_CALLS_MAX).collect().await;
+        ordered.into_iter().collect::<Result<Vec<()>, _>>()?;
         if done != Reconciled::default() {
-            info!(rings = done.rings, granted = done.granted, dropped = done.dropped, "the vault was put right");
+            let Reconciled { rings, granted, dropped, destroyed } = done;
+            info!(rings, granted, dropped, destroyed, "the vault was put right");
         }
         Ok(done)
     }

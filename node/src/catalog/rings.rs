@@ -37,6 +37,12 @@ impl State {
         self.api_keys_of(ring).any(|key| key.project == Some(project))
     }
 
+    /// The rings that API keys were revoked together with, in the order of their ids.
+    pub(super) fn shredded_rings(&self) -> impl Iterator<Item = RingId> {
+        let keys = self.api_keys_by_ring.iter().filter_map(|(ring, key)| Some((*ring, self.api_keys.get(key)?)));
+        keys.filter(|(_, key)| key.shredded).map(|(ring, _)| ring)
+    }
+
     fn api_keys_of(&self, ring: RingId) -> impl Iterator<Item = &Arc<ApiKey>> {
         let all = (ring, ApiKeyId::from_bytes([0; 16]))..=(ring, ApiKeyId::from_bytes([0xff; 16]));
         self.api_keys_by_ring.range(all).filter_map(|(_, key)| self.api_keys.get(key))

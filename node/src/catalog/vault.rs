@@ -66,6 +66,7 @@ impl VaultWrites for VaultRings {
             let custody = this.client.list_custody().await.map_err(failure)?;
             Ok(VaultHas {
                 rings: rings.iter().map(|ring| (ring.project, ring.ring)).collect(),
+                living: rings.iter().filter(|ring| !ring.is_destroyed()).map(|ring| ring.ring).collect(),
                 custody: custody
                     .into_iter()
                     .map(|(node, at)| Custody { node, project: at.project, topic: at.topic })
@@ -84,6 +85,18 @@ impl VaultWrites for VaultRings {
                     Err(error) if patience.again(&error).await => {}
                     settled => return settled.map(drop).map_err(failure),
                 }
+            }
+        }
+        .boxed()
+    }
+
+    fn destroy_ring(&self, ring: RingId) -> BoxFuture<'static, Result<(), VaultFailure>> {
+        let this = self.clone();
+        async move {
+            match this.client.revoke(&this.actor, ring, None, Duration::ZERO).await {
+                // The vault's leader goes on with what it was ordered.
+                Err(CallError::Refused(refusal)) if refusal.reason == Reason::Pending => Ok(()),
+                settled => settled.map(drop).map_err(failure),
             }
         }
         .boxed()

@@ -1,5 +1,6 @@
 //! Reads of the catalog as this node has applied it: no waiting, no network.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ensign_proto::{
@@ -146,6 +147,11 @@ impl View {
     /// Everything that a key ring is bound to. Costs a look at every topic.
     pub fn bound_to(&self, ring: RingId) -> Bound {
         self.shared.read().bound_to(ring)
+    }
+
+    /// The rings of `among` that an API key was revoked together with.
+    pub(super) fn shredded_rings(&self, among: &BTreeSet<RingId>) -> Vec<RingId> {
+        self.shared.read().shredded_rings().filter(|ring| among.contains(ring)).collect()
     }
 
     /// Whether an API key of the project, revoked or not, has this ring of its own.

@@ -70,6 +70,9 @@ pub(super) struct ShownApiKey {
     revoked: bool,
     /// Revoked together with its key ring.
     shredded: bool,
+    /// Whether the ring is destroyed by now; absent if the key was not shredded, or the vault did not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ring_destroyed: Option<bool>,
     /// What its events are sealed under; absent: the ring of the topic.
     pub(super) ring: Option<String>,
     created: Option<String>,
@@ -89,6 +92,7 @@ impl From<pb::ApiKey> for ShownApiKey {
             permissions: key.permissions,
             revoked: key.revoked,
             shredded: key.shredded,
+            ring_destroyed: key.ring_destroyed,
             ring: (!key.ring_id.is_empty()).then_some(key.ring_id),
             credentials: None,
         }
@@ -97,10 +101,12 @@ impl From<pb::ApiKey> for ShownApiKey {
 
 impl ShownApiKey {
     pub(super) fn state(&self) -> &'static str {
-        match (self.shredded, self.revoked) {
-            (true, _) => "revoked, with its events",
-            (false, true) => "revoked",
-            (false, false) => "active",
+        match (self.shredded, self.ring_destroyed, self.revoked) {
+            (true, Some(true), _) => "revoked, with its events",
+            (true, Some(false), _) => "revoked; its ring is still to be destroyed",
+            (true, None, _) => "revoked; the vault does not say whether its ring is destroyed",
+            (false, _, true) => "revoked",
+            (false, _, false) => "active",
         }
     }
 }

@@ -160,6 +160,17 @@ mod tests {
     }
 
     #[test]
+    fn a_shredded_key_is_gone_with_its_events_only_once_its_ring_is_destroyed() {
+        let state = |ring_destroyed| {
+            ShownApiKey::from(pb::ApiKey { revoked: true, shredded: true, ring_destroyed, ..Default::default() })
+                .state()
+        };
+        assert_eq!(state(Some(true)), "revoked, with its events");
+        assert_eq!(state(Some(false)), "revoked; its ring is still to be destroyed");
+        assert_eq!(state(None), "revoked; the vault does not say whether its ring is destroyed");
+    }
+
+    #[test]
     fn what_becomes_unreadable_is_named_and_what_is_not_known_is_said() {
         let key = pb::ApiKey { id: "K".to_owned(), name: "device".to_owned(), ..Default::default() };
         let mut described = pb::ApiKeyDescription { key: Some(key), ..Default::default() };
