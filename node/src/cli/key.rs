@@ -1,7 +1,7 @@
 //! `ensign key`.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::admin::id;
 use super::args::{Algorithm, ClientArgs, KeyCommand, Output, RevokeArgs, RingArg, Stage, TargetArgs};
 use super::connect::{Clients, connect};
-use super::exit::{CopiesMissing, NotBuilt};
+use super::exit::{CopiesMissing, NotBuilt, UsageError};
 use super::output::{agree, confirm, json, line, list, one, record, somebody_is_there, thousands, wire_time};
 use super::watch::{Progress, wait};
 
@@ -302,6 +302,28 @@ async fn what_is_at_stake(clients: &Clients, target: &TargetArgs) -> anyhow::Res
     Ok(stake_of(&ring, target.version))
 }
 
+/// What stops while a ring, or a version of it, is disabled: a sentence without its full stop.
+fn stop_of(ring: &pb::KeyRing, version: Option<u32>) -> String {
+    let which = version.map_or_else(String::new, |version| format!("version {version} of "));
+    format!(
+        "Nobody reads what was published to project {} under {which}key ring {}{}, and nobody publishes under it, until it is enabled again",
+        ring.project_id,
+        ring.id,
+        seals(ring)
+    )
+}
+
+/// The same for a person who is asked. One who is not there gets the answer without a cluster.
+async fn what_stops(clients: &Clients, target: &TargetArgs) -> anyhow::Result<String> {
+    if !somebody_is_there() {
+        let what = target.version.map_or_else(|| "it".to_owned(), |version| format!("version {version} of it"));
+        let whose = target.ring.ring.as_deref().unwrap_or("of the project");
+        return Ok(format!("Key ring {whose}: nobody reads or publishes under {what} until it is enabled again"));
+    }
+    let ring = the_ring(clients, target.ring.clone()).await?;
+    Ok(stop_of(&clients.admin()?.key_ring(ring).await?, target.version))
+}
+
 /// Prints what a change of a ring left, with a sentence for people.
 fn changed(output: Output, ring: pb::KeyRing, sentence: impl FnOnce(&ShownRing) -> String) -> anyhow::Result<()> {
     let ring = ShownRing::from(ring);
@@ -343,9 +365,9 @@ pub(super) async fn run(command: KeyCommand) -> anyhow::Result<()> {
         KeyCommand::Disable { target, yes, client } => {
             let clients = connect(&client)?;
             let admin = clients.admin()?;
-            let what = target.version.map_or_else(|| "it".to_owned(), |version| format!("version {version} of it"));
-            let whose = target.ring.ring.as_deref().unwrap_or("of the project");
-            agree(yes, &format!("Key ring {whose}: nobody reads or publishes under {what} until it is enabled again"))?;
+            if !yes {
+                agree(yes, &what_stops(&clients, &target).await?)?;
+            }
             let target = the_target(&clients, target).await?;
             let ring = admin.disable_key(target.ring, target.which).await?;
             changed(client.output, ring, |_| {
@@ -453,6 +475,7 @@ async fn revoke(args: RevokeArgs) -> anyhow::Result<()> {
         confirm(yes, &what_is_at_stake(&clients, &target).await?)?;
     }
     let target = the_target(&clients, target).await?;
+    let _reserved = file.as_deref().map(Reserved::new).transpose()?;
     let reply = admin.revoke_key(target.ring, target.which).await?;
     if let Some(file) = &file {
         save(file, [reply.receipt.as_str()])?;
@@ -581,9 +604,76 @@ fn save<'a>(file: &Path, receipts: impl IntoIterator<Item = &'a str>) -> anyhow:
     std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
 }
 
+/// A file that receipts will go to, made before there are any: whoever destroys a key hears before that if its receipt cannot be kept.
+/// One that nothing was written to goes again.
+#[derive(Debug)]
+struct Reserved(PathBuf);
+
+impl Reserved {
+    fn new(file: &Path) -> anyhow::Result<Self> {
+        let made = std::fs::OpenOptions::new().write(true).create_new(true).open(file);
+        let told = match made {
+            Ok(_) => return Ok(Self(file.to_owned())),
+            // As a command leaves it that was cut off.
+            Err(_) if is_empty(file) => return Ok(Self(file.to_owned())),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => format!(
+                "{} exists already and is not overwritten; nothing was revoked. Name a file that does not exist yet; `ensign key receipts` \
+                 has the receipts of what was revoked before",
+                file.display()
+            ),
+            Err(error) => format!("cannot write {}: {error}; nothing was revoked", file.display()),
+        };
+        Err(UsageError(told).into())
+    }
+}
+
+fn is_empty(file: &Path) -> bool {
+    std::fs::metadata(file).is_ok_and(|it| it.is_file() && it.len() == 0)
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        if is_empty(&self.0) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_receipt_has_its_file_before_a_key_is_destroyed_and_no_other_is_overwritten() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("revoked.jws");
+        drop(Reserved::new(&file).unwrap());
+        assert!(!file.exists(), "a revocation that failed leaves no empty file");
+        let reserved = Reserved::new(&file).unwrap();
+        save(&file, ["receipt"]).unwrap();
+        drop(reserved);
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "receipt\n");
+        let told = Reserved::new(&file).unwrap_err().to_string();
+        assert!(told.contains("exists already") && told.contains("nothing was revoked"), "{told}");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "receipt\n");
+        let told = Reserved::new(&folder.path().join("none/revoked.jws")).unwrap_err().to_string();
+        assert!(told.starts_with("cannot write") && told.ends_with("nothing was revoked"), "{told}");
+    }
+
+    #[test]
+    fn disabling_names_the_project_the_ring_and_what_it_seals() {
+        let binding = |kind: pb::ring_binding::Kind, name: &str| pb::RingBinding {
+            kind: kind.into(),
+            id: "I".to_owned(),
+            name: name.to_owned(),
+        };
+        let bindings = vec![binding(pb::ring_binding::Kind::Topic, "pay")];
+        let ring = pb::KeyRing { id: "R".to_owned(), project_id: "P".to_owned(), bindings, ..Default::default() };
+        let told = "Nobody reads what was published to project P under key ring R (topic pay), and nobody publishes under it, until it \
+                    is enabled again";
+        assert_eq!(stop_of(&ring, None), told);
+        assert!(stop_of(&ring, Some(3)).contains("under version 3 of key ring R (topic pay)"));
+    }
 
     #[test]
     fn spans_are_days_where_they_come_out_even() {

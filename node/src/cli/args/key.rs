@@ -200,7 +200,7 @@ pub struct RevokeArgs {
     /// With --wait erased: how long at most. What was begun goes on, and the exit code is 9. Default: as long as it takes.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub timeout: Option<Duration>,
-    /// Write the receipts to this file, one a line.
+    /// Write the receipts to this file, one a line; it must not exist yet.
     #[arg(long, value_name = "FILE")]
     pub receipt: Option<PathBuf>,
     /// Connection.
