@@ -114,9 +114,9 @@ pub(super) async fn known_kinds(parts: &BatcherParts) -> HashMap<Bytes, u32> {
         let state = machine.state();
         (*machine.context(), state.types.clone(), state.deks.clone())
     });
+    let names = super::types::open_names(&*parts.keys, &context, &deks, &types).await;
     let mut kinds = HashMap::with_capacity(types.len());
-    for counted in types {
-        let name = super::types::open_name(&*parts.keys, &context, &deks, &counted).await;
+    for (counted, name) in types.iter().zip(names) {
         if let Some(name) = name {
             kinds.entry(name).or_insert(counted.handle);
         }

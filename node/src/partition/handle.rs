@@ -430,11 +430,8 @@ impl Counts {
     /// Opens the names of the types.
     pub(super) async fn open(self, keys: &dyn Keys, context: &PartitionContext) -> Counters {
         let Self { events, bytes, last_id, types: counted, keys: deks } = self;
-        let mut types = Vec::with_capacity(counted.len());
-        for counted in counted {
-            let name = types::open_name(keys, context, &deks, &counted).await;
-            types.push((counted, name));
-        }
+        let names = types::open_names(keys, context, &deks, &counted).await;
+        let types = counted.into_iter().zip(names).collect();
         Counters { events, bytes, last_id, types }
     }
 }

@@ -1,11 +1,16 @@
 //! The keys, as a partition uses them. The one implementation outside of tests is `keyvault`'s holder.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use ensign_keyvault::{Holder, KeyError, PlainBatch, Use, WrappedDek};
 use ensign_proto::{BatchHeader, DekId, PartitionContext, RingId, SealedBytes};
 use futures::future::BoxFuture;
 use thiserror::Error;
 use tokio::sync::watch;
+
+/// How long a vault call may take before what waits for it does without.
+pub(super) const KEY_DEADLINE: Duration = Duration::from_secs(4);
 
 /// Why a key could not be used; nothing was sealed or opened.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]

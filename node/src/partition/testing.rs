@@ -58,6 +58,13 @@ pub(crate) struct OpenKeys {
     /// Rings whose keys take their time, until this is told.
     pub(crate) late: Mutex<BTreeSet<RingId>>,
     pub(crate) arrived: Arc<Notify>,
+    /// Keys that are never fetched, whoever asks for them.
+    pub(crate) mute: Mutex<BTreeSet<DekId>>,
+    /// Names are opened only with a key that was fetched.
+    pub(crate) unheld: AtomicBool,
+    /// Which were, and how often any was asked for.
+    pub(crate) fetched: Arc<Mutex<BTreeSet<DekId>>>,
+    pub(crate) ensured: AtomicU64,
     /// The next seal asks for a new key.
     pub(crate) roll_over: AtomicBool,
     /// Every use in progress is asked to end.
@@ -138,8 +145,20 @@ impl Keys for OpenKeys {
     }
 
     fn ensure(&self, _: PartitionContext, wrapped: Bytes) -> BoxFuture<'static, Result<(), KeysError>> {
-        let outcome = DekId::try_from(&wrapped[..16]).map_err(|_| KeysError::Damaged).and_then(|dek| self.check(dek));
-        Box::pin(async move { outcome })
+        let outcome = DekId::try_from(&wrapped[..16])
+            .map_err(|_| KeysError::Damaged)
+            .and_then(|dek| self.check(dek).map(|()| dek));
+        self.ensured.fetch_add(1, Ordering::SeqCst);
+        let mute = outcome.as_ref().is_ok_and(|dek| self.mute.lock().unwrap().contains(dek));
+        let fetched = Arc::clone(&self.fetched);
+        Box::pin(async move {
+            if mute {
+                std::future::pending::<()>().await;
+            }
+            outcome.map(|dek| {
+                fetched.lock().unwrap().insert(dek);
+            })
+        })
     }
 
     fn seal(
@@ -175,7 +194,13 @@ impl Keys for OpenKeys {
     }
 
     fn open_type(&self, _: &PartitionContext, dek: DekId, _: u32, sealed: &Bytes) -> Result<Bytes, KeysError> {
-        self.check(dek).map(|()| sealed.clone())
+        self.check(dek)?;
+        if (self.unheld.load(Ordering::SeqCst) || self.mute.lock().unwrap().contains(&dek))
+            && !self.fetched.lock().unwrap().contains(&dek)
+        {
+            return Err(KeysError::NotHeld(dek));
+        }
+        Ok(sealed.clone())
     }
 
     fn should_roll_over(&self, _: DekId) -> bool {

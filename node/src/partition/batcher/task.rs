@@ -14,11 +14,8 @@ use super::stretch::{End, Stretch};
 use super::{Admission, BatcherParts, Job};
 use crate::partition::append::AppendError;
 use crate::partition::entry::Payload;
-use crate::partition::keys::{KeysError, NewDek};
+use crate::partition::keys::{KEY_DEADLINE, KeysError, NewDek};
 use crate::partition::machine::{Applied, DekRow};
-
-/// How long a vault call may take before the events that wait for it are sent back.
-const KEY_DEADLINE: Duration = Duration::from_secs(4);
 
 pub(super) struct Task {
     parts: BatcherParts,
