@@ -8,15 +8,23 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use ensign_client::admin_api as pb;
-use ensign_client::{Client, CredentialsFile, Event, Mime, PublisherOptions};
+use ensign_client::{Client, CredentialsFile, Event, Mime, PublisherOptions, Ring};
 use ensign_proto::ClusterVersion;
 use serde_json::Value;
 use support::process::ensign;
 use support::{Dev, read_all};
 
-/// What the script published to each topic.
-const TOPICS: [(&str, usize); 2] = [("orders", 600), ("notes", 40)];
+/// How many events the script published to `orders`.
+const ORDERS: usize = 600;
 const PATIENCE: Duration = Duration::from_mins(1);
+
+/// What the script published to each topic.
+fn topics(version: u32) -> Vec<(&'static str, usize)> {
+    let mut topics = vec![("orders", ORDERS), ("notes", 40)];
+    // Under a ring of its own, and from an API key that has one.
+    topics.extend((version > 1).then_some(("kept", 40)));
+    topics
+}
 
 fn sample(version: u32) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/samples/{version}"))
@@ -58,7 +66,7 @@ fn read(dev: &Dev, topic: &str) -> anyhow::Result<Vec<Value>> {
 
 /// Every event is there, in its place, with its id, times, metadata and bytes; today's command may show more of it.
 fn compare(dev: &Dev, version: u32) -> anyhow::Result<()> {
-    for (topic, count) in TOPICS {
+    for (topic, count) in topics(version) {
         let (expected, found) = (expected(version, topic)?, read(dev, topic)?);
         ensure!(expected.len() == count, "the sample of version {version} has {} events of {topic}", expected.len());
         ensure!(found.len() >= count, "{} of {count} events of {topic} are left", found.len());
@@ -124,9 +132,16 @@ async fn compare_the_rest(client: &Client, admin: &Client, version: u32) -> anyh
         ensure!(spare.algorithm() == pb::KeyAlgorithm::Aes128Gcm, "{spare:?}");
         let scheduled: Vec<_> = spare.scheduled.iter().map(|it| (it.version, it.after.map(|it| it.seconds))).collect();
         ensure!(scheduled == [(2, Some(365 * DAY))], "{spare:?}");
+        let keeper = admin.admin().key_ring(Ring::Name("keeper".to_owned(), None)).await?;
+        ensure!(keeper.bindings.iter().any(|bound| bound.name == "kept"), "{keeper:?}");
     }
+    let receipts = admin.admin().key_receipts(Ring::Own).await?.receipts;
+    let revoked = receipts.iter().find(|it| it.kind() == pb::KeyReceiptKind::Revoked);
+    ensure!(revoked.is_some_and(|it| it.versions == [2]), "{receipts:?}");
     let keys = admin.admin().api_keys(None).await?;
-    ensure!(keys.iter().any(|key| key.name == "second"), "{keys:?}");
+    for (name, since) in [("second", 1), ("third", 2)] {
+        ensure!(version < since || keys.iter().any(|key| key.name == name), "{keys:?}");
+    }
     Ok(())
 }
 
@@ -158,7 +173,7 @@ async fn opens(version: u32) -> anyhow::Result<()> {
     compare(&dev, version)?;
     compare_the_rest(&dev.client()?, &dev.admin()?, version).await?;
     let rows = read_all(&dev.client()?, "orders").await?;
-    ensure!(rows.len() == TOPICS[0].1 + 50, "{} events", rows.len());
+    ensure!(rows.len() == ORDERS + 50, "{} events", rows.len());
     Ok(())
 }
 
@@ -166,7 +181,8 @@ async fn opens(version: u32) -> anyhow::Result<()> {
 fn every_version_has_a_sample_and_they_stay_small() -> anyhow::Result<()> {
     let mut bytes = 0;
     for version in versions() {
-        for file in ["data.tar.gz", "orders.jsonl.gz", "notes.jsonl.gz"] {
+        let read = topics(version).into_iter().map(|(topic, _)| format!("{topic}.jsonl.gz"));
+        for file in read.chain(["data.tar.gz".to_owned()]) {
             let path = sample(version).join(file);
             let found = std::fs::metadata(&path).with_context(|| {
                 format!("there is no {}: make it with tests/samples/make.sh, as the README there says", path.display())

@@ -42,12 +42,21 @@ if "$ensign" key create --help >/dev/null 2>&1; then
     "$ensign" key disable --ring spare --version 1 --yes >/dev/null
     "$ensign" key schedule-revoke --ring spare --version 2 --after 365d --yes >/dev/null
 fi
+topics="orders notes"
+if "$ensign" apikey describe --help >/dev/null 2>&1; then
+    "$ensign" key create keeper >/dev/null
+    "$ensign" topic create kept --key keeper >/dev/null
+    seq 1 30 | "$ensign" publish kept --mimetype text/plain >/dev/null
+    "$ensign" apikey create third --own-ring --save third.json >/dev/null
+    seq 31 40 | ENSIGN_CREDENTIALS=third.json "$ensign" publish kept --mimetype text/plain >/dev/null
+    topics="$topics kept"
+fi
 mkdir -p "$to"
-for topic in orders notes; do "$ensign" query "SELECT * FROM $topic" --output json >"$to/$topic.jsonl"; done
+for topic in $topics; do "$ensign" query "SELECT * FROM $topic" --output json >"$to/$topic.jsonl"; done
 kill "$server"
 wait "$server" || true
 server=
 # Room that was written ahead is zeros, which become holes.
 tar --create --sparse --hole-detection=raw --sort=name --owner=0 --group=0 --numeric-owner data | gzip -9n >"$to/data.tar.gz"
-gzip -9nf "$to/orders.jsonl" "$to/notes.jsonl"
+for topic in $topics; do gzip -9nf "$to/$topic.jsonl"; done
 ls -l "$to"
