@@ -97,7 +97,7 @@ impl State {
         });
         self.record(at, command, "receipt key", &ReceiptKey::object(&public), change.number);
         if next == 1 {
-            for receipt in self.rings.values_mut().flat_map(|ring| &mut ring.receipts) {
+            for receipt in self.rings.values_mut().flat_map(|ring| ring.receipts.iter_mut().chain(&mut ring.disabled)) {
                 (receipt.key, receipt.payload) = (1, payload(receipt));
             }
         }

@@ -162,7 +162,8 @@ impl Vault {
         *self.heard() = heard.clone();
         heard.retain(|_, through| *through != HOLDS_NOTHING);
         let Some(through) = heard.values().min().copied().filter(|through| *through >= first) else { return };
-        if !self.attests() {
+        // Without a receipt key nobody could sign it, now or later: a sealed leader waits until somebody unseals it, or leads in its place.
+        if !self.attests() || self.inspect(|state| Ok(state.receipt_keys.is_empty())) != Ok(false) {
             return;
         }
         let voters = heard.iter().map(|(node, through)| pb::ErasedVoter { node: node.0, through: through.0 });

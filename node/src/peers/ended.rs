@@ -12,6 +12,9 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 const REFUSED: HeaderName = HeaderName::from_static("ensign-refused");
 const REMOVED: &str = "removed";
 const OUTLIVED: &str = "outlived-";
+/// No node starts so often. The life that is told is kept, and the next start takes the one after it: a peer that tells the last there is
+/// would keep the node from ever starting again.
+const LIVES_MAX: u64 = 1 << 48;
 
 /// Why this process is no part of the cluster any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +47,7 @@ impl Ended {
             return Some(Self::Removed);
         }
         let seen = text.strip_prefix(OUTLIVED)?.parse().ok()?;
-        Some(Self::Outlived { seen })
+        (seen <= LIVES_MAX).then_some(Self::Outlived { seen })
     }
 }
 
@@ -54,13 +57,15 @@ mod tests {
 
     #[test]
     fn what_is_shown_is_read_and_garbage_says_nothing() {
-        for ended in [Ended::Removed, Ended::Outlived { seen: 8 }, Ended::Outlived { seen: u64::MAX }] {
+        for ended in [Ended::Removed, Ended::Outlived { seen: 8 }, Ended::Outlived { seen: LIVES_MAX }] {
             let mut headers = HeaderMap::new();
             ended.show(&mut headers);
             assert_eq!(Ended::of(&headers), Some(ended));
         }
         assert_eq!(Ended::of(&HeaderMap::new()), None);
-        for garbage in ["", "remove", "outlived-", "outlived--1", "outlived-x", "newer"] {
+        for garbage in
+            ["", "remove", "outlived-", "outlived--1", "outlived-x", "outlived-18446744073709551615", "newer"]
+        {
             let mut headers = HeaderMap::new();
             headers.insert(REFUSED, HeaderValue::from_static(garbage));
             assert_eq!(Ended::of(&headers), None, "{garbage}");

@@ -77,7 +77,14 @@ fn what_was_revoked_before_there_was_a_receipt_key_is_attested_with_the_first_on
     let revoking = driver.index;
     driver.drain(4, revoking).unwrap();
     assert_eq!(payloads(&driver), [(REVOKED, 0, Value::Null)]);
+    driver.create(5).unwrap();
+    driver.apply(Change::Disable(Target { ring: bytes(5, 16), version: 1 })).unwrap();
+    let disabling = driver.index;
+    let settle = SettleDisable { ring: bytes(5, 16), disabling, w_ms: 9, voters: vec![1], ..SettleDisable::default() };
+    driver.apply(Change::SettleDisable(settle)).unwrap();
     add_key(&mut driver, 1).unwrap();
+    let disabled = &driver.state().rings[&ensign_proto::RingId::from_bytes([5; 16])].disabled;
+    assert!(disabled.len() == 1 && disabled[0].key == 1 && !disabled[0].payload.is_empty(), "{disabled:?}");
     let [(REVOKED, 1, revoked)] = &payloads(&driver)[..] else { panic!("{:?}", payloads(&driver)) };
     assert_eq!(revoked["kind"], "revoked");
     // The next key signs what comes next, and nothing again.
