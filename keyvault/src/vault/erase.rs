@@ -158,15 +158,13 @@ impl Vault {
         let age = since.map_or(0, |since| self.0.clock.wall().as_millis().saturating_sub(since));
         metrics::vault_erasures(open, Duration::from_millis(age));
         let Some(first) = first else { return };
-        let mut heard = self.ask_everyone().await;
+        let heard = self.ask_everyone().await;
         *self.heard() = heard.clone();
-        heard.retain(|_, through| *through != HOLDS_NOTHING);
-        let Some(through) = heard.values().min().copied().filter(|through| *through >= first) else { return };
         // Without a receipt key nobody could sign it, now or later: a sealed leader waits until somebody unseals it, or leads in its place.
-        if !self.attests() || self.inspect(|state| Ok(state.receipt_keys.is_empty())) != Ok(false) {
-            return;
-        }
-        let voters = heard.iter().map(|(node, through)| pb::ErasedVoter { node: node.0, through: through.0 });
+        let signed = self.attests() && self.inspect(|state| Ok(!state.receipt_keys.is_empty())) == Ok(true);
+        let Some(through) = erased_by_all(&heard, first, signed) else { return };
+        let having = heard.iter().filter(|(_, through)| **through != HOLDS_NOTHING);
+        let voters = having.map(|(node, through)| pb::ErasedVoter { node: node.0, through: through.0 });
         let erase = Erase { through: through.0, voters: voters.collect() };
         match self.propose_in(Some(leadership.term), ACTOR, Change::Erase(erase)).await {
             Ok(_) => info!(through = through.0, "keys that were destroyed are in no file of the vault any more"),
@@ -192,5 +190,30 @@ impl Vault {
             (node, LogIndex(through))
         };
         join_all(self.copies().into_iter().map(ask)).await.into_iter().collect()
+    }
+}
+
+/// Up to where nobody's file holds anything that was destroyed, if that is as far as `first` and can be signed.
+fn erased_by_all(heard: &BTreeMap<NodeId, LogIndex>, first: LogIndex, signed: bool) -> Option<LogIndex> {
+    let having = heard.values().copied().filter(|through| *through != HOLDS_NOTHING);
+    having.min().filter(|through| signed && *through >= first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn something_is_erased_when_all_who_had_it_say_so_and_that_can_be_signed() {
+        let by = |through: &[u64], signed| {
+            let heard = (1..).map(NodeId).zip(through.iter().copied().map(LogIndex)).collect();
+            erased_by_all(&heard, LogIndex(5), signed)
+        };
+        assert_eq!(by(&[7, 6, 9], true), Some(LogIndex(6)));
+        assert_eq!(by(&[7, 6, 9], false), None, "nobody could sign it later");
+        assert_eq!(by(&[7, 4, 9], true), None);
+        assert_eq!(by(&[7, 0, 9], true), None, "who does not answer may have it");
+        assert_eq!(by(&[7, HOLDS_NOTHING.0, 9], true), Some(LogIndex(7)), "who never had it is not waited for");
+        assert_eq!(by(&[HOLDS_NOTHING.0], true), None);
     }
 }
